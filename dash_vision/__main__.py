@@ -1,0 +1,86 @@
+"""python -m dash_vision export NATIVE --to diffusers|kohya|peft OUT
+python -m dash_vision inspect FILE"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from .adapter_io import FORMATS, AdapterFileError, AdapterState, export_states, read_native, read_notes
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m dash_vision", description="Look at and convert dash-vision adapters."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    export = commands.add_parser("export", help="write a native adapter as a plain LoRA of rank r + k")
+    export.add_argument("native", type=Path, metavar="NATIVE", help="dash_adapter.safetensors of a run")
+    export.add_argument("out", type=Path, metavar="OUT", help="folder to write into")
+    export.add_argument("--to", choices=FORMATS, required=True, help="kohya is what ComfyUI and A1111 read")
+    export.add_argument("--dtype", choices=DTYPES, default="fp32", help="number format of the file (default: fp32)")
+    inspect = commands.add_parser("inspect", help="print what a native adapter holds")
+    inspect.add_argument("file", type=Path, metavar="FILE")
+    args = parser.parse_args(arguments)
+    try:
+        if args.command == "export":
+            print(f"wrote {export_states(read_native(args.native), args.out, args.to, DTYPES[args.dtype])}")
+        else:
+            print("\n".join(describe(args.file)))
+    except (AdapterFileError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(
+            f"error: cannot write {args.out if args.command == 'export' else args.file}: {error.strerror}",
+            file=sys.stderr,
+        )
+        return 2
+    return 0
+
+
+def describe(file: Path) -> list[str]:
+    """The lines that `inspect` prints."""
+    states = read_native(file)
+    lines = [f"{file}: native dash-vision adapter, {file.stat().st_size / 1e6:.2f} MB"]
+    lines += [f"  {key}: {value}" for key, value in sorted(read_notes(file).items())]
+    for name, state in states.items():
+        lines += ["", *_describe_component(name, state)]
+    return lines
+
+
+def _describe_component(name: str, state: AdapterState) -> list[str]:
+    c = state.config
+    phase = "dash (launched)" if state.launched else "pre-launch" if c.dash_k else "plain LoRA"
+    parameters = sum(state.tensors[f"{m}.{key}"].numel() for m in state.kinds for key in ("A", "B", "dsigma"))
+    lines = [
+        f"{name}: {len(state.kinds)} layers, rank {c.rank}, scaling {c.scaling:g}, dash_k {c.dash_k}, eps {c.eps:g}, "
+        f"{phase}",
+        f"  {parameters:,} trained numbers; base fingerprint {state.fingerprint}",
+    ]
+    width = max(len(m) for m in state.kinds)
+    if not state.launched:
+        return lines + [f"  {m:<{width}}  {_shape(state, m)}" for m in state.kinds]
+    lines.append(
+        f"  {'layer':<{width}}  {'shape':>11}  largest |dsigma|  "
+        "chosen directions (index of singular value, 0 = largest)"
+    )
+    for m in state.kinds:
+        largest = state.tensors[f"{m}.dsigma"].abs().max().item() if state.size(m)[3] else 0.0
+        chosen = " ".join(map(str, state.tensors[f"{m}.indices"].tolist()))
+        lines.append(f"  {m:<{width}}  {_shape(state, m)}  {largest:>16.3g}  {chosen}")
+    return lines
+
+
+def _shape(state: AdapterState, module: str) -> str:
+    out, in_, _, _ = state.size(module)
+    return f"{f'{out} x {in_}':>11}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

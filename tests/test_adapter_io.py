@@ -1,0 +1,460 @@
+"""Native files, bad files, and the exports in the eyes of diffusers and PEFT."""
+
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import sd_unet, sdxl_unet, trained, unet_inputs
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dash_vision import AdapterFileError, DashConfig, export_lora, inject, load_adapter, save_adapters
+from dash_vision.adapter_io import read_native
+from dash_vision.layer import DashLinear
+
+
+def net(seed=0, width=12):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(8, width), nn.GELU(), nn.Linear(width, 6), nn.Sequential(nn.Linear(6, 6)))
+
+
+CONFIG = DashConfig(rank=3, alpha=5, dash_k=4, target=["0", "2"])
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A trained adapter, its native file, an input and the model's output."""
+    model = net()
+    adapter = trained(model, CONFIG)
+    path = tmp_path / "dash_adapter.safetensors"
+    adapter.save(path)
+    x = torch.randn(5, 8)
+    return adapter, path, x, model(x).detach()
+
+
+# -- native
+
+
+def test_what_was_saved_is_what_loads(saved):
+    adapter, path, x, y = saved
+    model = net()
+    again = load_adapter(model, path)
+    assert torch.equal(model(x), y)
+    assert again.launched
+    assert again.config == CONFIG
+    assert all(torch.equal(t, again.state_dict()[k]) for k, t in adapter.state_dict().items())
+
+
+def test_the_phase_before_the_launch_survives(tmp_path):
+    adapter = trained(net(), CONFIG, launch=False)
+    adapter.save(tmp_path / "a.safetensors")
+    again = load_adapter(net(), tmp_path / "a.safetensors")
+    assert not again.launched
+    again.launch()
+    adapter.launch()
+    assert all(torch.equal(t, again.state_dict()[k]) for k, t in adapter.state_dict().items())
+
+
+def test_equal_adapters_are_equal_files(saved, tmp_path):
+    _, path, _, _ = saved
+    script = f"""
+import torch
+from torch import nn
+from dash_vision import load_adapter, export_lora
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 6), nn.Sequential(nn.Linear(6, 6)))
+adapter = load_adapter(model, {str(path)!r})
+adapter.save("again.safetensors")
+export_lora(adapter, "lora")
+"""
+    (tmp_path / "s.py").write_text(script)
+    files = []
+    for i in (0, 1):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        subprocess.run([sys.executable, "../s.py"], cwd=folder, check=True)
+        files.append((folder / "lora" / "pytorch_lora_weights.safetensors").read_bytes())
+        assert (folder / "again.safetensors").read_bytes() == path.read_bytes()
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_same_base_in_half_precision_is_the_same_base(saved, dtype):
+    _, path, x, y = saved
+    model = net().to(dtype)
+    load_adapter(model, path)
+    torch.testing.assert_close(model(x.to(dtype)).float(), y, atol=0.1, rtol=0.05)
+
+
+def untouched(model):
+    return not any(isinstance(m, DashLinear) for m in model.modules()) and all(
+        p.requires_grad for p in model.parameters()
+    )
+
+
+@pytest.mark.parametrize("change", ["seed", "small", "one layer"])
+def test_another_base_is_refused(saved, change):
+    _, path, _, _ = saved
+    model = net(seed=1 if change == "seed" else 0)
+    with torch.no_grad():
+        if change == "small":
+            for p in model.parameters():
+                p.add_(torch.randn_like(p) * p.std() * 0.03)
+        if change == "one layer":
+            model[2].weight.add_(0.2 * torch.randn_like(model[2].weight))
+    with pytest.raises(AdapterFileError, match="another base") as error:
+        load_adapter(model, path)
+    assert "norm" in str(error.value)
+    assert untouched(model)
+    load_adapter(model, path, check_base=False)
+
+
+def test_another_shape_or_model_is_refused(saved):
+    _, path, _, _ = saved
+    model = net(width=14)
+    with pytest.raises(AdapterFileError, match="12 x 8 in the file, 14 x 8 in the model"):
+        load_adapter(model, path)
+    assert untouched(model)
+    with pytest.raises(AdapterFileError, match="another kind of model"):
+        load_adapter(nn.Sequential(nn.Sequential(nn.Linear(8, 12))), path)
+
+
+def test_several_components_in_one_file(tmp_path):
+    unet, text = net(0), net(1)
+    adapters = {
+        "unet": trained(unet, CONFIG),
+        "text_encoder": trained(text, DashConfig(rank=2, dash_k=0, target=["0"])),
+    }
+    path = tmp_path / "a.safetensors"
+    save_adapters(adapters, path, notes={"base": "somewhere"})
+    with pytest.raises(AdapterFileError, match="unet, text_encoder"):
+        load_adapter(net(), path)
+    with pytest.raises(AdapterFileError, match="'vae'"):
+        load_adapter(net(), path, component="vae")
+    again = load_adapter(net(1), path, component="text_encoder")
+    assert again.config.rank == 2
+
+
+def damaged(path, kind):
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    native = json.loads(header["__metadata__"]["dash_vision"])
+    tensors = load_file(path)
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps({"a": 1}))
+    elif kind == "truncated":
+        path.write_bytes(data[: len(data) // 2])
+    elif kind == "header too long":
+        path.write_bytes(struct.pack("<Q", 1 << 40) + data[8:])
+    elif kind == "foreign":
+        save_file({"weight": torch.zeros(3)}, path)
+    elif kind == "folder":
+        path.unlink()
+        path.mkdir()
+    elif kind == "missing":
+        path.unlink()
+    else:
+        if kind == "nan":
+            tensors["model/0.dsigma"][1] = float("nan")
+        if kind == "missing tensor":
+            del tensors["model/2.U"]
+        if kind == "extra tensor":
+            tensors["other/9.A"] = torch.zeros(2)
+        if kind == "wrong shape":
+            tensors["model/0.A"] = tensors["model/0.A"][:, :3].contiguous()
+        if kind == "bad index":
+            tensors["model/0.indices"][0] = 99
+        if kind == "repeated index":
+            tensors["model/0.indices"][:] = 1
+        if kind == "bad config":
+            native["components"]["model"]["config"]["rank"] = "many"
+        if kind == "unknown config":
+            native["components"]["model"]["config"]["colour"] = 1
+        if kind == "newer version":
+            native["version"] = 99
+        if kind == "components are a list":
+            native["components"] = []
+        save_file(tensors, path, metadata={"dash_vision": json.dumps(native)})
+
+
+KINDS = [
+    *("empty", "pickle", "truncated", "header too long", "foreign", "folder", "missing", "nan", "missing tensor"),
+    *("extra tensor", "wrong shape", "bad index", "repeated index", "bad config", "unknown config", "newer version"),
+    "components are a list",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_files_are_named_and_leave_the_model_alone(saved, kind, capsys):
+    from dash_vision.__main__ import main
+
+    _, path, _, _ = saved
+    damaged(path, kind)
+    model = net()
+    with pytest.raises(AdapterFileError) as error:
+        load_adapter(model, path)
+    assert str(path) in str(error.value)
+    assert untouched(model)
+    assert main(["inspect", str(path)]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+
+
+def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
+    adapter, path, _, _ = saved
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        adapter.save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+# -- the command line
+
+
+def test_inspect_prints_ranks_directions_and_base(saved, capsys):
+    from dash_vision.__main__ import main
+
+    adapter, path, _, _ = saved
+    assert main(["inspect", str(path)]) == 0
+    out = capsys.readouterr().out
+    chosen = " ".join(map(str, adapter.layers["0"].weights("default").indices.tolist()))
+    assert chosen in out
+    assert "rank 3, scaling 1.66667, dash_k 4" in out
+    assert f"{adapter.layers['2'].weights('default').dsigma.abs().max():.3g}" in out
+    assert "12 x 8" in out
+    assert read_native(path)["model"].fingerprint in out
+
+
+@pytest.mark.parametrize("to", ["diffusers", "kohya", "peft"])
+def test_export_command_equals_the_export_of_the_live_adapter(saved, to, tmp_path):
+    from dash_vision.__main__ import main
+
+    adapter, path, _, _ = saved
+    assert main(["export", str(path), "--to", to, str(tmp_path / "a" / "x")]) == 0
+    expected = export_lora(adapter, tmp_path / "b" / "x", format=to)
+    assert (tmp_path / "a" / "x" / expected.name).read_bytes() == expected.read_bytes()
+
+
+# -- export: shapes and arithmetic
+
+
+def test_folded_factors_multiply_to_the_update(saved, tmp_path):
+    adapter, _, _, _ = saved
+    tensors = load_file(export_lora(adapter, tmp_path / "out"))
+    for module, layer in adapter.layers.items():
+        A, B = tensors[f"unet.{module}.lora_A.weight"], tensors[f"unet.{module}.lora_B.weight"]
+        assert A.shape[0] == B.shape[1] == 7
+        w = layer.weights("default")
+        dense = 5 / 3 * w.B.double() @ w.A.double() + w.U.double() @ torch.diag(w.dsigma.double()) @ w.V.double()
+        torch.testing.assert_close(B.double() @ A.double(), dense, atol=1e-6, rtol=0)
+
+
+def test_clipped_layers_are_padded_to_one_rank(tmp_path):
+    with pytest.warns(UserWarning, match="dash_k"):
+        adapter = trained(net(width=4), DashConfig(rank=3, dash_k=6, target=["0", "2", "3.0"]))
+    path = export_lora(adapter, tmp_path / "out")
+    assert {t.shape[0] for k, t in load_file(path).items() if "lora_A" in k} == {9}
+    with safe_open(path, "pt") as file:
+        metadata = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert metadata["unet.r"] == metadata["unet.lora_alpha"] == 9
+    assert metadata.keys() == {
+        f"unet.{k}" for k in ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern")
+    }
+
+
+def test_before_the_launch_the_export_is_the_plain_lora(tmp_path):
+    adapter = trained(net(), CONFIG, launch=False)
+    assert {t.shape[0] for k, t in load_file(export_lora(adapter, tmp_path)).items() if "lora_A" in k} == {3}
+
+
+def test_exports_that_cannot_be_are_refused(saved, tmp_path):
+    adapter, _, _, _ = saved
+    with pytest.raises(ValueError, match="diffusers, kohya, peft"):
+        export_lora(adapter, tmp_path, format="ckpt")
+    with pytest.raises(ValueError, match="modules_to_save"):
+        export_lora(adapter, tmp_path, modules_to_save={"head": nn.Linear(2, 2)})
+    with pytest.raises(ValueError, match="one model"):
+        export_lora({"unet": adapter, "text_encoder": adapter}, tmp_path, format="peft")
+    with pytest.raises(ValueError, match="nothing to export"):
+        export_lora(inject(net(), DashConfig(rank=0, dash_k=2, target=["0"])), tmp_path)
+    with torch.no_grad():
+        adapter.layers["0"].weights("default").B.fill_(1e6)
+    with pytest.raises(ValueError, match="too large for torch[.]float16"):
+        export_lora(adapter, tmp_path, dtype=torch.float16)
+
+
+# -- export: what stock libraries compute with it
+
+
+@pytest.mark.parametrize("make", [sd_unet, sdxl_unet])
+@pytest.mark.parametrize("format", ["diffusers", "kohya"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.float16, 2e-3)])
+def test_stock_diffusers_computes_what_was_trained(make, format, dtype, tolerance, tmp_path):
+    from helpers import stock_pipeline
+
+    unet = make()
+    inputs = unet_inputs(unet)
+    with torch.no_grad():
+        base = unet(**inputs).sample
+        adapter = trained(unet, DashConfig(rank=3, alpha=5, dash_k=4), scale=0.08)
+        expected = unet(**inputs).sample
+        path = export_lora(adapter, tmp_path / "out", format=format, dtype=dtype)
+        pipe = stock_pipeline(make())
+        pipe.load_lora_weights(path.parent, weight_name=path.name)
+        got = pipe.unet(**inputs).sample
+    assert (expected - base).abs().max() > 0.05
+    torch.testing.assert_close(got, expected, atol=tolerance, rtol=0)
+
+
+def test_merged_weights_compute_what_was_trained():
+    for make in (sd_unet, sdxl_unet):
+        unet = make()
+        inputs = unet_inputs(unet)
+        with torch.no_grad():
+            adapter = trained(unet, DashConfig(rank=3, alpha=5, dash_k=4), scale=0.08)
+            expected = unet(**inputs).sample
+            adapter.merge()
+            torch.testing.assert_close(unet(**inputs).sample, expected, atol=5e-6, rtol=0)
+
+
+def test_a_folder_with_nothing_else_loads_without_a_file_name(tmp_path):
+    from helpers import stock_pipeline
+
+    unet = sd_unet()
+    inputs = unet_inputs(unet)
+    adapter = trained(unet, DashConfig(rank=2, dash_k=3), scale=0.08)
+    adapter.save(tmp_path / "dash_adapter.safetensors")  # beside it, as a run leaves it
+    export_lora(adapter, tmp_path)
+    pipe = stock_pipeline(sd_unet())
+    pipe.load_lora_weights(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(pipe.unet(**inputs).sample, unet(**inputs).sample, atol=5e-6, rtol=0)
+
+
+def test_diffusers_scales_fuses_and_hot_swaps_it(tmp_path):
+    from helpers import stock_pipeline
+
+    unet = sd_unet()
+    inputs = unet_inputs(unet)
+    with torch.no_grad():
+        adapter = trained(unet, DashConfig(rank=2, dash_k=3), scale=0.08)
+        full = unet(**inputs).sample
+        export_lora(adapter, tmp_path / "a")
+        with torch.no_grad():
+            for _, w in adapter.weights():  # half the update: scale both branches
+                w.B.mul_(0.5)
+                w.dsigma.mul_(0.5)
+        half = unet(**inputs).sample
+        export_lora(adapter, tmp_path / "b")
+        pipe = stock_pipeline(sd_unet())
+        pipe.load_lora_weights(tmp_path / "a", adapter_name="dash")
+        pipe.set_adapters("dash", 0.5)
+        torch.testing.assert_close(pipe.unet(**inputs).sample, half, atol=5e-6, rtol=0)
+        pipe.set_adapters("dash", 1.0)
+        scaled = pipe.unet(**inputs, cross_attention_kwargs={"scale": 0.5}).sample
+        torch.testing.assert_close(scaled, half, atol=5e-6, rtol=0)
+        pipe.load_lora_weights(tmp_path / "b", adapter_name="dash", hotswap=True)
+        torch.testing.assert_close(pipe.unet(**inputs).sample, half, atol=5e-6, rtol=0)
+        pipe.load_lora_weights(tmp_path / "a", adapter_name="dash", hotswap=True)
+        pipe.fuse_lora()
+        torch.testing.assert_close(pipe.unet(**inputs).sample, full, atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("format", ["diffusers", "kohya"])
+def test_text_encoders_travel_too(format, tmp_path):
+    from helpers import stock_pipeline, text_encoder
+
+    unet, encoder = sd_unet(), text_encoder()
+    ids = torch.tensor([[1, 5, 7, 2, 2, 2, 2, 2]])
+    with torch.no_grad():
+        adapters = {
+            "unet": trained(unet, DashConfig(rank=2, dash_k=3)),
+            "text_encoder": trained(encoder, DashConfig(rank=2, dash_k=3, target="clip-text")),
+        }
+        expected = encoder(ids).last_hidden_state
+        path = export_lora(adapters, tmp_path / "out", format=format)
+        pipe = stock_pipeline(sd_unet(), text_encoder())
+        assert not torch.allclose(pipe.text_encoder(ids).last_hidden_state, expected, atol=1e-2)
+        pipe.load_lora_weights(path.parent, weight_name=path.name)
+        torch.testing.assert_close(pipe.text_encoder(ids).last_hidden_state, expected, atol=5e-6, rtol=0)
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.conv = nn.Conv2d(3, 6, 3, stride=2, padding=1)
+        self.linear = nn.Linear(6, 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.linear(self.conv(x).mean((2, 3))).relu())
+
+
+def test_peft_computes_what_was_trained_with_conv_and_head(tmp_path):
+    from peft import PeftModel
+
+    model, x = Mixed(), torch.randn(2, 3, 8, 8)
+    adapter = trained(model, DashConfig(rank=2, alpha=3, dash_k=3, target=["conv", "linear"]))
+    with torch.no_grad():
+        model.head.weight.add_(0.5)
+    export_lora(adapter, tmp_path, format="peft", modules_to_save={"head": model.head})
+    stock = PeftModel.from_pretrained(Mixed(), tmp_path)
+    torch.testing.assert_close(stock(x), model(x), atol=5e-6, rtol=0)
+
+
+def test_peft_computes_what_was_trained_with_conv1d(tmp_path):
+    from peft import PeftModel
+    from transformers.pytorch_utils import Conv1D
+
+    def model():
+        torch.manual_seed(3)
+        return nn.Sequential(Conv1D(10, 6), nn.GELU(), Conv1D(4, 10))
+
+    ours, x = model(), torch.randn(5, 6)
+    adapter = trained(ours, DashConfig(rank=2, alpha=3, dash_k=3, target=["0", "2"]))
+    export_lora(adapter, tmp_path, format="peft")
+    torch.testing.assert_close(PeftModel.from_pretrained(model(), tmp_path)(x), ours(x), atol=5e-6, rtol=0)
+
+
+def test_peft_computes_what_was_trained_on_a_timm_vit(tmp_path):
+    import timm
+    from peft import PeftModel
+
+    def vit():
+        torch.manual_seed(5)
+        return timm.create_model("vit_tiny_patch16_224", depth=2, img_size=32, num_classes=3).eval()
+
+    ours, x = vit(), torch.randn(2, 3, 32, 32)
+    adapter = trained(ours, DashConfig(rank=2, dash_k=3, target="vit-blocks"))
+    export_lora(adapter, tmp_path, format="peft", modules_to_save={"head": ours.head})
+    with torch.no_grad():
+        torch.testing.assert_close(PeftModel.from_pretrained(vit(), tmp_path)(x), ours(x), atol=1e-5, rtol=0)
+
+
+def test_kohya_keys_are_what_comfyui_and_a1111_look_up(tmp_path):
+    adapter = trained(sd_unet(), DashConfig(rank=2, dash_k=3))
+    path = export_lora(adapter, tmp_path / "my-cat", format="kohya")
+    assert path.name == "my-cat.safetensors"
+    tensors = load_file(path)
+    key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0"
+    assert tensors[f"{key}.lora_down.weight"].shape == (5, 32)
+    assert tensors[f"{key}.lora_up.weight"].shape == (32, 5)
+    assert {t.item() for k, t in tensors.items() if k.endswith(".alpha")} == {5.0}
+    assert len(tensors) == 3 * len(adapter.layers)
