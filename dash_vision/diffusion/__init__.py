@@ -1,0 +1,1 @@
+"""What a DreamBooth run needs: images, model families, caching, loss, sampling."""
