@@ -1,5 +1,7 @@
 """python -m dash_vision export NATIVE --to diffusers|kohya|peft OUT
-python -m dash_vision inspect FILE"""
+python -m dash_vision inspect FILE
+python -m dash_vision predict ADAPTER IMAGE...      (classifiers of train_vtab.py)
+python -m dash_vision merge ADAPTER OUT.safetensors (likewise, into a plain timm checkpoint)"""
 
 from __future__ import annotations
 
@@ -26,20 +28,33 @@ def main(arguments: list[str] | None = None) -> int:
     export.add_argument("--dtype", choices=DTYPES, default="fp32", help="number format of the file (default: fp32)")
     inspect = commands.add_parser("inspect", help="print what a native adapter holds")
     inspect.add_argument("file", type=Path, metavar="FILE")
+    predict = commands.add_parser("predict", help="print the likeliest classes of images")
+    merge = commands.add_parser("merge", help="write a trained classifier as one plain timm checkpoint")
+    for command in (predict, merge):
+        command.add_argument(
+            "adapter", type=Path, metavar="ADAPTER", help="run folder of train_vtab.py, or a file in it"
+        )
+        command.add_argument("--checkpoint", metavar="FILE", help="local weights of the base (default: as trained)")
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    predict.add_argument("--top", type=int, default=5, help="classes to print (default: 5)")
+    merge.add_argument("out", type=Path, metavar="OUT", help="the .safetensors file to write")
     args = parser.parse_args(arguments)
     try:
         if args.command == "export":
             print(f"wrote {export_states(read_native(args.native), args.out, args.to, DTYPES[args.dtype])}")
+        elif args.command in ("predict", "merge"):
+            # Kept apart: converting adapters needs no timm.
+            from .classification.trained import command_lines
+
+            print("\n".join(command_lines(args)))
         else:
             print("\n".join(describe(args.file)))
     except (AdapterFileError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(
-            f"error: cannot write {args.out if args.command == 'export' else args.file}: {error.strerror}",
-            file=sys.stderr,
-        )
+        place = f"write {args.out}" if "out" in args else f"read {args.file if 'file' in args else args.adapter}"
+        print(f"error: cannot {place}: {error.strerror or error}", file=sys.stderr)
         return 2
     return 0
 
@@ -48,7 +63,7 @@ def describe(file: Path) -> list[str]:
     """The lines that `inspect` prints."""
     states = read_native(file)
     lines = [f"{file}: native dash-vision adapter, {file.stat().st_size / 1e6:.2f} MB"]
-    lines += [f"  {key}: {value}" for key, value in sorted(read_notes(file).items())]
+    lines += [f"  {key}: {_cut(str(value))}" for key, value in sorted(read_notes(file).items())]
     for name, state in states.items():
         lines += ["", *_describe_component(name, state)]
     return lines
@@ -75,6 +90,10 @@ def _describe_component(name: str, state: AdapterState) -> list[str]:
         chosen = " ".join(map(str, state.tensors[f"{m}.indices"].tolist()))
         lines.append(f"  {m:<{width}}  {_shape(state, m)}  {largest:>16.3g}  {chosen}")
     return lines
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def _shape(state: AdapterState, module: str) -> str:

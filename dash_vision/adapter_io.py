@@ -17,7 +17,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 FORMATS = ("diffusers", "kohya", "peft")
 _KEYS = ("A", "B", "dsigma", "U", "V", "indices")
 _HEADER = "dash_vision"
+_WHOLE = "whole:"  # before the keys of modules that are kept whole
 _VERSION = 1
 _PROBES = 4
 # Probes of the same weights stored in bf16 differ by about 1e-3 of the weight's norm (rms over layers); those of a
@@ -50,13 +51,15 @@ class AdapterFileError(ValueError):
 @dataclass
 class AdapterState:
     """One adapter apart from any model. tensors: "module.key" -> CPU tensor; kinds: module -> "linear", "conv1d"
-    or [kh, kw]; probes: module -> [norm, probe_1, ...] of the frozen weight."""
+    or [kh, kw]; probes: module -> [norm, probe_1, ...] of the frozen weight; whole: "module.key" -> tensor of modules
+    that were trained whole beside the adapter, such as a classification head."""
 
     config: DashConfig
     launched: bool
     tensors: dict[str, Tensor]
     kinds: dict[str, Any]
     probes: dict[str, list[float]]
+    whole: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -81,16 +84,34 @@ def adapter_state(adapter: Adapter) -> AdapterState:
 
 
 def save_adapters(
-    adapters: Adapter | Mapping[str, Adapter], path: str | PathLike[str], notes: Mapping[str, Any] | None = None
+    adapters: Adapter | Mapping[str, Adapter],
+    path: str | PathLike[str],
+    notes: Mapping[str, Any] | None = None,
+    modules_to_save: Mapping[str, nn.Module] | None = None,
 ) -> None:
     """Write one adapter, or several by component name ("unet", "text_encoder", ...), to a native file.
 
-    A single adapter's component is called "model". `notes` (JSON values) are kept in the header. The same adapters
-    give the same bytes.
+    A single adapter's component is called "model". `notes` (JSON values) are kept in the header. modules_to_save:
+    fully trained modules by name, such as a classification head; `load_adapter` puts them back (one adapter only).
+    The same adapters give the same bytes.
     """
     if isinstance(adapters, Adapter):
         adapters = {"model": adapters}
-    write_native({name: adapter_state(a) for name, a in adapters.items()}, path, notes)
+    if modules_to_save and len(adapters) != 1:
+        raise ValueError(f"modules_to_save go with one adapter, got {', '.join(adapters)}; save each by itself")
+    states = {name: adapter_state(a) for name, a in adapters.items()}
+    for state in states.values():
+        state.whole = _tensors_of(modules_to_save or {})
+    write_native(states, path, notes)
+
+
+def _tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """`module.key` -> CPU copy of every tensor of the modules."""
+    return {
+        f"{name}.{key}": t.detach().to("cpu", copy=True).contiguous()
+        for name, module in modules.items()
+        for key, t in module.state_dict().items()
+    }
 
 
 def write_native(
@@ -103,6 +124,7 @@ def write_native(
     }
     header = {"version": _VERSION, "components": components, "notes": dict(notes or {})}
     tensors = {f"{name}/{key}": t for name, s in states.items() for key, t in s.tensors.items()}
+    tensors |= {f"{name}/{_WHOLE}{key}": t for name, s in states.items() for key, t in s.whole.items()}
     _write(path, tensors, {_HEADER: json.dumps(header)})
 
 
@@ -122,9 +144,10 @@ def read_native(path: str | PathLike[str]) -> dict[str, AdapterState]:
         for name, c in header["components"].items():
             prefix = f"{name}/"
             own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+            whole = {k.removeprefix(_WHOLE): own.pop(k) for k in list(own) if k.startswith(_WHOLE)}
             config = DashConfig(**c["config"])
-            states[name] = AdapterState(config, bool(c["launched"]), own, dict(c["kinds"]), dict(c["probes"]))
-        extra = len(tensors) - sum(len(s.tensors) for s in states.values())
+            states[name] = AdapterState(config, bool(c["launched"]), own, dict(c["kinds"]), dict(c["probes"]), whole)
+        extra = len(tensors) - sum(len(s.tensors) + len(s.whole) for s in states.values())
         if extra or not states:
             raise ValueError(f"{extra} tensors belong to no component")
         for state in states.values():
@@ -151,7 +174,8 @@ def load_adapter(
     component: str | None = None,
     check_base: bool = True,
 ) -> Adapter:
-    """Put the adapter of a native file into `model` and make it the active one.
+    """Put the adapter of a native file into `model` and make it the active one; modules that the file keeps whole (a
+    classification head) are written over the model's own, and stay when the adapter is removed.
 
     `component` chooses among several in the file. Shapes, layers and the frozen weights are compared first: on
     another base the file's directions mean nothing. check_base=False leaves out the comparison of the weights
@@ -179,8 +203,19 @@ def load_adapter(
             raise AdapterFileError(
                 f"{path} does not fit: {module} is {out} x {in_} in the file, {found[0]} x {found[1]} in the model"
             )
+    own = model.state_dict()
+    for key, tensor in state.whole.items():
+        if key not in own or own[key].shape != tensor.shape:
+            has = f"{tuple(own[key].shape)} in the model" if key in own else "absent from the model"
+            raise AdapterFileError(
+                f"{path} does not fit: {key} is {tuple(tensor.shape)} in the file, {has}; create the model with the "
+                "file's number of classes"
+            )
     if check_base:
         _check_base(path, state, layers)
+    with torch.no_grad():
+        for key, tensor in state.whole.items():
+            own[key].copy_(tensor)
     adapter = inject(model, _exact(state), name)
     adapter.config = state.config
     adapter.load_state_dict(state.tensors, state.launched)
@@ -192,7 +227,7 @@ def _exact(state: AdapterState) -> DashConfig:
     names = "|".join(re.escape(module) for module in state.kinds)
     k = max(state.size(module)[3] for module in state.kinds)
     c = state.config
-    return DashConfig(c.rank, c.alpha, k, f"(?:{names})", c.dropout, c.eps)
+    return DashConfig(c.rank, c.alpha, k, f"(?:{names})", c.dropout, c.eps, c.selection)
 
 
 # -- the base weights
@@ -216,17 +251,25 @@ def probe_weight(layer: nn.Module) -> list[float]:
     return [float(f"{v:.9g}") for v in values]
 
 
-def _check_base(path: str | PathLike[str], state: AdapterState, layers: Mapping[str, nn.Module]) -> None:
+def compare_probes(found: Mapping[str, list[float]], expected: Mapping[str, list[float]]) -> tuple[str, float] | None:
+    """None when the probes are of the same weights, up to a change of dtype; else (the module that differs most, the
+    root mean square difference). Both have the same modules."""
     errors = {}
-    for module, layer in layers.items():
-        found, expected = probe_weight(layer), state.probes[module]
-        scale = abs(found[0] - expected[0]) / max(found[0], expected[0], 1e-30)
-        errors[module] = [scale] + [f - e for f, e in zip(found[1:], expected[1:], strict=True)]
+    for module, probes in found.items():
+        scale = abs(probes[0] - expected[module][0]) / max(probes[0], expected[module][0], 1e-30)
+        errors[module] = [scale] + [f - e for f, e in zip(probes[1:], expected[module][1:], strict=True)]
     values = [e for row in errors.values() for e in row]
     rms = math.sqrt(sum(e * e for e in values) / len(values))
     if rms <= _SAME_BASE and max(map(abs, values)) <= 10 * _SAME_BASE:
+        return None
+    return max(errors, key=lambda m: max(map(abs, errors[m]))), rms
+
+
+def _check_base(path: str | PathLike[str], state: AdapterState, layers: Mapping[str, nn.Module]) -> None:
+    difference = compare_probes({m: probe_weight(layer) for m, layer in layers.items()}, state.probes)
+    if difference is None:
         return
-    worst = max(errors, key=lambda m: max(map(abs, errors[m])))
+    worst, rms = difference
     raise AdapterFileError(
         f"{path} was trained on another base: the frozen weights differ (fingerprint {state.fingerprint}; {worst} has "
         f"norm {probe_weight(layers[worst])[0]:.4g}, the file expects {state.probes[worst][0]:.4g}; probes are "
@@ -248,9 +291,10 @@ def export_lora(
 
     adapter: one adapter (component "unet" for diffusers and kohya), or several by component name ("unet",
         "transformer", "text_encoder", "text_encoder_2").
-    format: "diffusers" (pytorch_lora_weights.safetensors), "kohya" (ComfyUI, A1111; <folder's name>.safetensors) or
-        "peft" (adapter_config.json and adapter_model.safetensors; one adapter only).
-    modules_to_save: fully trained modules by name, such as a classification head (peft only).
+    format: "diffusers" (pytorch_lora_weights.safetensors), "kohya" (ComfyUI, A1111; named after the folder, or the
+        one above kohya/) or "peft" (adapter_config.json and adapter_model.safetensors; one adapter only).
+    modules_to_save: fully trained modules by name, such as a classification head (peft only; those that a native
+        file kept are written without being named).
 
     Returns the path of the weights file. Raises ValueError for an unknown format or an adapter that a format
     cannot hold.
@@ -351,7 +395,9 @@ def _write_kohya(
             key = f"{prefixes[component]}_{_portable(component, module).replace('.', '_')}"
             tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = down, up
             tensors[f"{key}.alpha"] = torch.tensor(float(rank), dtype=dtype)
-    path = folder / f"{folder.resolve().name}.safetensors"
+    # ComfyUI and A1111 show the file's name: that of the run, also when the file lies in its kohya/ folder.
+    place = folder.resolve()
+    path = folder / f"{place.parent.name if place.name == 'kohya' else place.name}.safetensors"
     about = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
     _write(path, tensors, {"format": "pt", **about, **provenance})
     return path
@@ -372,9 +418,9 @@ def _write_peft(
     for module, (down, up) in layers.items():
         tensors[f"base_model.model.{module}.lora_A.weight"] = down
         tensors[f"base_model.model.{module}.lora_B.weight"] = up
-    for name, whole in modules_to_save.items():
-        for key, tensor in whole.state_dict().items():
-            tensors[f"base_model.model.{name}.{key}"] = tensor.detach().to("cpu", dtype).contiguous()
+    whole = state.whole | _tensors_of(modules_to_save)
+    for key, tensor in whole.items():
+        tensors[f"base_model.model.{key}"] = tensor.to(dtype)
     config = {
         "peft_type": "LORA",
         "r": rank,
@@ -383,7 +429,7 @@ def _write_peft(
         "bias": "none",
         "fan_in_fan_out": all(kind == "conv1d" for kind in state.kinds.values()),
         "target_modules": list(layers),
-        "modules_to_save": list(modules_to_save) or None,
+        "modules_to_save": sorted({key.rpartition(".")[0] for key in whole}) or None,
         "task_type": None,
         "base_model_name_or_path": None,
         "inference_mode": True,
@@ -456,6 +502,9 @@ def _read(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]
 
 def _check(state: AdapterState) -> None:
     """Raises ValueError where kinds, tensors, shapes, phase and numbers of a state do not agree."""
+    for key, tensor in state.whole.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{key} holds NaN or infinity")
     expected = {f"{module}.{key}" for module in state.kinds for key in _KEYS}
     wrong = sorted(expected ^ state.tensors.keys())
     if wrong or not expected or state.kinds.keys() != state.probes.keys():

@@ -16,6 +16,10 @@ from torch import Tensor
 _GRAM_FLOOR = 1e-5
 
 
+# How a layer's k directions are chosen: the paper's way, and three controls that show what the choice is worth.
+SELECTIONS = ("change_rate", "random", "top", "bottom")
+
+
 class Directions(NamedTuple):
     """Singular value decomposition of a [out, in] weight, float64; p = min(out, in), sigma descending."""
 
@@ -84,3 +88,19 @@ def top_directions(rates: Tensor, k: int) -> Tensor:
     if not torch.isfinite(rates).all():
         raise ValueError("a change rate is NaN or infinite; use a positive eps and a finite update")
     return torch.sort(rates, descending=True, stable=True).indices[:k]
+
+
+def select_directions(rates: Tensor, k: int, selection: str = "change_rate") -> Tensor:
+    """Indices [k] (int64) of a layer's directions: those of `top_directions`, or of a control that ignores the rates.
+
+    "random" draws from the global CPU generator, "top" takes the largest singular values, "bottom" the smallest.
+    Raises as `top_directions`, whatever the selection.
+    """
+    chosen, p = top_directions(rates, k), rates.numel()
+    if selection == "random":
+        return torch.randperm(p)[:k].to(rates.device)
+    if selection == "top":
+        return torch.arange(k, device=rates.device)
+    if selection == "bottom":
+        return torch.arange(p - k, p, device=rates.device)
+    return chosen

@@ -14,17 +14,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .directions import SELECTIONS
 from .layer import DashLinear, DashWeights, adaptable, refusal, weight_matrix, wrap
+
+# timm's ViTs have one projection for queries, keys and values; some of its EVA models three, and a gated MLP.
+_VIT_QKV = ("attn.qkv", "attn.q_proj", "attn.k_proj", "attn.v_proj")
+_VIT_MLP = ("mlp.fc1", "mlp.fc1_g", "mlp.fc1_x", "mlp.fc2")
 
 # Each preset is a tuple of module-name suffixes; a model needs to have some of them, not all.
 PRESETS: dict[str, tuple[str, ...]] = {
     "unet-attention": tuple(f"{a}.{p}" for a in ("attn1", "attn2") for p in ("to_q", "to_k", "to_v", "to_out.0")),
     "unet-cross-attention": tuple(f"attn2.{p}" for p in ("to_q", "to_k", "to_v", "to_out.0")),
     "clip-text": tuple(f"self_attn.{p}" for p in ("q_proj", "k_proj", "v_proj", "out_proj")),
-    "vit-blocks": ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"),
-    "vit-attention": ("attn.qkv", "attn.proj"),
-    "vit-qkv": ("attn.qkv",),
-    "vit-mlp": ("mlp.fc1", "mlp.fc2"),
+    "vit-blocks": (*_VIT_QKV, "attn.proj", *_VIT_MLP),
+    "vit-attention": (*_VIT_QKV, "attn.proj"),
+    "vit-qkv": _VIT_QKV,
+    "vit-mlp": _VIT_MLP,
 }
 
 
@@ -39,6 +44,7 @@ class DashConfig:
         the whole module name.
     dropout: probability of dropping an input feature of the update, one draw for both branches.
     eps: added to the singular value that a change rate is divided by.
+    selection: "change_rate" is the method; "random", "top" and "bottom" choose directions without it, as controls.
     """
 
     rank: int = 8
@@ -47,6 +53,7 @@ class DashConfig:
     target: str | Sequence[str] = "unet-attention"
     dropout: float = 0.0
     eps: float = 1e-6
+    selection: str = "change_rate"
 
     def __post_init__(self) -> None:
         for name, value in (("rank", self.rank), ("dash_k", self.dash_k)):
@@ -60,6 +67,8 @@ class DashConfig:
             raise ValueError(f"dropout is a probability in [0, 1), got {self.dropout!r}")
         if not 0 <= self.eps < float("inf"):
             raise ValueError(f"eps is a number of 0 or more, got {self.eps!r}")
+        if self.selection not in SELECTIONS:
+            raise ValueError(f"selection is one of {', '.join(SELECTIONS)}, got {self.selection!r}")
         if not isinstance(self.target, str):
             object.__setattr__(self, "target", tuple(self.target))
         if not self.target:
@@ -159,7 +168,7 @@ class Adapter:
         if self.launched:
             raise RuntimeError("this adapter was launched already; its directions are fixed")
         start = time.perf_counter()
-        results = _choose_directions(self.layers, self.name, self.config.eps)
+        results = _choose_directions(self.layers, self.name, self.config.eps, self.config.selection)
         for module, (indices, U, V) in results.items():
             self.layers[module].set_directions(self.name, indices, U, V)
         self.launched = True
@@ -398,7 +407,7 @@ def _shared_weights(model: nn.Module, layers: dict[str, DashLinear]) -> list[str
 
 
 def _choose_directions(
-    layers: dict[str, DashLinear], adapter: str, eps: float
+    layers: dict[str, DashLinear], adapter: str, eps: float, selection: str
 ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     """Directions of every layer; with several ranks each decomposes its share and broadcasts it."""
     parallel = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -412,7 +421,7 @@ def _choose_directions(
             results[module] = (torch.empty_like(w.indices), torch.empty_like(w.U), torch.empty_like(w.V))
             continue
         try:
-            indices, U, V = layer.launch(adapter, eps)
+            indices, U, V = layer.launch(adapter, eps, selection)
         except ValueError as error:
             problem = f"cannot choose directions in {module}: {error}"
             break

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .directions import Directions, change_rates, singular_directions, top_directions
+from .directions import Directions, change_rates, select_directions, singular_directions
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -83,10 +83,11 @@ class DashWeights(nn.Module):
         dtype = dtype or self.A.dtype
         return (self.up(dtype) * self.scale(dtype)) @ self.down(dtype)
 
-    def choose(self, directions: Directions, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        """(indices, U, V) of the k directions of `directions` that A and B change most; stores nothing."""
+    def choose(self, directions: Directions, eps: float, selection: str) -> tuple[Tensor, Tensor, Tensor]:
+        """(indices, U, V) of the k directions of `directions` that A and B change most, or of the control that
+        `selection` names (directions.SELECTIONS); stores nothing."""
         rates = change_rates(directions, self.A, self.B, self.scaling, eps)
-        indices = top_directions(rates, self.k)
+        indices = select_directions(rates, self.k, selection)
         return indices, directions.U[:, indices], directions.V[indices]
 
 
@@ -170,14 +171,14 @@ class DashLinear(nn.Module):
 
     # -- directions
 
-    def launch(self, name: str, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def launch(self, name: str, eps: float, selection: str = "change_rate") -> tuple[Tensor, Tensor, Tensor]:
         """Choose adapter `name`'s directions in this layer's frozen weight: (indices [k], U [out, k], V [k, in]).
 
         Nothing is stored: see `set_directions`. Raises ValueError for a non-finite weight or update.
         """
         w = self.weights(name)
         frozen = self.kept_weight if self.kept_weight is not None else weight_matrix(self.base)
-        return w.choose(singular_directions(frozen), eps)
+        return w.choose(singular_directions(frozen), eps, selection)
 
     @torch.no_grad()
     def set_directions(self, name: str, indices: Tensor, U: Tensor, V: Tensor) -> None:

@@ -1,0 +1,226 @@
+"""From pictures to batches: encoded once, drawn by number.
+
+Every picture's views (crops, mirrored) pass the VAE once. What a batch holds then follows from the seed and the
+batch's number alone: nothing about the order has to be saved for a resume, and one process with a batch of 4 sees
+what two processes with batches of 2 see.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..files import replacing
+from .families import Base, Conditions, encode_picture
+from .images import CropInfo, InstanceImage, make_buckets, nearest_bucket, variants
+
+
+@dataclass(frozen=True)
+class View:
+    """One crop of a picture as its latents' mean and standard deviation [C, H, W], and what was cut."""
+
+    mean: Tensor
+    std: Tensor
+    info: CropInfo
+    size: tuple[int, int]  # width, height in pixels
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture in all its views, with the prompt it is trained under."""
+
+    name: str
+    prompt: str
+    views: tuple[View, ...]
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How pictures are cut. resolution in pixels; see DreamBoothConfig for the others."""
+
+    resolution: int
+    center_crop: bool
+    random_flip: bool
+    buckets: bool
+    crops: int
+
+
+def encode_examples(
+    base: Base,
+    images: Sequence[InstanceImage],
+    prompt: str,
+    framing: Framing,
+    device: torch.device,
+    seed: int,
+    cache: Path | None = None,
+    progress: Callable[[Iterable[InstanceImage]], Iterable[InstanceImage]] = iter,
+) -> list[Example]:
+    """Encode the views of every picture; a picture's caption, if it has one, goes before `prompt`.
+
+    The VAE is moved to `device` for it and back. With `cache`, latents are kept there by the content of the view and
+    of the VAE, and found again.
+    """
+    sizes = make_buckets(framing.resolution, base.grid) if framing.buckets else []
+    vae_key = _fingerprint(base.pipeline.vae.state_dict().values()) if cache else ""
+    examples = []
+    base.pipeline.vae.to(device)
+    for i, picture in enumerate(progress(images)):
+        width, height = picture.image.size
+        square = (framing.resolution, framing.resolution)
+        size = nearest_bucket(width, height, sizes) if framing.buckets else square
+        views = variants(
+            picture.image,
+            size,
+            framing.crops,
+            crop="center" if framing.center_crop else "random",
+            flip=framing.random_flip,
+            generator=generator(seed, "crops", i),
+            original_size=picture.original_size,
+        )
+        encoded = [_encode(base, pixels, device, cache, vae_key) for pixels, _ in views]
+        examples.append(
+            Example(
+                picture.path.name,
+                picture.caption or prompt,
+                tuple(View(*latents, info, size) for latents, (_, info) in zip(encoded, views, strict=True)),
+            )
+        )
+    base.pipeline.vae.to("cpu")
+    return examples
+
+
+def _encode(base: Base, pixels: Tensor, device: torch.device, cache: Path | None, key: str) -> tuple[Tensor, Tensor]:
+    if cache is None:
+        return encode_picture(base, pixels, device)
+    path = cache / f"{key}-{_fingerprint([pixels])}.safetensors"
+    if path.is_file():
+        try:
+            stored = load_file(path)
+            return stored["mean"], stored["std"]
+        except (SafetensorError, OSError, KeyError):
+            pass  # cut short or foreign: encode it again and write over it
+    mean, std = encode_picture(base, pixels, device)
+    with replacing(path) as temporary:
+        save_file({"mean": mean.contiguous(), "std": std.contiguous()}, temporary)
+    return mean, std
+
+
+def _fingerprint(tensors: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+# -- drawing
+
+
+def generator(seed: int, stream: str, *numbers: int) -> torch.Generator:
+    """A CPU generator of its own for every (seed, stream, numbers)."""
+    words = np.random.SeedSequence([seed, *stream.encode(), 256, *numbers]).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
+
+
+class Order:
+    """An endless order of examples, each epoch a new permutation; `order[j]` follows from the seed and j alone.
+
+    Batches hold pictures of one size. With several sizes an epoch is cut into batches of one size each, the last one
+    of a size filled up from its beginning, and the batches are shuffled.
+    """
+
+    def __init__(self, examples: Sequence[Example], batch_size: int, seed: int, stream: str) -> None:
+        self.batch_size, self.seed, self.stream = batch_size, seed, stream
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, example in enumerate(examples):
+            groups.setdefault(example.views[0].size, []).append(i)
+        self.groups = list(groups.values())
+
+    def batch(self, number: int) -> list[tuple[int, int]]:
+        """(example, slot) of batch `number`; the slot is a number of its own for every draw, for its noise."""
+        first = number * self.batch_size
+        slots = range(first, first + self.batch_size)
+        if len(self.groups) == 1:
+            return [(self._place(slot), slot) for slot in slots]
+        batches = sum(-(-len(group) // self.batch_size) for group in self.groups)
+        chosen = self._sized_batches(number // batches)[number % batches]
+        return list(zip(chosen, slots, strict=True))
+
+    def _place(self, slot: int) -> int:
+        group = self.groups[0]
+        epoch, place = divmod(slot, len(group))
+        return group[int(self._permutation(len(group), epoch, 0)[place])]
+
+    def _sized_batches(self, epoch: int) -> list[list[int]]:
+        batches = []
+        for g, group in enumerate(self.groups):
+            order = [group[i] for i in self._permutation(len(group), epoch, g + 1).tolist()]
+            starts = range(0, len(order), self.batch_size)
+            batches += [[order[(i + j) % len(order)] for j in range(self.batch_size)] for i in starts]
+        return [batches[i] for i in self._permutation(len(batches), epoch, 0).tolist()]
+
+    def _permutation(self, n: int, epoch: int, which: int) -> Tensor:
+        return torch.randperm(n, generator=generator(self.seed, self.stream, epoch, which))
+
+
+@dataclass
+class Batch:
+    """Latents and noise [N, C, H, W], timesteps [N], prompts, and the pictures' own conditions; all on the CPU.
+
+    share [N]: the factor of each picture's loss in the batch's.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    prompts: list[str]
+    pictures: Conditions
+    share: Tensor
+
+
+def draw_batch(
+    base: Base, examples: Sequence[Example], order: Order, number: int, timesteps: int, weight: float = 1.0
+) -> Batch:
+    """Batch `number` of an order: views, latents, noise and timesteps of each slot from the slot's own generator.
+
+    The pictures' shares of the loss add up to `weight`.
+    """
+    latents, noises, times, infos, prompts = [], [], [], [], []
+    size = (0, 0)
+    for index, slot in order.batch(number):
+        g = generator(order.seed, order.stream + " slot", slot)
+        example = examples[index]
+        view = example.views[int(torch.randint(len(example.views), (), generator=g))]
+        latents.append(view.mean + view.std * torch.randn(view.mean.shape, generator=g))
+        noises.append(torch.randn(view.mean.shape, generator=g))
+        times.append(torch.randint(timesteps, (), generator=g))
+        infos.append(view.info)
+        prompts.append(example.prompt)
+        size = view.size
+    pictures = base.family.picture_conditions(infos, size)
+    share = torch.full((len(prompts),), weight / len(prompts))
+    return Batch(torch.stack(latents), torch.stack(noises), torch.stack(times), prompts, pictures, share)
+
+
+def join(first: Batch, second: Batch) -> Batch:
+    """Both batches as one; the pictures must have one size."""
+    return Batch(
+        torch.cat([first.latents, second.latents]),
+        torch.cat([first.noise, second.noise]),
+        torch.cat([first.timesteps, second.timesteps]),
+        first.prompts + second.prompts,
+        {key: torch.cat([value, second.pictures[key]]) for key, value in first.pictures.items()},
+        torch.cat([first.share, second.share]),
+    )
+
+
+def prompts_of(*groups: Sequence[Example]) -> Iterator[str]:
+    """Every prompt that the examples are trained under, each once."""
+    return iter(dict.fromkeys(example.prompt for group in groups for example in group))

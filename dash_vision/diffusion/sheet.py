@@ -1,0 +1,109 @@
+"""samples.png: a row of inputs, then a row per method; one column per prompt, its text above."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+INK, SOFT, PAPER, RULE = "#1b1f24", "#5b6570", "#ffffff", "#e3e7ec"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Pictures under one title, with a line on what they are."""
+
+    title: str
+    note: str
+    pictures: Sequence[Image.Image]
+
+
+def draw_sheet(inputs: Row, columns: Sequence[str], rows: Sequence[Row], headline: str, footnote: str) -> Image.Image:
+    """A page of the input pictures and, below, `rows` under the captions `columns`, one picture per column.
+
+    Pictures smaller than a tile are enlarged smoothly, larger ones reduced. RGB.
+    """
+    count = max(len(columns), min(len(inputs.pictures), 6), 2)
+    tile = 192 if count > 4 else 224
+    gap, margin, label = 12, 28, 132
+    width = margin * 2 + label + count * tile + (count - 1) * gap
+    title, body, small = _font(24), _font(15), _font(13)
+    captions = [_wrap(text, small, tile) for text in columns]
+    caption_height = max(len(lines) for lines in captions) * 17
+    foot = _wrap(footnote, small, width - 2 * margin)
+    height = margin + 44 + tile + 34 + caption_height + 8 + len(rows) * (tile + gap) + 8 + len(foot) * 17 + margin
+
+    page = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(page)
+    draw.text((margin, margin - 4), headline, font=title, fill=INK)
+    left, y = margin + label, margin + 44
+    _label(draw, (margin, y), inputs, body, small, label)
+    for i, picture in enumerate(inputs.pictures[:count]):
+        page.paste(_tile(picture, tile), (left + i * (tile + gap), y))
+    y += tile + 17
+    draw.line((margin, y, width - margin, y), fill=RULE, width=2)
+    y += 17
+    for i, lines in enumerate(captions):
+        for j, line in enumerate(lines):
+            draw.text((left + i * (tile + gap), y + j * 17), line, font=small, fill=INK)
+    y += caption_height + 8
+    for row in rows:
+        _label(draw, (margin, y), row, body, small, label)
+        for i, picture in enumerate(row.pictures):
+            page.paste(_tile(picture, tile), (left + i * (tile + gap), y))
+        y += tile + gap
+    y += 8
+    for j, line in enumerate(foot):
+        draw.text((margin, y + j * 17), line, font=small, fill=SOFT)
+    return page
+
+
+def _label(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    row: Row,
+    body: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    small: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    width: int,
+) -> None:
+    x, y = place
+    for line in _wrap(row.title, body, width - 14):
+        draw.text((x, y), line, font=body, fill=INK)
+        y += 20
+    y += 4
+    for line in _wrap(row.note, small, width - 14):
+        draw.text((x, y), line, font=small, fill=SOFT)
+        y += 17
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _tile(picture: Image.Image, side: int) -> Image.Image:
+    """The picture within a square of `side` pixels, its shape kept."""
+    scale = side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    small = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
+    if size == (side, side):
+        return small
+    tile = Image.new("RGB", (side, side), "#f4f6f8")
+    tile.paste(small, ((side - size[0]) // 2, (side - size[1]) // 2))
+    return tile
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """The text in lines that fit; a word that is too long alone is cut."""
+    lines: list[str] = []
+    for word in text.split():
+        candidate = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(candidate) <= width:
+            lines[-1] = candidate
+        else:
+            while font.getlength(word) > width and len(word) > 1:
+                fits = next(n for n in range(len(word) - 1, 0, -1) if font.getlength(word[:n]) <= width or n == 1)
+                lines.append(word[:fits])
+                word = word[fits:]
+            lines.append(word)
+    return lines or [""]

@@ -1,0 +1,681 @@
+"""A DreamBooth run: set up, fit, save.
+
+    run = DreamBoothRun(config, accelerator, say=print)
+    run.fit()
+    run.save()
+
+Everything random follows from the seed and a count (see data.py), and a checkpoint holds the rest, so that a run that
+was killed and goes on ends with the parameters of the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import fields
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..adapter_io import AdapterFileError, compare_probes, probe_weight
+from ..checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ..cli import UsageError
+from ..inject import Adapter, DashConfig, inject
+from ..schedule import DashSchedule
+from . import config as settings
+from .config import DreamBoothConfig, Prompts, derive_prompts
+from .data import Batch, Example, Framing, Order, draw_batch, encode_examples, join
+from .families import MINIATURE, Base, Conditions, encode_prompts, load_base
+from .images import InstanceImage, read_folder
+from .loss import NoiseSchedule, denoising_loss
+from .outputs import save_results
+from .prior import class_images
+
+# What a checkpoint and the run that goes on from it must agree in: a change would make it another run.
+_GROUPS = (settings.DATA, settings.DASH, settings.TRAIN, settings.OPTIM, settings.PRIOR)
+_MAY_CHANGE = {
+    "instance_data_dir",
+    "latent_cache_dir",
+    "max_train_steps",
+    "gradient_checkpointing",
+    "class_data_dir",
+    "sample_batch_size",
+}
+_FLUSH = 10  # steps between looks at the loss: each look makes a GPU wait
+
+
+class Stopped(Exception):
+    """The run was asked to stop (SIGINT, SIGTERM) and has written a checkpoint, if it had trained at all."""
+
+    def __init__(self, signum: int, checkpoint: Path | None) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum, self.checkpoint = signum, checkpoint
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on: what happened, what is kept, what to try."""
+
+
+class DreamBoothRun:
+    """One run. Construction reads and checks everything before the base model is loaded, then prepares it.
+
+    say: prints one line for the user, on the main process. Raises UsageError or ImageFolderError for input that
+    cannot be used.
+    """
+
+    def __init__(self, config: DreamBoothConfig, accelerator: Accelerator, say: Callable[[str], None]) -> None:
+        self.config, self.accelerator = config, accelerator
+        self.say = say if accelerator.is_main_process else _silent
+        self.device = accelerator.device
+        self.output = Path(config.output_dir).expanduser()
+        self.started = time.time()
+        self.timings: dict[str, float] = {}
+        self.losses: list[float] = []
+        self.phases: list[dict[str, Any]] = []
+        self.step = 0
+        self._stop: int | None = None
+        self._clock = time.perf_counter()
+        self._pending: list[Tensor] = []
+
+        prompts = derive_prompts(config)
+        make_writable(self.output)
+        self.checkpoint = find_checkpoint(self.output, config.resume_from_checkpoint)
+        with self._timed("load"):
+            self.base = self._load_base()
+        self._take_defaults()
+        pictures = self._read(config.instance_data_dir, "instance")
+        self.inputs = [picture.image for picture in pictures]
+        self.prompts = self._announce(prompts, pictures)
+        self.schedule_of_noise = NoiseSchedule.of(self.base.pipeline.scheduler).to(self.device)
+        class_pictures = self._class_pictures()
+        with self._timed("encode"):
+            self.examples = self._encode(pictures, self.prompts.instance, "pictures")
+            self.class_examples = self._encode(class_pictures, self.prompts.class_, "class pictures")
+            self.conditions = self._encode_prompts()
+        self._place_networks()
+        self.adapters = self._inject()
+        self.schedule = DashSchedule(self.adapters, config.prelaunch_steps)
+        self._prepare_optimizer()
+        self._begin()
+
+    # -- setting up
+
+    def _load_base(self) -> Base:
+        c = self.config
+        # Missing pictures are the commonest mistake: found before minutes are spent on loading a model.
+        read_folder(c.instance_data_dir, resolution=c.resolution or 1)
+        with self.accelerator.main_process_first():  # one process fetches, the others find it in the cache
+            base = load_base(
+                c.pretrained_model_name_or_path,
+                c.revision,
+                c.variant,
+                c.pretrained_vae_model_name_or_path,
+                c.single_file_config,
+            )
+        parameters = sum(p.numel() for p in base.pipeline.unet.parameters())
+        self.say(
+            f"base: {base.name} ({base.family.name}, {parameters / 1e6:.1f} M parameters in the UNet, "
+            f"{base.resolution} px, {base.prediction_type})"
+        )
+        if base.name == MINIATURE:
+            self.say(
+                "      another base: --pretrained_model_name_or_path with a hub id, a folder or a .safetensors file "
+                "of SD 1.x, 2.x or SDXL"
+            )
+        return base
+
+    def _take_defaults(self) -> None:
+        """Fill in what the user left to the base, and say it."""
+        c, taken = self.config, []
+        values = {"resolution": self.base.resolution} | vars(self.base.defaults)
+        for name, value in values.items():
+            if getattr(c, name) is None:
+                setattr(c, name, value)
+                taken.append(f"{name} {value:g}")
+        if c.dash_lr is None:
+            c.dash_lr = c.learning_rate
+        if c.text_encoder_lr is None:
+            c.text_encoder_lr = c.learning_rate
+        if taken:
+            self.say(f"      defaults of this base: {', '.join(taken)}")
+        factor = self.base.factor
+        if c.resolution is None or c.resolution % factor or c.resolution < 2 * factor:
+            raise UsageError(
+                f"--resolution is {c.resolution}; this base takes multiples of {factor} from {2 * factor} on"
+            )
+
+    def _read(self, folder: str, what: str) -> tuple[InstanceImage, ...]:
+        assert self.config.resolution is not None
+        found = read_folder(folder, resolution=self.config.resolution, captions=self.config.use_captions)
+        for note in found.notes:
+            self.say(f"note: {note}")
+        return found.images
+
+    def _announce(self, prompts: Prompts, pictures: tuple[InstanceImage, ...]) -> Prompts:
+        own = sum(picture.caption is not None for picture in pictures)
+        source = "" if self.config.instance_prompt else " (from the folder's name; --instance_prompt gives another)"
+        captions = f", {own} with a caption of its own" if own else ""
+        self.say(f"pictures: {len(pictures)} in {self.config.instance_data_dir}{captions}")
+        self.say(f'prompt: "{prompts.instance}"{source}')
+        return prompts
+
+    def _class_pictures(self) -> tuple[InstanceImage, ...]:
+        c = self.config
+        if not c.with_prior_preservation:
+            return ()
+        folder = Path(c.class_data_dir or self.output / "class_images").expanduser()
+        with self._timed("class images"):
+            class_images(self.base, folder, self.prompts.class_, c, self.accelerator, self._dtype(), self.say)
+        self.accelerator.wait_for_everyone()
+        return self._read(str(folder), "class")[: c.num_class_images]
+
+    def _encode(self, pictures: tuple[InstanceImage, ...], prompt: str, what: str) -> list[Example]:
+        c = self.config
+        if not pictures:
+            return []
+        assert c.resolution is not None
+        framing = Framing(c.resolution, c.center_crop, c.random_flip, c.aspect_ratio_buckets, c.num_crop_variants)
+        cache = Path(c.latent_cache_dir).expanduser() if c.latent_cache_dir else None
+        quiet = not self.accelerator.is_main_process or len(pictures) < 20
+
+        def progress(items: Iterable[InstanceImage]) -> Iterable[InstanceImage]:
+            return tqdm(items, desc=f"encoding {what}", disable=quiet, leave=False)
+
+        return encode_examples(self.base, pictures, prompt, framing, self.device, c.seed, cache, progress)
+
+    def _encode_prompts(self) -> dict[str, Any]:
+        """Conditions of every training prompt, or its token ids when the text encoders are trained."""
+        prompts = list(dict.fromkeys(e.prompt for e in [*self.examples, *self.class_examples]))
+        if self.config.train_text_encoder:
+            ids = self.base.family.tokenize(self.base.pipeline, prompts)
+            return {p: [i[n : n + 1].to(self.device) for i in ids] for n, p in enumerate(prompts)}
+        encoded = encode_prompts(self.base, prompts, self.device)
+        return {p: {k: v.to(self.device) for k, v in c.items()} for p, c in encoded.items()}
+
+    def _dtype(self) -> torch.dtype:
+        """What the frozen networks are kept in; adapters always train in float32."""
+        return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.accelerator.mixed_precision, torch.float32)
+
+    def _place_networks(self) -> None:
+        c, pipeline = self.config, self.base.pipeline
+        if c.allow_tf32:
+            torch.backends.cuda.matmul.allow_tf32 = True
+        self._place(pipeline.unet)
+        if c.gradient_checkpointing:
+            pipeline.unet.enable_gradient_checkpointing()
+        if self.device.type == "cpu" and c.resolution is not None and c.resolution // self.base.factor <= 32:
+            from diffusers.models.attention_processor import AttnProcessor
+
+            # On the CPU the backward pass of PyTorch's fused attention is slow for short sequences: it took 40% of
+            # the miniature's training step, the plain product a tenth of that.
+            pipeline.unet.set_attn_processor(AttnProcessor())
+        if c.train_text_encoder:
+            for encoder in self.base.text_encoders():
+                self._place(encoder)
+                if c.gradient_checkpointing:
+                    cast(Any, encoder).gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _place(self, network: nn.Module) -> None:
+        network.to(self.device)
+        if self._dtype() != torch.float32:
+            network.to(self._dtype())
+
+    def _inject(self) -> dict[str, Adapter]:
+        """Adapters by component, "unet" first."""
+        c = self.config
+        torch.manual_seed(c.seed)
+        target = c.lora_target[0] if len(c.lora_target) == 1 else c.lora_target
+        common: dict[str, Any] = {
+            "rank": c.rank,
+            "alpha": c.lora_alpha,
+            "dash_k": c.dash_k,
+            "dropout": c.lora_dropout,
+            "eps": c.dash_eps,
+        }
+        try:
+            adapters = {"unet": inject(self.base.pipeline.unet, DashConfig(target=target, **common))}
+            if c.train_text_encoder:
+                for name in self.base.family.text_encoders:
+                    encoder = getattr(self.base.pipeline, name)
+                    adapters[name] = inject(encoder, DashConfig(target="clip-text", **common))
+        except ValueError as error:
+            raise UsageError(f"--lora_target: {error}") from None
+        return adapters
+
+    def _prepare_optimizer(self) -> None:
+        c = self.config
+        self.optimizer = make_optimizer(c, parameter_groups(self.adapters, c, self._lr_factor()))
+        self.lr_scheduler = make_lr_scheduler(c, self.optimizer)
+        self.networks: dict[str, nn.Module] = {}
+        for name, adapter in self.adapters.items():
+            self.networks[name] = self.accelerator.prepare(adapter.model)
+        self.accelerated = self.accelerator.prepare(self.optimizer)
+
+    def _lr_factor(self) -> float:
+        c = self.config
+        if not c.scale_lr:
+            return 1.0
+        assert c.train_batch_size is not None
+        return float(c.gradient_accumulation_steps * c.train_batch_size * self.accelerator.num_processes)
+
+    def _begin(self) -> None:
+        """Go on from the checkpoint, or start afresh beside what an earlier run may have left."""
+        if self.checkpoint is not None:
+            self._restore(self.checkpoint)
+            self.say(f"resumed from {self.checkpoint} at step {self.step}")
+        elif self.accelerator.is_main_process:
+            if self.config.resume_from_checkpoint == "latest":
+                self.say(f"note: there is no checkpoint in {self.output} yet; starting from the beginning")
+            kept = put_aside(self.output)
+            if kept:
+                self.say(f"note: checkpoints of an earlier run were moved to {kept}")
+        self.accelerator.wait_for_everyone()
+
+    # -- training
+
+    def fit(self) -> None:
+        """Train to max_train_steps. Raises Stopped after SIGINT or SIGTERM, TrainingError when the loss is lost."""
+        c = self.config
+        assert c.max_train_steps is not None
+        for network in self.networks.values():
+            network.train()
+        self._clock = time.perf_counter()
+        with self._signals(), self._progress() as bar:
+            while self.step < c.max_train_steps:
+                self._one_step()
+                bar.update()
+                if self.step % _FLUSH == 0 or self.step == c.max_train_steps:
+                    self._flush(bar)
+                self._maybe_launch(bar)
+                if c.checkpointing_steps and self.step % c.checkpointing_steps == 0:
+                    self._save_checkpoint(bar)
+                if c.validation_steps and self.step % c.validation_steps == 0 and self.step < c.max_train_steps:
+                    self._validate()
+                self._maybe_stop(bar)
+            self._flush(bar)
+        self.timings["train"] = self._trained_seconds()
+        for network in self.networks.values():
+            network.eval()
+
+    def _one_step(self) -> None:
+        """One optimizer step: every accumulated batch forward and backward, then the update."""
+        c, accelerator = self.config, self.accelerator
+        torch.manual_seed(c.seed + 1 + self.step * accelerator.num_processes + accelerator.process_index)  # dropout
+        losses = []
+        for part in range(c.gradient_accumulation_steps):
+            last = part == c.gradient_accumulation_steps - 1
+            with nullcontext() if last else self._unsynchronized():
+                loss = sum(self._loss(batch) for batch in self._batches(part))
+                assert isinstance(loss, Tensor)
+                accelerator.backward(loss / c.gradient_accumulation_steps)
+            losses.append(loss.detach())
+        if accelerator.sync_gradients:
+            accelerator.clip_grad_norm_(self._parameters(), c.max_grad_norm)
+        self.accelerated.step()
+        self.accelerated.zero_grad()
+        if not accelerator.optimizer_step_was_skipped:
+            self.lr_scheduler.step()
+        self.step += 1
+        self._pending.append(torch.stack(losses).mean())
+
+    def _trained_seconds(self) -> float:
+        """Seconds of training, those before a resume included."""
+        return self.timings.get("train", 0.0) + time.perf_counter() - self._clock
+
+    @contextmanager
+    def _unsynchronized(self) -> Iterator[None]:
+        """Gradients stay on each process while batches accumulate."""
+        with ExitStack() as stack:
+            for network in self.networks.values():
+                stack.enter_context(self.accelerator.no_sync(network))
+            yield
+
+    def _batches(self, part: int) -> list[Batch]:
+        """The batches of one forward: instance and, under prior preservation, class pictures."""
+        c, world = self.config, self.accelerator.num_processes
+        assert c.train_batch_size is not None
+        number = (self.step * c.gradient_accumulation_steps + part) * world + self.accelerator.process_index
+        total = self.schedule_of_noise.timesteps
+        order = Order(self.examples, c.train_batch_size, c.seed, "instance")
+        batch = draw_batch(self.base, self.examples, order, number, total)
+        if not self.class_examples:
+            return [batch]
+        order = Order(self.class_examples, c.train_batch_size, c.seed, "class")
+        other = draw_batch(self.base, self.class_examples, order, number, total, c.prior_loss_weight)
+        return [join(batch, other)] if batch.latents.shape[1:] == other.latents.shape[1:] else [batch, other]
+
+    def _loss(self, batch: Batch) -> Tensor:
+        latents, noise = batch.latents.to(self.device), batch.noise.to(self.device)
+        t = batch.timesteps.to(self.device)
+        noisy = self.schedule_of_noise.noisy(latents, noise, t)
+        target = self.schedule_of_noise.target(latents, noise, t)
+        with self.accelerator.autocast():
+            conditions = self._conditions(batch)
+            predicted = self.base.family.denoise(self.networks["unet"], noisy, t, conditions)
+        weights = self.schedule_of_noise.weights(t, self.config.snr_gamma) * batch.share.to(self.device)
+        return denoising_loss(predicted, target, weights).sum()
+
+    def _conditions(self, batch: Batch) -> Conditions:
+        pictures = {key: value.to(self.device) for key, value in batch.pictures.items()}
+        entries = [self.conditions[prompt] for prompt in batch.prompts]
+        if self.config.train_text_encoder:
+            encoders = [self.networks[name] for name in self.base.family.text_encoders]
+            ids = [torch.cat([entry[i] for entry in entries]) for i in range(len(encoders))]
+            return self.base.family.encode_tokens(encoders, ids) | pictures
+        return {key: torch.cat([entry[key] for entry in entries]) for key in entries[0]} | pictures
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for adapter in self.adapters.values() for p in adapter.parameters()]
+
+    def _flush(self, bar: tqdm) -> None:
+        """Read the losses of the last steps, check them, show and track them."""
+        if not self._pending:
+            return
+        mean = self.accelerator.reduce(torch.stack(self._pending), reduction="mean")
+        values = mean.tolist()
+        first = self.step - len(values) + 1
+        self._pending = []
+        for step, value in enumerate(values, first):
+            if not math.isfinite(value):
+                raise TrainingError(self._lost(step, value))
+        self.losses += values
+        rate = self.lr_scheduler.get_last_lr()[0]
+        per_step = self.config.gradient_accumulation_steps * (self.config.train_batch_size or 1)
+        per_step *= self.accelerator.num_processes
+        speed = (bar.n - bar.initial) * per_step / max(1e-9, time.perf_counter() - self._clock)
+        bar.set_postfix_str(f"loss {sum(values) / len(values):.4f}, lr {rate:.1e}, {speed:.1f} images/s")
+        for step, value in enumerate(values, first):
+            self.accelerator.log({"loss": value, "lr": rate}, step=step)
+
+    def _lost(self, step: int, value: float) -> str:
+        last = latest_checkpoint(self.output)
+        kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+        return (
+            f"the loss is {value} at step {step}, so nothing trained from here on would be of use; {kept}; try a lower "
+            "--learning_rate, or --mixed_precision bf16 instead of fp16"
+        )
+
+    def _maybe_launch(self, bar: tqdm) -> None:
+        # A step that the loss scaler skipped changed no weight: it is no optimizer step.
+        if self.accelerator.optimizer_step_was_skipped:
+            return
+        try:
+            report = self.schedule.step()
+        except ValueError as error:
+            raise TrainingError(f"the dash cannot be launched at step {self.step}: {error}") from None
+        if report is None:
+            return
+        self.phases.append(
+            {
+                "phase": "dash",
+                "after_step": self.step,
+                "layers": report.layers,
+                "seconds": round(report.seconds, 3),
+                "mean_relative_index": round(report.mean_relative_index, 4),
+            }
+        )
+        bar.set_description_str("dash")
+        if self.accelerator.is_main_process:
+            bar.write(f"step {self.step}: {report}")
+
+    def _progress(self) -> tqdm:
+        phase = "dash" if self.schedule.launched else "pre-launch" if self.config.dash_k else "LoRA"
+        return tqdm(
+            total=self.config.max_train_steps,
+            initial=self.step,
+            desc=phase,
+            disable=not self.accelerator.is_main_process,
+            dynamic_ncols=True,
+        )
+
+    def _validate(self) -> None:
+        from .outputs import draw_samples
+
+        for network in self.networks.values():
+            network.eval()
+        draw_samples(self, self.output / "validation" / f"step-{self.step:06d}.png", base_row=False)
+        for network in self.networks.values():
+            network.train()
+
+    # -- stopping and going on
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first SIGINT or SIGTERM ends the run after the step it is in; a second one acts as usual."""
+
+        def note(signum: int, frame: FrameType | None) -> None:
+            self._stop = signum
+            signal.signal(signum, previous[signum])
+
+        previous: dict[int, Any] = {}
+        try:
+            for wanted in (signal.SIGINT, signal.SIGTERM):
+                previous[wanted] = signal.signal(wanted, note)
+        except ValueError:  # not in the main thread: whoever called us there handles signals
+            pass
+        try:
+            yield
+        finally:
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)
+
+    def _maybe_stop(self, bar: tqdm) -> None:
+        signum = self._stop or 0
+        if self.accelerator.num_processes > 1:  # one was told, all stop at the same step
+            votes = self.accelerator.gather(torch.tensor([signum], device=self.device))
+            signum = int(votes.max())
+        if signum:
+            self._flush(bar)
+            path = self._save_checkpoint(bar)
+            bar.close()
+            raise Stopped(signum, path)
+
+    def _save_checkpoint(self, bar: tqdm) -> Path:
+        """Write checkpoint-STEP.safetensors; older ones go only after it is complete."""
+        self._flush(bar)
+        path = self.output / f"checkpoint-{self.step}.safetensors"
+        if self.accelerator.is_main_process:
+            save_checkpoint(path, self._state())
+            limit = self.config.checkpoints_total_limit
+            for old in checkpoints(self.output)[: -limit if limit else None] if limit else []:
+                old.unlink()
+        self.accelerator.wait_for_everyone()
+        return path
+
+    def _state(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "step": self.step,
+            "settings": self._identity(),
+            "base": self._probes(),
+            "adapters": {
+                name: {k: t for k, t in adapter.state_dict().items() if k.rsplit(".", 1)[1] in ("A", "B")}
+                for name, adapter in self.adapters.items()
+            },
+            "schedule": self.schedule.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "losses": self.losses,
+            "phases": self.phases,
+            "timings": {**self.timings, "train": self._trained_seconds()},
+        }
+
+    def _probes(self) -> dict[str, dict[str, list[float]]]:
+        """By which the frozen weights are recognised."""
+        return {n: {m: probe_weight(x) for m, x in a.layers.items()} for n, a in self.adapters.items()}
+
+    def _identity(self) -> dict[str, Any]:
+        c = self.config
+        names = [f.name for f in fields(c) if f.metadata["group"] in _GROUPS and f.name not in _MAY_CHANGE]
+        first = {"learning_rate": c.learning_rate}  # other rates are derived from it: name the cause
+        return first | {name: getattr(c, name) for name in names} | {"instance_prompt": self.prompts.instance}
+
+    def _restore(self, path: Path) -> None:
+        try:
+            state = load_checkpoint(path)
+            self._compare(path, state)
+            schedule = state["schedule"]
+            for name, adapter in self.adapters.items():
+                adapter.load_state_dict({**adapter.state_dict(), **state["adapters"][name]}, launched=False)
+            self.schedule.load_state_dict(schedule)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+            if self.accelerator.scaler is not None and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.step, self.losses = state["step"], state["losses"]
+            self.phases, self.timings = state["phases"], state["timings"]
+        except (CheckpointError, AdapterFileError) as error:
+            raise UsageError(str(error)) from None
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(f"{path} does not fit this run ({error}); use another checkpoint or start anew") from None
+
+    def _compare(self, path: Path, state: dict[str, Any]) -> None:
+        was, now = state["settings"], self._identity()
+        for name, value in now.items():
+            if was.get(name) != value:
+                raise UsageError(
+                    f"{path} was trained with --{name} {was.get(name)}, this run has {value}; give the same value to "
+                    "go on, or leave out --resume_from_checkpoint to start anew"
+                )
+        for name, probes in self._probes().items():
+            difference = compare_probes(probes, state["base"][name])
+            if difference is not None:
+                raise UsageError(
+                    f"{path} was trained on another base (the weights of {name}.{difference[0]} differ); give the same "
+                    "--pretrained_model_name_or_path"
+                )
+
+    # -- the end
+
+    def save(self) -> None:
+        """Write the adapters first, then everything that could still fail: samples, model card, run.json."""
+        save_results(self)
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.timings[what] = self.timings.get(what, 0.0) + time.perf_counter() - start
+
+
+def _silent(line: str) -> None:
+    """What the processes other than the first say."""
+
+
+# -- optimizers
+
+
+def parameter_groups(adapters: dict[str, Adapter], c: DreamBoothConfig, factor: float) -> list[dict[str, Any]]:
+    """A and B by component, and all dsigma, each with its learning rate."""
+    groups = []
+    shifts: list[nn.Parameter] = []
+    for name, adapter in adapters.items():
+        named = list(adapter.named_parameters())
+        shifts += [p for key, p in named if key.endswith(".dsigma")]
+        factors = [p for key, p in named if not key.endswith(".dsigma")]
+        rate = c.learning_rate if name == "unet" else c.text_encoder_lr
+        groups.append({"params": factors, "lr": (rate or 0.0) * factor})
+    if shifts:
+        groups.append({"params": shifts, "lr": (c.dash_lr or 0.0) * factor})
+    return groups
+
+
+def make_optimizer(c: DreamBoothConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """AdamW, 8-bit AdamW or Prodigy; the latter two from their own packages, imported only here."""
+    common: dict[str, Any] = {"betas": (c.adam_beta1, c.adam_beta2), "weight_decay": c.adam_weight_decay}
+    if c.optimizer == "prodigy":
+        try:
+            from prodigyopt import Prodigy
+        except ImportError:
+            raise UsageError("--optimizer prodigy needs its package: pip install 'dash-vision[prodigy]'") from None
+        for group in groups:
+            group["lr"] = 1.0  # Prodigy finds the rate; lr is a factor on it, and one for all groups
+        return Prodigy(groups, lr=1.0, eps=c.adam_epsilon, use_bias_correction=True, safeguard_warmup=True, **common)
+    if c.use_8bit_adam:
+        try:
+            import bitsandbytes
+        except ImportError:
+            raise UsageError("--use_8bit_adam needs its package: pip install 'dash-vision[8bit]'") from None
+        return bitsandbytes.optim.AdamW8bit(groups, eps=c.adam_epsilon, **common)
+    return torch.optim.AdamW(groups, eps=c.adam_epsilon, **common)
+
+
+def make_lr_scheduler(c: DreamBoothConfig, optimizer: torch.optim.Optimizer) -> Any:
+    """diffusers' schedule of that name, counted in optimizer steps."""
+    from diffusers.optimization import get_scheduler
+
+    return get_scheduler(
+        c.lr_scheduler,
+        optimizer,
+        num_warmup_steps=c.lr_warmup_steps,
+        num_training_steps=c.max_train_steps,
+        num_cycles=c.lr_num_cycles,
+        power=c.lr_power,
+    )
+
+
+# -- folders and checkpoints
+
+
+def make_writable(folder: Path) -> None:
+    """Make `folder` and try to write there. Raises UsageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".dash-vision-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"cannot write to --output_dir {folder} ({reason}); give another folder") from None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints in `folder`, the oldest first."""
+    found = [(p.stem.removeprefix("checkpoint-"), p) for p in folder.glob("checkpoint-*.safetensors")]
+    return [p for _, p in sorted((int(number), p) for number, p in found if number.isdigit())]
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The one with the most steps."""
+    found = checkpoints(folder)
+    return found[-1] if found else None
+
+
+def find_checkpoint(folder: Path, wanted: str | None) -> Path | None:
+    """The file that --resume_from_checkpoint names; None for "latest" when there is none. Raises UsageError."""
+    if wanted is None:
+        return None
+    if wanted == "latest":
+        return latest_checkpoint(folder)
+    for path in (Path(wanted).expanduser(), folder / wanted, folder / f"{wanted}.safetensors"):
+        if path.is_file():
+            return path
+    there = ", ".join(p.stem for p in checkpoints(folder)) or "none"
+    raise UsageError(f"there is no checkpoint {wanted}; in {folder} there are: {there}")
+
+
+def put_aside(folder: Path) -> Path | None:
+    """Move an earlier run's checkpoints where "latest" does not find them. Returns the new folder, if any moved."""
+    old = checkpoints(folder)
+    if not old:
+        return None
+    number = 1
+    while (folder / f"earlier-{number}").exists():
+        number += 1
+    target = folder / f"earlier-{number}"
+    target.mkdir()
+    for path in old:
+        shutil.move(path, target / path.name)
+    return target
