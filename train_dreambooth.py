@@ -7,6 +7,12 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from dash_vision.diffusion.config import DreamBoothConfig
 
 DESCRIPTION = "DreamBooth training with LoRA-Dash: plain LoRA first, then also the task-specific directions."
 EPILOG = """examples:
@@ -20,24 +26,19 @@ exit status: 0 finished; 1 could not go on; 2 wrong settings or input; 128 + n s
 
 def main() -> int:
     """Parse, train, report. Returns the exit status."""
-    from dash_vision.cli import parse
+    from dash_vision.cli import UsageError, parse
     from dash_vision.diffusion.config import DreamBoothConfig
 
     config = parse(DreamBoothConfig, DESCRIPTION, EPILOG)
     _quiet()
     # Late, so that --help and wrong settings are answered at once.
-    from accelerate import Accelerator
-    from accelerate.utils import ProjectConfiguration
+    import torch
 
-    from dash_vision.cli import UsageError
     from dash_vision.diffusion.images import ImageFolderError
     from dash_vision.diffusion.training import DreamBoothRun, Stopped, TrainingError
 
     try:
-        project = ProjectConfiguration(config.output_dir, str(Path(config.output_dir) / config.logging_dir))
-        accelerator = Accelerator(
-            mixed_precision=config.mixed_precision, log_with=config.report_to, project_config=project
-        )
+        accelerator = _make_accelerator(config)
         _use_cores()
         run = DreamBoothRun(config, accelerator, print)
         if config.report_to:
@@ -45,15 +46,25 @@ def main() -> int:
         run.fit()
         run.save()
     except Stopped as stopped:
-        return _say_stopped(stopped, config.output_dir, accelerator.is_main_process)
+        if accelerator.is_main_process:
+            print(
+                f"stopped by {stopped}; wrote {stopped.checkpoint}; go on with the same command and "
+                "--resume_from_checkpoint latest"
+            )
+        return 128 + stopped.signum
     except (UsageError, ImageFolderError) as error:
         return _fail(str(error), 2)
     except TrainingError as error:
         return _fail(str(error), 1)
-    except OSError as error:
+    except torch.cuda.OutOfMemoryError:
         return _fail(
-            f"{error.strerror or error}: {error.filename or config.output_dir}; what was written before is kept", 1
+            "the GPU's memory does not suffice; try --mixed_precision bf16 (or fp16), --gradient_checkpointing, "
+            "--train_batch_size 1 or a smaller --resolution; checkpoints and adapters written before are kept",
+            1,
         )
+    except OSError as error:
+        where = error.filename or config.output_dir
+        return _fail(f"{error.strerror or error}: {where}; what was written before is kept", 1)
     if accelerator.is_main_process:
         print(f"pictures: {run.output / 'samples.png'}")
         print(f"load it:  pipe.load_lora_weights({str(run.output)!r})")
@@ -61,19 +72,31 @@ def main() -> int:
     return 0
 
 
+def _make_accelerator(config: "DreamBoothConfig") -> "Accelerator":
+    """The process's device, precision and trackers. Raises UsageError for what accelerate does not take."""
+    from accelerate import Accelerator
+    from accelerate.tracking import get_available_trackers
+    from accelerate.utils import ProjectConfiguration
+
+    from dash_vision.cli import UsageError
+
+    if config.report_to not in (None, "all"):
+        there = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
+        if config.report_to not in there:
+            raise UsageError(
+                f"--report_to is {config.report_to}; installed trackers: {', '.join(there) or 'none'}; tensorboard and "
+                "wandb come with pip install 'dash-vision[trackers]'"
+            )
+    project = ProjectConfiguration(config.output_dir, str(Path(config.output_dir) / config.logging_dir))
+    try:
+        return Accelerator(mixed_precision=config.mixed_precision, log_with=config.report_to, project_config=project)
+    except ValueError as error:
+        raise UsageError(f"{error}; give another --mixed_precision") from None
+
+
 def _fail(message: str, status: int) -> int:
     print(f"train_dreambooth.py: error: {message}", file=sys.stderr)
     return status
-
-
-def _say_stopped(stopped: object, output_dir: str, main_process: bool) -> int:
-    from dash_vision.diffusion.training import Stopped
-
-    assert isinstance(stopped, Stopped)
-    if main_process:
-        where = f"wrote {stopped.checkpoint}" if stopped.checkpoint else "nothing trained yet"
-        print(f"stopped by {stopped}; {where}; go on with the same command and --resume_from_checkpoint latest")
-    return 128 + stopped.signum
 
 
 def _quiet() -> None:
@@ -86,10 +109,11 @@ def _quiet() -> None:
 
 
 def _use_cores() -> None:
-    """Share out the cores among the processes of this machine, where accelerate launch gave each one thread only."""
+    """Share out the cores among the processes of this machine, where a launcher gave each one thread only."""
     import torch
 
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # set by accelerate launch, with OMP_NUM_THREADS=1
+    # accelerate launch sets the first, torchrun the second; both set OMP_NUM_THREADS=1 unless it was given.
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_WORLD_SIZE" in os.environ
     if launched and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

@@ -32,6 +32,7 @@ def class_images(
     wanted = config.num_class_images
     folder.mkdir(parents=True, exist_ok=True)
     there = [p for p in folder.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")]
+    accelerator.wait_for_everyone()  # all count before one writes
     missing = wanted - len(there)
     if missing <= 0:
         say(f'class pictures: {len(there)} in {folder}, as wanted; none generated ("{prompt}")')

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -54,9 +55,9 @@ _FLUSH = 10  # steps between looks at the loss: each look makes a GPU wait
 
 
 class Stopped(Exception):
-    """The run was asked to stop (SIGINT, SIGTERM) and has written a checkpoint, if it had trained at all."""
+    """The run was asked to stop (SIGINT, SIGTERM) and has written a checkpoint."""
 
-    def __init__(self, signum: int, checkpoint: Path | None) -> None:
+    def __init__(self, signum: int, checkpoint: Path) -> None:
         super().__init__(signal.Signals(signum).name)
         self.signum, self.checkpoint = signum, checkpoint
 
@@ -83,7 +84,7 @@ class DreamBoothRun:
         self.phases: list[dict[str, Any]] = []
         self.step = 0
         self._stop: int | None = None
-        self._clock = time.perf_counter()
+        self._clock, self._first = time.perf_counter(), 0  # when, and at which step, this process began to train
         self._pending: list[Tensor] = []
 
         prompts = derive_prompts(config)
@@ -137,6 +138,8 @@ class DreamBoothRun:
         """Fill in what the user left to the base, and say it."""
         c, taken = self.config, []
         values = {"resolution": self.base.resolution} | vars(self.base.defaults)
+        if c.optimizer == "prodigy":
+            values["learning_rate"] = 1.0  # a factor on the rate that Prodigy finds
         for name, value in values.items():
             if getattr(c, name) is None:
                 setattr(c, name, value)
@@ -288,7 +291,7 @@ class DreamBoothRun:
         assert c.max_train_steps is not None
         for network in self.networks.values():
             network.train()
-        self._clock = time.perf_counter()
+        self._clock, self._first = time.perf_counter(), self.step
         with self._signals(), self._progress() as bar:
             while self.step < c.max_train_steps:
                 self._one_step()
@@ -391,7 +394,7 @@ class DreamBoothRun:
         rate = self.lr_scheduler.get_last_lr()[0]
         per_step = self.config.gradient_accumulation_steps * (self.config.train_batch_size or 1)
         per_step *= self.accelerator.num_processes
-        speed = (bar.n - bar.initial) * per_step / max(1e-9, time.perf_counter() - self._clock)
+        speed = (self.step - self._first) * per_step / max(1e-9, time.perf_counter() - self._clock)
         bar.set_postfix_str(f"loss {sum(values) / len(values):.4f}, lr {rate:.1e}, {speed:.1f} images/s")
         for step, value in enumerate(values, first):
             self.accelerator.log({"loss": value, "lr": rate}, step=step)
@@ -600,9 +603,11 @@ def make_optimizer(c: DreamBoothConfig, groups: list[dict[str, Any]]) -> torch.o
             from prodigyopt import Prodigy
         except ImportError:
             raise UsageError("--optimizer prodigy needs its package: pip install 'dash-vision[prodigy]'") from None
-        for group in groups:
-            group["lr"] = 1.0  # Prodigy finds the rate; lr is a factor on it, and one for all groups
-        return Prodigy(groups, lr=1.0, eps=c.adam_epsilon, use_bias_correction=True, safeguard_warmup=True, **common)
+        if len({group["lr"] for group in groups}) > 1:
+            raise UsageError("prodigy has one learning rate for all; leave out --dash_lr and --text_encoder_lr")
+        return Prodigy(
+            groups, lr=groups[0]["lr"], eps=c.adam_epsilon, use_bias_correction=True, safeguard_warmup=True, **common
+        )
     if c.use_8bit_adam:
         try:
             import bitsandbytes
@@ -633,9 +638,8 @@ def make_writable(folder: Path) -> None:
     """Make `folder` and try to write there. Raises UsageError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".dash-vision-probe"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         reason = error.strerror or str(error)
         raise UsageError(f"cannot write to --output_dir {folder} ({reason}); give another folder") from None
