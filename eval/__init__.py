@@ -1,0 +1,1 @@
+"""Figures and tables from what runs left on disk. Reads artifacts; knows no trainer."""

@@ -1,0 +1,227 @@
+"""The paper's figure of visual results: per subject a collage of the inputs, then per prompt one tile per method.
+
+The methods' names stand on the tiles, the prompt under them. All tiles of a prompt start from the same noise.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+
+from dash_vision.adapter_io import DIFFUSERS_NAME
+from dash_vision.files import replacing
+
+from .runs import DreamBoothRun, EvalError, load_pipeline, read_run
+
+INK, PAPER = "#1b1f24", "#ffffff"
+TILE, GAP, ROOM, MARGIN = 256, 6, 26, 24
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One subject: its pictures, adapters by method name in order, and prompts; "{}" stands for the subject."""
+
+    subject: Path
+    adapters: tuple[tuple[str, Path], ...]
+    prompts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A block's pictures: tiles[prompt][method]."""
+
+    name: str
+    inputs: list[Image.Image]
+    methods: list[str]
+    prompts: list[str]
+    tiles: list[list[Image.Image]]
+
+
+def make_figure(
+    blocks: Sequence[Block],
+    output: Path,
+    seed: int = 0,
+    base: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    device: str = "cpu",
+    say: Callable[[str], None] = print,
+) -> None:
+    """Sample every block and write the figure to `output` (.png or .pdf). Raises EvalError.
+
+    steps, guidance: of the sampler; None takes those of each block's first run.
+    """
+    if output.suffix.lower() not in (".png", ".pdf"):
+        raise EvalError(f"the figure's name is {output}; it takes a name that ends in .png or .pdf")
+    checked = [(block, _check(block)) for block in blocks]
+    sampled = [_sample(block, runs, seed, base, steps, guidance, device, say) for block, runs in checked]
+    page = draw(sampled)
+    story = {
+        "seed": seed,
+        "blocks": [
+            {"subject": str(b.subject), "adapters": {n: str(p) for n, p in b.adapters}, "prompts": s.prompts}
+            for b, s in zip(blocks, sampled, strict=True)
+        ],
+    }
+    save(page, output, story)
+    say(f"{output}: {page.width} x {page.height}, seed {seed}")
+
+
+def save(page: Image.Image, output: Path, story: dict[str, Any]) -> None:
+    """Write the page with its story: in a PNG as the text "dash-vision", in a PDF as its subject."""
+    with replacing(output) as temporary:
+        if output.suffix.lower() == ".png":
+            notes = PngImagePlugin.PngInfo()
+            notes.add_itxt("dash-vision", json.dumps(story))
+            page.save(temporary, format="PNG", pnginfo=notes, optimize=True)
+        else:
+            page.save(temporary, format="PDF", resolution=200, subject=json.dumps(story))
+
+
+def _check(block: Block) -> dict[str, DreamBoothRun]:
+    """The runs of a block, all on one base; everything that is wrong with it is found before a model is loaded."""
+    if not block.adapters:
+        raise EvalError(f"no adapter for {block.subject}; give --adapter NAME=FOLDER, for each method one")
+    if not block.prompts:
+        raise EvalError(f'no prompts for {block.subject}; give --prompts "a {{}} in the snow" ...')
+    if not _pictures(block.subject):
+        raise EvalError(f"there are no pictures in {block.subject}; give the folder of the input pictures")
+    names = [name for name, _ in block.adapters]
+    if len(set(names)) < len(names):
+        raise EvalError(f"two adapters for {block.subject} have one name ({', '.join(names)}); give each its own")
+    runs = {name: read_run(folder) for name, folder in block.adapters}
+    if len({run.base_fingerprint for run in runs.values()}) > 1:
+        bases = ", ".join(f"{name}: {run.base}" for name, run in runs.items())
+        raise EvalError(
+            f"the adapters for {block.subject} were trained on different bases ({bases}); compare like with like"
+        )
+    return runs
+
+
+def _pictures(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
+
+
+def _sample(
+    block: Block,
+    runs: dict[str, DreamBoothRun],
+    seed: int,
+    base: str | None,
+    steps: int | None,
+    guidance: float | None,
+    device: str,
+    say: Callable[[str], None],
+) -> Sampled:
+    first = next(iter(runs.values()))
+    prompts = [prompt.replace("{}", first.subject) for prompt in block.prompts]
+    pipeline = load_pipeline(first, base).to(device)
+    side = int(first.argument("resolution"))
+    settings = {
+        "width": side,
+        "height": side,
+        "num_inference_steps": steps or int(first.argument("num_inference_steps")),
+        "guidance_scale": guidance or float(first.argument("guidance_scale")),
+    }
+    columns: list[list[Image.Image]] = [[] for _ in prompts]
+    for name, run in runs.items():
+        pipeline.load_lora_weights(str(run.folder), weight_name=DIFFUSERS_NAME)
+        say(f"{block.subject.name}: {name}, {len(prompts)} pictures")
+        for number, prompt in enumerate(prompts):
+            # The generator is on the CPU, so that a seed means the same noise on every device.
+            noise = torch.Generator().manual_seed(seed * 100_003 + number)
+            columns[number].append(pipeline(prompt, generator=noise, **settings).images[0])
+        pipeline.unload_lora_weights()
+    inputs = []
+    for path in _pictures(block.subject):
+        try:
+            with Image.open(path) as picture:
+                inputs.append(ImageOps.exif_transpose(picture).convert("RGB"))
+        except (OSError, ValueError, SyntaxError):
+            say(f"note: {path} is no readable picture; left out")
+    return Sampled(block.subject.name, inputs, list(runs), prompts, columns)
+
+
+# -- drawing
+
+
+def draw(blocks: Sequence[Sampled]) -> Image.Image:
+    """All blocks below each other on one page."""
+    rows = [_draw_block(block) for block in blocks]
+    width = max(row.width for row in rows) + 2 * MARGIN
+    height = sum(row.height for row in rows) + GAP * (len(rows) - 1) + 2 * MARGIN
+    page = Image.new("RGB", (width, height), PAPER)
+    y = MARGIN
+    for row in rows:
+        page.paste(row, (MARGIN, y))
+        y += row.height + GAP
+    return page
+
+
+def _draw_block(block: Sampled) -> Image.Image:
+    """Collage on the left; beside it the prompts' tiles, the methods of one prompt close together."""
+    font = ImageFont.load_default(17)
+    methods = len(block.methods)
+    pair = methods * TILE + (methods - 1) * GAP
+    captions = [_lines(prompt, font, pair) for prompt in block.prompts]
+    words = max(len(lines) for lines in captions) * 22
+    width = TILE + ROOM + len(block.prompts) * pair + (len(block.prompts) - 1) * ROOM
+    row = Image.new("RGB", (width, TILE + 10 + words + 12), PAPER)
+    canvas = ImageDraw.Draw(row)
+    row.paste(collage(block.inputs, TILE), (0, 0))
+    canvas.text((TILE / 2, TILE + 10), f"input: {block.name}", font=font, fill=INK, anchor="ma")
+    for i, (tiles, lines) in enumerate(zip(block.tiles, captions, strict=True)):
+        x = TILE + ROOM + i * (pair + ROOM)
+        for j, (tile, method) in enumerate(zip(tiles, block.methods, strict=True)):
+            row.paste(_named(tile, method), (x + j * (TILE + GAP), 0))
+        for k, line in enumerate(lines):
+            canvas.text((x + pair / 2, TILE + 10 + 22 * k), line, font=font, fill=INK, anchor="ma")
+    return row
+
+
+def collage(pictures: Sequence[Image.Image], side: int) -> Image.Image:
+    """Up to nine pictures in a square of `side` pixels, each cut to a square."""
+    shown = pictures[:9]
+    columns = max(1, math.ceil(math.sqrt(len(shown))))
+    rows = math.ceil(len(shown) / columns)
+    cell = (side - (columns - 1) * 4) // columns
+    square = Image.new("RGB", (side, side), PAPER)
+    top = (side - rows * cell - (rows - 1) * 4) // 2
+    for i, picture in enumerate(shown):
+        # A last row that is not full stands in the middle.
+        in_row = min(columns, len(shown) - i // columns * columns)
+        left = (side - in_row * cell - (in_row - 1) * 4) // 2
+        place = (left + i % columns * (cell + 4), top + i // columns * (cell + 4))
+        square.paste(ImageOps.fit(picture, (cell, cell), Image.Resampling.LANCZOS), place)
+    return square
+
+
+def _named(tile: Image.Image, name: str) -> Image.Image:
+    """The tile at its size in the figure, with the method's name in its lower left corner."""
+    large = ImageOps.fit(tile.convert("RGB"), (TILE, TILE), Image.Resampling.BICUBIC)
+    font = ImageFont.load_default(17)
+    width = math.ceil(font.getlength(name)) + 16
+    label = Image.new("RGBA", (width, 27), (20, 24, 28, 190))
+    ImageDraw.Draw(label).text((8, 13), name, font=font, fill="#ffffff", anchor="lm")
+    large.paste(label, (0, TILE - 27), label)
+    return large
+
+
+def _lines(text: str, font: Any, width: int) -> list[str]:
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines or [""]

@@ -1,0 +1,226 @@
+"""Figures and tables: what is drawn, what is computed, and what is said when artifacts are broken."""
+
+import csv
+import io
+import json
+
+import pytest
+from helpers import save_base, save_pictures
+from PIL import Image
+from test_dreambooth import settings, train
+
+from eval.__main__ import main
+from eval.figure import GAP, MARGIN, ROOM, TILE, collage
+from eval.vtab import GROUPS, PUBLISHED, TASKS, published_rows, table
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs lora/ and still/ (nothing learned) on one tiny base, other/ on another one, and the pictures cat/."""
+    root = tmp_path_factory.mktemp("runs")
+    save_base(root / "sd")
+    save_base(root / "sd2", seed=5)
+    save_pictures(root / "cat")
+    few = {"max_train_steps": 2, "prelaunch_steps": 1, "num_inference_steps": 2}
+    train(settings(root, root / "dash", learning_rate=0.1, **few))
+    train(settings(root, root / "lora", learning_rate=0.0, dash_k=0, **few))
+    train(settings(root, root / "still", learning_rate=0.0, **few))
+    train(settings(root, root / "other", base="sd2", **few))
+    return root
+
+
+def figure_of(runs, out, *adapters, prompts=("a photo of {}", "a {} in the snow")):
+    words = ["figure", "--subject", str(runs / "cat")]
+    for adapter in adapters:
+        words += ["--adapter", f"{adapter}={runs / adapter}"]
+    return main([*words, "--prompts", *prompts, str(out)])
+
+
+def test_the_figure_has_the_paper_s_layout(runs, tmp_path, capsys):
+    assert figure_of(runs, tmp_path / "a.png", "lora", "still", "dash") == 0
+    assert "seed 0" in capsys.readouterr().out
+    with Image.open(tmp_path / "a.png") as page:
+        story = json.loads(page.text["dash-vision"])
+        pixels = page.convert("RGB")
+    assert story["seed"] == 0
+    assert story["blocks"][0]["prompts"] == ["a photo of sks cat", "a sks cat in the snow"]
+    assert list(story["blocks"][0]["adapters"]) == ["lora", "still", "dash"]
+    pair = 3 * TILE + 2 * GAP
+    assert pixels.width == 2 * MARGIN + TILE + 2 * ROOM - ROOM + 2 * pair + ROOM
+
+    def tile(prompt, method):
+        x = MARGIN + TILE + ROOM + prompt * (pair + ROOM) + method * (TILE + GAP)
+        return pixels.crop((x, MARGIN, x + TILE, MARGIN + TILE - 27))  # without the method's name
+
+    for prompt in (0, 1):
+        # lora and still have learned nothing: equal tiles mean equal noise and equal prompts.
+        assert tile(prompt, 0).tobytes() == tile(prompt, 1).tobytes()
+        assert tile(prompt, 0).tobytes() != tile(prompt, 2).tobytes()
+    assert tile(0, 0).tobytes() != tile(1, 0).tobytes()
+
+
+def test_figures_repeat_themselves_and_seeds_differ(runs, tmp_path):
+    for name, extra in (("a", []), ("b", []), ("c", ["--seed", "1"])):
+        words = ["figure", "--subject", str(runs / "cat"), "--adapter", f"dash={runs / 'dash'}", *extra]
+        assert main([*words, "--prompts", "a {}", str(tmp_path / f"{name}.png")]) == 0
+    a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_subjects_stack_and_pdf_is_written(runs, tmp_path):
+    words = []
+    for _ in range(2):
+        words += ["--subject", str(runs / "cat"), "--adapter", f"dash={runs / 'dash'}", "--prompts", "a {}"]
+    assert main(["figure", *words, str(tmp_path / "two.png")]) == 0
+    assert main(["figure", *words[: len(words) // 2], str(tmp_path / "one.png")]) == 0
+    assert main(["figure", *words, str(tmp_path / "two.pdf")]) == 0
+    with Image.open(tmp_path / "two.png") as two, Image.open(tmp_path / "one.png") as one:
+        assert two.width == one.width
+        assert two.height == 2 * (one.height - 2 * MARGIN) + GAP + 2 * MARGIN
+    assert (tmp_path / "two.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 9, 12])
+def test_a_collage_shows_every_picture_up_to_nine(count):
+    colours = [(20 * i + 5, 200 - 9 * i, 3 * i) for i in range(count)]
+    square = collage([Image.new("RGB", (8, 6), c) for c in colours], 256)
+    assert square.size == (256, 256)
+    seen = {colour for _, colour in square.getcolors(1 << 16)}
+    assert set(colours[:9]) <= seen
+    assert not set(colours[9:]) & seen
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--adapter", "x=nowhere"], "there is no folder nowhere"),
+        (["--adapter", "x"], "it takes NAME=FOLDER"),
+        (["--adapter", "x=CAT"], "holds no run.json"),
+        (["--adapter", "a=DASH", "--adapter", "b=OTHER"], "different bases"),
+        (["--adapter", "a=DASH", "--adapter", "a=LORA"], "have one name"),
+        ([], "no adapter for"),
+        (["--adapter", "a=CUT"], "cannot be read"),
+        (["--adapter", "a=OLD"], "of another version"),
+    ],
+)
+def test_bad_figures_are_one_sentence(runs, tmp_path, capsys, change, words):
+    for name, text in (("cut", '{"kind": "dream'), ("old", '{"kind": "dreambooth"}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(text)
+    places = {"CAT": runs / "cat", "DASH": runs / "dash", "OTHER": runs / "other", "LORA": runs / "lora"}
+    places |= {"CUT": tmp_path / "cut", "OLD": tmp_path / "old"}
+    change = [w.split("=")[0] + f"={places[w.split('=')[1]]}" if w.split("=")[-1] in places else w for w in change]
+    try:
+        status = main(["figure", "--subject", str(runs / "cat"), *change, "--prompts", "a {}", str(tmp_path / "o.png")])
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "o.png").exists()
+
+
+# -- the VTAB table
+
+
+def test_published_rows_have_their_published_means():
+    # Mean of the three group means / mean of the 19 tasks, as published with the rows.
+    expected = {"full": (68.97, 65.57), "linear": (57.64, 52.94), "LoRA r8 (q, v)": (74.60, 72.25)}
+    for row in published_rows():
+        groups, tasks = expected[row.method]
+        assert row.mean_of_groups == pytest.approx(groups, abs=0.011)
+        assert row.mean_of_tasks == pytest.approx(tasks, abs=0.011)
+    assert len(PUBLISHED) == 3
+    assert [len(tasks) for tasks in GROUPS.values()] == [7, 4, 8]
+
+
+def results(folder, method, accuracies, seeds=(0,), **changes):
+    for task, accuracy in accuracies.items():
+        for seed in seeds:
+            place = folder / task / method / f"seed{seed}"
+            place.mkdir(parents=True)
+            content = {
+                "task": task,
+                "method": method,
+                "seed": seed,
+                "synthetic": False,
+                "official_split": True,
+                "val_accuracy": 1.0,
+                "test_accuracy": accuracy + seed,
+                "sizes": {"parameters": {"trained_without_head": 290_000}},
+                **changes,
+            }
+            (place / "result.json").write_text(json.dumps(content))
+
+
+def test_means_spreads_and_the_best_in_bold(tmp_path):
+    results(tmp_path, "dash", dict.fromkeys(TASKS, 60.0), seeds=(0, 1, 2))
+    results(tmp_path, "lora", {**dict.fromkeys(TASKS, 50.0), "svhn": 90.0}, seeds=(0, 1, 2))
+    text, remarks = table([tmp_path], "markdown", published=True)
+    assert remarks == []
+    head, _, dash, lora, *others = [[c.strip() for c in line.strip("|\n ").split("|")] for line in text.splitlines()]
+    assert len(head) == 2 + 19 + 5
+    svhn = head.index("SVHN")
+    # Seeds 0, 1, 2 give x, x + 1, x + 2: mean x + 1, sample deviation 1.
+    assert dash[head.index("DTD")] == "**61.0** ± 1.0"
+    assert lora[head.index("DTD")] == "51.0 ± 1.0"
+    assert (dash[svhn], lora[svhn]) == ("61.0 ± 1.0", "**91.0** ± 1.0")
+    assert dash[1] == "0.29"
+    natural = (6 * 51 + 91) / 7
+    assert lora[head.index("natural")] == f"{natural:.1f}"
+    assert lora[head.index("mean of groups")] == f"{(natural + 51 + 51) / 3:.1f}"
+    assert lora[head.index("mean of 19")] == f"{(18 * 51 + 91) / 19:.1f}"
+    assert [row[0] for row in others] == [f"*{name} (published elsewhere)*" for name in PUBLISHED]
+    assert not any("**" in cell for row in others for cell in row)  # never mixed with measured ones
+
+
+def test_missing_cells_stay_missing(tmp_path):
+    results(tmp_path, "dash", {"cifar": 70.0, "mini_count": 99.0})
+    results(tmp_path, "lora", {"cifar": 60.0}, test_accuracy=None)
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "result.json").write_text('{"task": "ci')
+    text, remarks = table([tmp_path], "markdown", published=False)
+    row = [c.strip() for c in text.splitlines()[2].strip("|").split("|")]
+    assert row[2] == "70.0"  # nothing to compare with: not bold
+    assert row[3:] == ["–"] * 23  # noqa: RUF001
+    said = "\n".join(remarks)
+    assert "cut" in said
+    assert "mini_count" in said
+    assert "no result for caltech101" in said
+    assert "lora" in said
+
+
+def test_notes_on_comparability(tmp_path):
+    results(tmp_path, "dash", {"cifar": 70.0}, official_split=False)
+    _, remarks = table([tmp_path], "markdown", published=True)
+    assert any("not the official split; not comparable with published numbers" in remark for remark in remarks)
+
+
+def test_csv_and_latex(tmp_path, capsys):
+    results(tmp_path, "my_method", {"cifar": 70.25}, seeds=(0, 1))
+    text, _ = table([tmp_path], "csv", published=False)
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert len(rows) == 24
+    assert rows[0] == {
+        "method": "my_method",
+        "published": "no",
+        "parameters_millions": "0.29",
+        "column": "cifar",
+        "accuracy": "70.7500",
+        "deviation": "0.7071",
+        "seeds": "2",
+    }
+    assert main(["vtab", str(tmp_path), "--style", "latex", "--published", "-o", str(tmp_path / "t.tex")]) == 0
+    latex = (tmp_path / "t.tex").read_text()
+    body = [line for line in latex.splitlines() if line.endswith(r"\\") and "&" in line and "multicolumn" not in line]
+    assert {line.count("&") for line in body} == {25}
+    assert r"my\_method" in latex
+    assert r"full$^\dagger$" in latex
+
+
+def test_tables_of_nothing_are_one_sentence(tmp_path, capsys):
+    assert main(["vtab", str(tmp_path / "none")]) == 2
+    assert main(["vtab", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
