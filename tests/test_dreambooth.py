@@ -417,6 +417,15 @@ def test_prodigy_trains_and_resumes(folder, tmp_path):
         prepare(settings(folder, tmp_path / "bad", optimizer="prodigy", learning_rate=1.0, dash_lr=2.0))
 
 
+def test_every_trained_parameter_gets_a_gradient(folder, tmp_path):
+    run = prepare(settings(folder, tmp_path / "out", base="sdxl", train_text_encoder=True))
+    sum(run._loss(batch) for batch in run._batches(0)).backward()
+    assert {"unet", "text_encoder", "text_encoder_2"} == run.adapters.keys()
+    for name, adapter in run.adapters.items():
+        for key, parameter in adapter.named_parameters():
+            assert parameter.grad is not None, f"{name} {key}"  # DDP would wait for it
+
+
 def test_gradient_checkpointing_changes_nothing(folder, tmp_path):
     runs = [
         train(settings(folder, tmp_path / str(on), gradient_checkpointing=on, train_text_encoder=True))

@@ -60,6 +60,10 @@ class StableDiffusion:
         """Conditions of tokenized prompts, with gradients if the encoders have any."""
         return {"prompt_embeds": encoders[0](ids[0])[0]}
 
+    def text_target(self, name: str, encoder: Any) -> str:
+        """The layers of a text encoder to adapt, as DashConfig's target: those that the conditions depend on."""
+        return "clip-text"
+
     def picture_conditions(self, infos: Sequence[CropInfo], size: tuple[int, int]) -> Conditions:
         """What the denoiser is told about the pictures themselves; nothing here."""
         return {}
@@ -82,6 +86,14 @@ class StableDiffusionXL(StableDiffusion):
         states = [encoder(i, output_hidden_states=True) for encoder, i in zip(encoders, ids, strict=True)]
         joined = torch.cat([state.hidden_states[-2] for state in states], dim=-1)
         return {"prompt_embeds": joined, "text_embeds": states[-1][0]}
+
+    def text_target(self, name: str, encoder: Any) -> str:
+        """All but the first encoder's last layer, which the penultimate state does not pass: it would never get a
+        gradient, and DDP would wait for one."""
+        if name != "text_encoder":
+            return "clip-text"
+        used = "|".join(str(i) for i in range(int(encoder.config.num_hidden_layers) - 1))
+        return rf"(?:.*\.)?layers\.(?:{used})\.self_attn\.(?:q_proj|k_proj|v_proj|out_proj)"
 
     def picture_conditions(self, infos: Sequence[CropInfo], size: tuple[int, int]) -> Conditions:
         """ "time_ids" [N, 6]: original height and width, crop's top and left, target height and width, in pixels."""

@@ -97,12 +97,12 @@ class DreamBoothRun:
         self.inputs = [picture.image for picture in pictures]
         self.prompts = self._announce(prompts, pictures)
         self.schedule_of_noise = NoiseSchedule.of(self.base.pipeline.scheduler).to(self.device)
+        self._place_networks()
         class_pictures = self._class_pictures()
         with self._timed("encode"):
             self.examples = self._encode(pictures, self.prompts.instance, "pictures")
             self.class_examples = self._encode(class_pictures, self.prompts.class_, "class pictures")
             self.conditions = self._encode_prompts()
-        self._place_networks()
         self.adapters = self._inject()
         self.schedule = DashSchedule(self.adapters, config.prelaunch_steps)
         self._prepare_optimizer()
@@ -228,9 +228,9 @@ class DreamBoothRun:
                     cast(Any, encoder).gradient_checkpointing_enable({"use_reentrant": False})
 
     def _place(self, network: nn.Module) -> None:
-        network.to(self.device)
         if self._dtype() != torch.float32:
-            network.to(self._dtype())
+            network.to(self._dtype())  # before it goes to the device, which need not hold it in float32
+        network.to(self.device)
 
     def _inject(self) -> dict[str, Adapter]:
         """Adapters by component, "unet" first."""
@@ -249,7 +249,9 @@ class DreamBoothRun:
             if c.train_text_encoder:
                 for name in self.base.family.text_encoders:
                     encoder = getattr(self.base.pipeline, name)
-                    adapters[name] = inject(encoder, DashConfig(target="clip-text", **common))
+                    adapters[name] = inject(
+                        encoder, DashConfig(target=self.base.family.text_target(name, encoder), **common)
+                    )
         except ValueError as error:
             raise UsageError(f"--lora_target: {error}") from None
         return adapters
