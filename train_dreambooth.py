@@ -31,7 +31,7 @@ def main() -> int:
 
     config = parse(DreamBoothConfig, DESCRIPTION, EPILOG)
     _quiet()
-    # Late, so that --help and wrong settings are answered at once.
+    # Late, so that --help and wrong settings do not wait for diffusers.
     import torch
 
     from dash_vision.diffusion.images import ImageFolderError
