@@ -1,0 +1,73 @@
+"""The embedded base: a complete, small Stable Diffusion stack over a world of rendered scenes.
+
+`load_pipeline()` loads it; `dash_vision.miniature.scenes` draws the world that it knows. Importing this package loads
+neither PyTorch nor diffusers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPModel
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def _weights(name: str) -> Path:
+    folder = WEIGHTS / name
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"the miniature's weights are missing: there is no folder {folder}; train them with "
+            "`python -m dash_vision.miniature build --work DIR`, or reinstall dash-vision"
+        )
+    return folder
+
+
+def pipeline_path() -> Path:
+    """The folder that `StableDiffusionPipeline.from_pretrained` loads: 64x64 pictures, float16 files.
+
+    Raises FileNotFoundError, naming the command that makes it, where it is missing.
+    """
+    return _weights("pipeline")
+
+
+def clip_path() -> Path:
+    """The folder that `CLIPModel` and `CLIPProcessor` load from: the pipeline's text encoder and a vision tower for it.
+
+    Raises FileNotFoundError, naming the command that makes it, where it is missing.
+    """
+    return _weights("clip")
+
+
+def load_pipeline(torch_dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
+    """The miniature as a diffusers pipeline on the CPU, in `torch_dtype` (default: float32), without network.
+
+    `load_pipeline()("a photo of a red cat in the snow").images[0]` is a 64x64 picture. Raises FileNotFoundError where
+    the weights are missing.
+    """
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    folder = pipeline_path()
+    dtype = torch.float32 if torch_dtype is None else torch_dtype
+    return StableDiffusionPipeline.from_pretrained(
+        folder, torch_dtype=dtype, safety_checker=None, feature_extractor=None, local_files_only=True
+    )
+
+
+def load_clip(dtype: torch.dtype | None = None) -> CLIPModel:
+    """The miniature's CLIP on the CPU, in `dtype` (default: float32), without network.
+
+    It takes pixels [N, 3, 64, 64] in -1..1 and prompts padded to 40 tokens, as `CLIPProcessor.from_pretrained` of
+    `clip_path()` makes them. Raises FileNotFoundError where the weights are missing.
+    """
+    import torch
+    from transformers import CLIPModel
+
+    return CLIPModel.from_pretrained(
+        clip_path(), dtype=torch.float32 if dtype is None else dtype, local_files_only=True
+    )

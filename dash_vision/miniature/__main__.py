@@ -1,0 +1,119 @@
+"""Command line of the miniature: `python -m dash_vision.miniature build | individual | report`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .scenes import KINDS, heldout_scenes, individual, instance_scenes, write_pictures
+
+if TYPE_CHECKING:
+    from .build import Settings  # its module loads PyTorch, which --help should not wait for
+
+
+def _individual(args: argparse.Namespace) -> None:
+    if args.heldout < 0:
+        raise ValueError(f"--heldout takes a number of pictures, 0 or more, got {args.heldout}")
+    subject = individual(args.seed, args.kind)
+    scene_seed = args.seed if args.scene_seed is None else args.scene_seed
+    seen = instance_scenes(subject, args.instances, scene_seed)
+    heldout = heldout_scenes(subject, seen, args.heldout, scene_seed)
+    write_pictures(seen, args.output / "instance", args.size)
+    write_pictures(heldout, args.output / "heldout", args.size, captions=True)
+    print(f"{args.output}: {len(seen)} instance and {len(heldout)} held-out pictures of a {subject.kind}: {subject}")
+
+
+def _build_settings(args: argparse.Namespace) -> Settings:
+    from .build import Settings
+
+    settings = Settings(args.work, args.output or Path(__file__).parent / "weights", args.device, seed=args.seed)
+    settings.scenes = args.scenes or settings.scenes
+    settings.processes = args.processes or settings.processes
+    for name in ("vae", "unet", "clip"):
+        steps = getattr(args, f"{name}_steps")
+        if steps is not None:
+            if steps < 1:
+                raise ValueError(f"--{name}-steps takes a number of steps, 1 or more, got {steps}")
+            setattr(settings, name, replace(getattr(settings, name), steps=steps))
+    return settings
+
+
+def _build(args: argparse.Namespace) -> None:
+    from .build import STAGES, build, snapshot
+
+    settings = _build_settings(args)
+    if args.threads:
+        import torch
+
+        torch.set_num_threads(args.threads)
+    if args.snapshot:
+        snapshot(settings)
+    else:
+        build(settings, args.stages or STAGES)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from .report import report
+
+    report(args.work, args.docs, args.weights, args.images)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = argparse.ArgumentParser(prog="python -m dash_vision.miniature", description="The embedded miniature base.")
+    commands = top.add_subparsers(dest="command", required=True)
+
+    one = commands.add_parser("individual", help="render pictures of one new individual: a ground truth for DreamBooth")
+    one.add_argument("output", type=Path, metavar="OUT", help="folder for instance/ and heldout/")
+    one.add_argument("--seed", type=int, default=0, help="which individual (default: 0)")
+    one.add_argument("--scene-seed", type=int, help="which places and poses (default: as --seed)")
+    one.add_argument("--kind", help=f"its class: {', '.join(KINDS)} (default: drawn from the seed)")
+    one.add_argument("--instances", type=int, default=5, help="instance pictures (default: 5)")
+    one.add_argument("--heldout", type=int, default=15, help="held-out pictures in other places (default: 15)")
+    one.add_argument("--size", type=int, default=64, help="side in pixels (default: 64)")
+    one.set_defaults(run=_individual)
+
+    train = commands.add_parser("build", help="train the miniature from seeds (resumable)")
+    train.add_argument("--work", type=Path, required=True, help="folder for data, checkpoints and logs")
+    train.add_argument("--output", type=Path, help="folder for the exported weights (default: the package's)")
+    train.add_argument(
+        "--stages", nargs="+", metavar="STAGE", help="only these: data tokenizer vae latents unet clip export"
+    )
+    train.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    train.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
+    train.add_argument("--processes", type=int, help="processes that render (default: one per core)")
+    train.add_argument("--scenes", type=int, help="training scenes (default: 64000)")
+    for name, what in (("vae", "autoencoder"), ("unet", "denoiser and text encoder"), ("clip", "vision tower")):
+        train.add_argument(f"--{name}-steps", type=int, help=f"steps of the {what} (default: what the shipped one had)")
+    train.add_argument("--seed", type=int, default=0, help="seed of all training (default: 0)")
+    train.add_argument("--snapshot", action="store_true", help="only export a UNet training's latest checkpoint")
+    train.set_defaults(run=_build)
+
+    measure = commands.add_parser("report", help="measure the miniature; write docs/miniature.md and its contact sheet")
+    measure.add_argument("--work", type=Path, required=True, help="folder for the judges and intermediate results")
+    measure.add_argument("--docs", type=Path, default=Path("docs"), help="folder to write to (default: docs)")
+    measure.add_argument("--weights", type=Path, help="exported weights to measure (default: the package's)")
+    measure.add_argument("--images", type=int, default=1000, help="generated pictures to judge (default: 1000)")
+    measure.set_defaults(run=_report)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; 0 on success, 1 with one sentence on stderr otherwise."""
+    args = parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as stop:
+        print(stop or "stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
