@@ -1,0 +1,237 @@
+"""The base models: any timm vision transformer by name, or the miniature ViT that this package ships."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+MINIATURE = "miniature"
+MINIATURE_WEIGHTS = Path(__file__).parent / "weights" / "miniature_vit.safetensors"
+MINIATURE_SHAPE: dict[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 6, "num_heads": 4}
+
+_MEANS = {"imagenet": (0.485, 0.456, 0.406), "half": (0.5, 0.5, 0.5), "none": (0.0, 0.0, 0.0)}
+_STDS = {"imagenet": (0.229, 0.224, 0.225), "half": (0.5, 0.5, 0.5), "none": (1.0, 1.0, 1.0)}
+# What a checkpoint may hold beyond the trunk: its own classifier, and what pre-training needed.
+_BEYOND_TRUNK = ("head", "fc.", "pre_logits", "mask_token", "decoder", "norm.", "fc_norm.")
+
+
+class BackboneError(ValueError):
+    """A base model that cannot be had: which, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A base model before any weight is loaded: what its input looks like and where its weights come from.
+
+    mean and std are of RGB in 0..1. checkpoint: a local file of weights; random: leave it untrained.
+    """
+
+    name: str
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    checkpoint: str | None = None
+    random: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; Backbone.from_dict is its inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Backbone:
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+
+def describe(
+    name: str,
+    image_size: int | None = None,
+    normalization: str = "checkpoint",
+    checkpoint: str | None = None,
+    random: bool = False,
+) -> Backbone:
+    """The Backbone called `name`; loads nothing. Raises BackboneError for an unknown name, with near ones, and for a
+    checkpoint file that is not there or of a kind that is not read."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    if name == MINIATURE:
+        native, mean, std = MINIATURE_SHAPE["img_size"], _MEANS["half"], _STDS["half"]
+    else:
+        _check_name(name)
+        info = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+        native, mean, std = info.input_size[-1], tuple(info.mean), tuple(info.std)
+    if normalization != "checkpoint":
+        mean, std = _MEANS[normalization], _STDS[normalization]
+    if checkpoint:
+        _check_file(Path(checkpoint))
+    return Backbone(name, image_size or native, mean, std, checkpoint, random)
+
+
+def _check_name(name: str) -> None:
+    if timm.is_model(name):
+        return
+    known = timm.list_models(pretrained=True)
+    near = difflib.get_close_matches(name, known, n=3) or difflib.get_close_matches(name, timm.list_models(), n=3)
+    hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them"
+    raise BackboneError(f"timm {timm.__version__} has no model {name!r}; {hint} (or --model {MINIATURE})")
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise BackboneError(f"there is no checkpoint {path}; --checkpoint takes a .safetensors or .npz file")
+    if path.suffix not in (".safetensors", ".npz"):
+        raise BackboneError(
+            f"--checkpoint takes .safetensors, or .npz of Google's ViTs, got {path.name}; pickles (.pth, .pt, .bin) "
+            "can run code when they are read: convert it with safetensors.torch.save_file(state_dict, ...)"
+        )
+
+
+def build(backbone: Backbone, classes: int, drop_path: float = 0.0, head_seed: int = 0) -> nn.Module:
+    """The model with its weights and a new head of `classes` outputs, in float32 on the CPU.
+
+    The head is drawn from `head_seed` alone (standard deviation 0.02, bias 0), an untrained base from a fixed seed, so
+    that both can be made again. Raises BackboneError when weights cannot be fetched or do not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = (
+            _miniature(backbone, classes, drop_path)
+            if backbone.name == MINIATURE
+            else _timm(backbone, classes, drop_path)
+        )
+        torch.manual_seed(head_seed)
+        for name in head_names(model):
+            head = model.get_submodule(name)
+            assert isinstance(head, nn.Linear)
+            nn.init.trunc_normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+    return model.float()
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """Names of the classifier's linear layers (a distilled DeiT has two). Raises BackboneError if there is none."""
+    heads = model.get_classifier()  # type: ignore[operator]
+    heads = list(heads) if isinstance(heads, tuple | list | nn.ModuleList) else [heads]
+    names = [name for name, module in model.named_modules() if any(module is head for head in heads)]
+    if not names or not all(isinstance(model.get_submodule(name), nn.Linear) for name in names):
+        raise BackboneError(
+            f"{type(model).__name__} has no linear classifier to train; choose a ViT, DeiT, DINOv2 or EVA"
+        )
+    return names
+
+
+def _miniature(backbone: Backbone, classes: int, drop_path: float) -> nn.Module:
+    shape = {**MINIATURE_SHAPE, "img_size": backbone.image_size}
+    model = VisionTransformer(**shape, num_classes=classes, drop_path_rate=drop_path)
+    if not backbone.random:
+        file = Path(backbone.checkpoint) if backbone.checkpoint else MINIATURE_WEIGHTS
+        if not file.is_file():
+            raise BackboneError(
+                f"the miniature's weights are not at {file}; train them with `python -m dash_vision.classification "
+                "build-vit`, or install the package again"
+            )
+        _load_safetensors(model, file)
+    return model
+
+
+def _timm(backbone: Backbone, classes: int, drop_path: float) -> nn.Module:
+    info = timm.get_pretrained_cfg(backbone.name)
+    native = info.input_size[-1] if info else None
+    options: dict[str, Any] = {"num_classes": classes, "drop_path_rate": drop_path or None}
+    if native != backbone.image_size:
+        options["img_size"] = backbone.image_size
+    fetch = not (backbone.random or backbone.checkpoint)
+    try:
+        with _silent_timm():
+            model = timm.create_model(backbone.name, pretrained=fetch, **options)
+    except TypeError as error:
+        raise BackboneError(
+            f"{backbone.name} cannot be built with {', '.join(k for k in options if options[k] is not None)} "
+            f"({error}); choose a vision transformer, or its own --image_size and --drop_path 0"
+        ) from None
+    except Exception as error:  # the hub client, the network and timm raise errors of many libraries
+        if not fetch:
+            raise
+        raise BackboneError(_no_weights(backbone.name, error)) from None
+    if backbone.checkpoint:
+        _load_checkpoint(model, Path(backbone.checkpoint))
+    return model
+
+
+@contextmanager
+def _silent_timm() -> Iterator[None]:
+    """timm warns that the classifier of the checkpoint is left out, which is meant."""
+    logger = logging.getLogger("timm")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _no_weights(name: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return (
+        f"could not fetch the weights of {name} from the Hugging Face hub ({reason}). Check the network; or download "
+        f"the file where there is one and give it with --checkpoint FILE (.safetensors or .npz); or use --model "
+        f"{MINIATURE}, which needs no download"
+    )
+
+
+def _load_checkpoint(model: nn.Module, path: Path) -> None:
+    if path.suffix == ".safetensors":
+        _load_safetensors(model, path)
+        return
+    read_npz = getattr(model, "load_pretrained", None)
+    if read_npz is None:
+        raise BackboneError(
+            f"{path.name}: only VisionTransformer models read .npz; this one is a {type(model).__name__}"
+        )
+    try:
+        read_npz(str(path))
+    except Exception as error:  # a foreign .npz fails wherever its first missing key or odd shape is met
+        raise BackboneError(f"{path} holds no weights of this model ({type(error).__name__}: {error})") from None
+
+
+def _load_safetensors(model: nn.Module, path: Path) -> None:
+    """Weights of the trunk from a timm state dict or what timm converts to one; every trunk tensor has to be there."""
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BackboneError(f"{path} is no complete .safetensors file ({error}); download it again") from None
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    try:
+        state = convert(dict(state), model) if convert else state
+        heads = tuple(f"{name}." for name in head_names(model))
+        state = {key: tensor for key, tensor in state.items() if not key.startswith(heads)}
+        outcome = model.load_state_dict(state, strict=False)
+    except (RuntimeError, KeyError, AttributeError, ValueError) as error:
+        raise BackboneError(f"{path} holds no weights of this model: {' '.join(str(error).split())[:300]}") from None
+    missing = [key for key in outcome.missing_keys if not key.startswith(heads)]
+    strange = [key for key in outcome.unexpected_keys if not key.startswith(_BEYOND_TRUNK)]
+    if missing or strange:
+        raise BackboneError(
+            f"{path} holds no weights of this model: {len(missing)} tensors are missing in it "
+            f"({', '.join(missing[:2])}), {len(strange)} are unknown ({', '.join(strange[:2])}); check --model"
+        )
+
+
+def parameters_hash(model: nn.Module) -> str:
+    """A short name for the model's weights: equal weights give equal names, whatever the device."""
+    sums: list[Tensor] = [p.detach().double().cpu() for p in model.parameters()]
+    text = " ".join(f"{t.sum().item():.9e},{t.square().sum().item():.9e}" for t in sums)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

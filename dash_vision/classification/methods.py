@@ -1,0 +1,124 @@
+"""What is trained: LoRA-Dash, LoRA, the head alone, everything, the biases, or whatever PEFT offers."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..cli import UsageError
+from ..inject import Adapter, inject
+from ..schedule import DashSchedule
+from .backbones import Backbone, build, head_names
+from .config import Run, read_peft_config
+
+
+@dataclass
+class Tuned:
+    """A model prepared for one method: exactly what the method trains requires grad.
+
+    model: what is called, images [n, 3, s, s] -> logits [n, classes]. heads: names of its classifier layers in the
+    plain timm model. adapter and schedule: of dash and lora.
+    """
+
+    model: nn.Module
+    method: str
+    heads: list[str]
+    adapter: Adapter | None = None
+    schedule: DashSchedule | None = None
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Parameters that the optimizer updates, by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def groups(self, learning_rate: float, weight_decay: float, dash_lr_scale: float) -> list[dict[str, Any]]:
+        """AdamW's parameter groups; "scale" multiplies the scheduled rate. Singular-value shifts have their own."""
+        shifts: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
+        for name, parameter in self.trainable().items():
+            (shifts if name.endswith(".dsigma") else rest).append(parameter)
+        common = {"lr": learning_rate, "weight_decay": weight_decay}
+        groups = [{"params": rest, "scale": 1.0, **common}, {"params": shifts, "scale": dash_lr_scale, **common}]
+        return [group for group in groups if group["params"]]
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that training changes, by name: trainable parameters and all buffers (directions included)."""
+        return {**{n: p.detach() for n, p in self.trainable().items()}, **dict(self.model.named_buffers())}
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Tensor], launched: bool, steps: int) -> None:
+        """Write back what `state` gave, in place. Raises ValueError if it is another model's."""
+        own = self.state()
+        wrong = sorted(own.keys() ^ state.keys()) or [k for k in own if own[k].shape != state[k].shape]
+        if wrong:
+            raise ValueError(
+                f"the checkpoint is of another model: {len(wrong)} tensors differ, the first is {wrong[0]}"
+            )
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+        if self.adapter is not None and self.schedule is not None:
+            self.adapter.launched = launched
+            self.schedule.steps = steps
+
+    @property
+    def launched(self) -> bool:
+        return self.adapter is not None and self.adapter.launched
+
+    def counts(self) -> dict[str, int]:
+        """Numbers in the model, trained ones, and trained ones outside the head."""
+        trainable = self.trainable()
+        head = sum(p.numel() for name, p in trainable.items() if _is_head(name, self.heads))
+        trained = sum(p.numel() for p in trainable.values())
+        total = sum(p.numel() for p in self.model.parameters())
+        return {"model": total, "trained": trained, "trained_without_head": trained - head}
+
+
+def prepare(run: Run, backbone: Backbone, classes: int) -> Tuned:
+    """The model of `run` with everything drawn from its seed. Raises UsageError for a method that does not fit."""
+    model = build(backbone, classes, run.drop_path, head_seed=run.seed)
+    heads = head_names(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        if run.method in ("dash", "lora"):
+            return _adapted(run, model, heads)
+        if run.peft_file:
+            return _peft(run, model, heads)
+    for name, parameter in model.named_parameters():
+        biases = run.method == "bitfit" and name.endswith("bias")
+        parameter.requires_grad_(run.method == "full" or biases or _is_head(name, heads))
+    return Tuned(model, run.method, heads)
+
+
+def _adapted(run: Run, model: nn.Module, heads: list[str]) -> Tuned:
+    s = run.settings
+    try:
+        adapter = inject(model, s.dash_config(s.dash_k if run.method == "dash" else 0))
+    except ValueError as error:
+        raise UsageError(f"--target {s.target}: {error}") from None
+    for name in heads:
+        model.get_submodule(name).requires_grad_(True)
+    return Tuned(model, run.method, heads, adapter, DashSchedule(adapter, s.prelaunch_steps))
+
+
+def _peft(run: Run, model: nn.Module, heads: list[str]) -> Tuned:
+    from peft import get_peft_config, get_peft_model
+
+    file = run.peft_file
+    assert file is not None
+    values = {**read_peft_config(file), "inference_mode": False}
+    values["modules_to_save"] = sorted({*(values.get("modules_to_save") or []), *heads})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wrapped = get_peft_model(model, get_peft_config(values))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UsageError(f"PEFT does not take {file} for {run.model}: {' '.join(str(error).split())[:300]}") from None
+    return Tuned(wrapped, run.method, heads)
+
+
+def _is_head(name: str, heads: list[str]) -> bool:
+    """Whether a parameter belongs to the classifier; PEFT puts its names in front and in between."""
+    return any(name.startswith(f"{head}.") or f".{head}." in name for head in heads)

@@ -1,0 +1,285 @@
+"""One run from beginning to end: choose on val200, retrain on train800val200, test once, write what came out."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ..cli import UsageError
+from ..files import write_json
+from .backbones import Backbone, describe
+from .cache import cache_root
+from .config import Run
+from .data import TaskData, load_task
+from .loop import Plan, Trainer
+from .methods import Tuned, prepare
+from .protocol import EpochScore, Selection, select
+from .results import RESULT, VAL_RESULT, read_result
+from .runtime import Interrupted, Runtime, StopRequest
+from .trained import save_trained
+
+CHECKPOINT = "checkpoint.safetensors"
+
+Progress = Callable[[str, Trainer], None]
+
+
+def quiet(phase: str, trainer: Trainer) -> None:
+    """Shows nothing."""
+
+
+@dataclass
+class Progressed:
+    """What a run has settled so far: finished curves, one per candidate, and the selection once it is frozen."""
+
+    curves: list[list[EpochScore]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    selection: Selection | None = None
+
+
+def cache_folder(run: Run) -> Path | None:
+    """Where decoded images are kept; None for --cache_dir none."""
+    given = run.settings.cache_dir
+    return None if given == "none" else cache_root(given)
+
+
+def backbone_of(run: Run) -> Backbone:
+    s = run.settings
+    return describe(run.model, s.image_size, s.normalization, s.checkpoint, s.random_weights)
+
+
+def open_data(run: Run) -> TaskData:
+    """The run's data at its model's size. Raises DataError before any weight is loaded."""
+    return load_task(run.task, run.settings.data_root, backbone_of(run).image_size, cache_folder(run))
+
+
+def finished(run: Run) -> dict[str, Any] | None:
+    """The result of this very run if it is done, else None. Raises UsageError when the folder holds another run's."""
+    if run.settings.overwrite:
+        return None
+    for name in (VAL_RESULT, RESULT) if run.settings.val_only else (RESULT,):
+        result = read_result(run.folder / name)
+        if result is not None:
+            _check_same(run, result["arguments"], run.folder / name)
+            return result
+    return None
+
+
+def execute(run: Run, runtime: Runtime, stop: StopRequest | None = None, progress: Progress = quiet) -> dict[str, Any]:
+    """Do the run, or go on with it from its checkpoint; returns what result.json holds.
+
+    Raises Interrupted after writing a checkpoint when `stop` asks for it; DataError, BackboneError, UsageError,
+    NonFiniteLoss with a sentence for the user.
+    """
+    done = finished(run)
+    if done is not None:
+        return done
+    return _Execution(run, runtime, stop or StopRequest(), progress).result()
+
+
+class _Execution:
+    """The steps of `execute`, with what they share."""
+
+    def __init__(self, run: Run, runtime: Runtime, stop: StopRequest, progress: Progress) -> None:
+        self.run, self.runtime, self.stop, self.progress = run, runtime, stop, progress
+        self.file = run.folder / CHECKPOINT
+        self.backbone = backbone_of(run)
+        self.data = open_data(run)
+        self.candidates = run.candidates()
+        _check_steps(run, self.candidates, self.data.sizes["train800"])
+        if run.settings.overwrite and runtime.main:
+            for name in (RESULT, VAL_RESULT, CHECKPOINT):
+                (run.folder / name).unlink(missing_ok=True)
+        runtime.wait()
+        self.settled, self.trainer_state = self._resume()
+
+    def result(self) -> dict[str, Any]:
+        if self.settled.selection is None:
+            self._choose()
+        selection = self.settled.selection
+        assert selection is not None
+        if self.run.settings.val_only:
+            return self._write(VAL_RESULT, self._report(selection))
+        chosen = self.run.with_overrides(self.candidates[selection.candidate])
+        trainer = self._train(chosen, "train800val200", None, len(self.candidates), selection.epoch)
+        started = time.perf_counter()
+        # Every process scores the whole test split: the figure is the first one's.
+        accuracy = self.runtime.agreed(self.data.test.score(selection, trainer.predict))
+        self.settled.seconds["test"] = time.perf_counter() - started
+        report = self._report(selection) | self._outcome(trainer, accuracy)
+        if self.runtime.main:
+            save_trained(self.run.folder, trainer.tuned, self._about(), self.backbone)
+        return self._write(RESULT, report)
+
+    def _choose(self) -> None:
+        """Train every candidate on train800 and freeze the selection."""
+        for index in range(len(self.settled.curves), len(self.candidates)):
+            candidate = self.run.with_overrides(self.candidates[index])
+            trainer = self._train(candidate, "train800", "val200", index, candidate.epochs)
+            self.settled.curves.append(trainer.curve)
+            self.settled.seconds[f"selection {index}"] = trainer.seconds
+            self.trainer_state = None
+        self.settled.selection = select(self.run.settings.selection, self.settled.curves)
+        self._save(None)
+
+    def _train(self, run: Run, train: str, val: str | None, stage: int, until: int) -> Trainer:
+        """One training of the protocol, from where the checkpoint left it."""
+        tuned = prepare(run, self.backbone, self.run.task.classes)
+        val_split = self.data.split(val) if val else None
+        trainer = Trainer(run, tuned, self.backbone, self.data.split(train), val_split, self.runtime, stage)
+        state, self.trainer_state = self.trainer_state, None
+        if state is not None:
+            try:
+                trainer.load_state_dict(state)
+            except (ValueError, KeyError) as error:
+                raise CheckpointError(f"{self.file} does not fit ({error}); --overwrite starts anew") from None
+        phase = "select" if val else "retrain"
+
+        def after_epoch(trainer: Trainer) -> None:
+            self.progress(phase, trainer)
+            if trainer.epoch % run.settings.checkpoint_every == 0 and trainer.epoch < until:
+                self._save(trainer)
+
+        if not trainer.fit(until, after_epoch, lambda: self.stop.pending(self.runtime)):
+            self._save(trainer)
+            raise Interrupted(f"{self.run.name}: stopped in epoch {trainer.epoch + 1}, checkpoint in {self.file}")
+        return trainer
+
+    # -- on disk
+
+    def _save(self, trainer: Trainer | None) -> None:
+        settled = self.settled
+        curves = [[vars(score) for score in curve] for curve in settled.curves]
+        state = {
+            "arguments": self.run.identity(),
+            "curves": curves,
+            "seconds": settled.seconds,
+            "selection": settled.selection.to_dict() if settled.selection else None,
+            "trainer": trainer.state_dict() if trainer else None,
+        }
+        if self.runtime.main:
+            save_checkpoint(self.file, state)
+        self.runtime.wait()
+
+    def _resume(self) -> tuple[Progressed, dict[str, Any] | None]:
+        if not self.file.exists():
+            return Progressed(), None
+        state = load_checkpoint(self.file)
+        _check_same(self.run, state["arguments"], self.file)
+        curves = [[EpochScore(**score) for score in curve] for curve in state["curves"]]
+        selection = Selection.from_dict(state["selection"]) if state["selection"] else None
+        return Progressed(curves, dict(state["seconds"]), selection), state["trainer"]
+
+    def _write(self, name: str, report: dict[str, Any]) -> dict[str, Any]:
+        if self.runtime.main:
+            write_json(self.run.folder / name, report)
+            self.file.unlink(missing_ok=True)
+        self.runtime.wait()
+        return report
+
+    # -- what is reported
+
+    def _about(self) -> dict[str, Any]:
+        """What one has to know to use the trained model."""
+        return {
+            "task": self.run.task.name,
+            "method": self.run.method,
+            "seed": self.run.seed,
+            "classes": self.data.classes,
+            "backbone": self.backbone.to_dict(),
+        }
+
+    def _report(self, selection: Selection) -> dict[str, Any]:
+        task, score = self.run.task, selection.score
+        return {
+            "task": task.name,
+            "group": task.group,
+            "synthetic": task.embedded,
+            "official_split": self.data.official,
+            "method": self.run.folder.parent.name,
+            "seed": self.run.seed,
+            "model": self.run.model,
+            "normalization": {"mean": list(self.backbone.mean), "std": list(self.backbone.std)},
+            "selected_epoch": selection.epoch,
+            "selected_settings": self.candidates[selection.candidate],
+            "val_accuracy": score.val_accuracy,
+            "test_accuracy": None,
+            "selection": {**selection.to_dict(), "candidates": self.candidates},
+            "sizes": {"images": self.data.sizes},
+            "data": self.data.source,
+            "seconds": self.settled.seconds,
+            "versions": versions(),
+            "device": device_name(self.runtime),
+            "bf16": self.runtime.bf16,
+            "processes": self.runtime.world,
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "arguments": self.run.identity(),
+        }
+
+    def _outcome(self, trainer: Trainer, accuracy: float) -> dict[str, Any]:
+        plan, tuned = trainer.plan, trainer.tuned
+        seconds = {**self.settled.seconds, "retrain": trainer.seconds}
+        return {
+            "test_accuracy": accuracy,
+            "retrain_curve": [{"epoch": s.epoch, "train_loss": s.train_loss} for s in trainer.curve],
+            "launch": trainer.launch,
+            "sizes": {"images": self.data.sizes, "parameters": tuned.counts()},
+            "optimizer_steps": {"retrain": trainer.step, "schedule": plan.steps},
+            "seconds": {**seconds, "total": sum(seconds.values())},
+            "images_per_second": round(trainer.step * plan.batch_size / max(trainer.seconds, 1e-9), 1),
+        }
+
+
+def _check_same(run: Run, found: dict[str, Any], where: Path) -> None:
+    """Raises UsageError when `found` are the arguments of another run."""
+    asked = run.identity()
+    different = [key for key in {**asked, **found} if asked.get(key) != found.get(key)]
+    if different:
+        shown = ", ".join(f"{key} {found.get(key)!r} there, {asked.get(key)!r} here" for key in different[:3])
+        raise UsageError(
+            f"{where} is of a run with other settings ({shown}); keep both with --tag or another --output_dir, or "
+            "replace it with --overwrite"
+        )
+
+
+def _check_steps(run: Run, candidates: list[dict[str, Any]], images: int) -> None:
+    """A launch that would never come is an error before the first step, not a LoRA run under another name."""
+    if run.method != "dash" or run.settings.dash_k == 0:
+        return
+    for overrides in candidates:
+        candidate = run.with_overrides(overrides)
+        steps = Plan.of(candidate, images).steps
+        if candidate.settings.prelaunch_steps >= steps:
+            raise UsageError(
+                f"--prelaunch_steps {candidate.settings.prelaunch_steps} leaves no step for the dash: {run.epochs} "
+                f"epochs of {images} images make {steps} steps; lower it, or raise --epochs"
+            )
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("dash-vision", "torch", "timm", "peft", "safetensors", "pillow", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def device_name(runtime: Runtime) -> str:
+    """What computed the result, for the reader of it."""
+    if runtime.device.type == "cuda":
+        return torch.cuda.get_device_name(runtime.device)
+    return f"{runtime.device.type}, {torch.get_num_threads()} threads"
+
+
+__all__ = ["CHECKPOINT", "Tuned", "backbone_of", "execute", "finished", "open_data", "quiet", "versions"]

@@ -1,0 +1,132 @@
+"""Where a run computes: device, precision, the processes of `accelerate launch`, and signals that ask it to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..cli import UsageError
+
+INTERRUPTED = 75  # EX_TEMPFAIL: not done, nothing wrong, run the same command again
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has written its checkpoint."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """device of this process, bf16 autocast or not, and its place among `world` processes."""
+
+    device: torch.device
+    bf16: bool = False
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """`model` under DistributedDataParallel if there are several processes."""
+        if self.world == 1:
+            return model
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=devices)
+
+    def agreed(self, value: float) -> float:
+        """The first process's value, on all of them."""
+        if self.world == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.broadcast(tensor, 0)
+        return tensor.item()
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.world > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+    def close(self) -> None:
+        """Leave the process group, if there is one."""
+        if self.world > 1:
+            dist.destroy_process_group()
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def make_runtime(device: str = "auto", mixed_precision: str = "auto") -> Runtime:
+    """The runtime of this process. Raises UsageError for a device that is not there."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        state = PartialState(cpu=device == "cpu")
+        chosen, rank, world = state.device, state.process_index, state.num_processes
+    else:
+        chosen, rank, world = _device(device), 0, 1
+    bf16 = chosen.type == "cuda" if mixed_precision == "auto" else mixed_precision == "bf16"
+    if chosen.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+    return Runtime(chosen, bf16, rank, world)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"there is no device {name!r} ({reason}); use --device auto") from None
+    return device
+
+
+class StopRequest:
+    """Set by SIGINT or SIGTERM; a second signal acts as if it were not caught."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+
+    def pending(self, runtime: Runtime) -> bool:
+        """Whether any process was asked to stop: all of them learn it at the same step."""
+        if runtime.world == 1:
+            return self.signal is not None
+        flag = torch.tensor([self.signal is not None], dtype=torch.float32, device=runtime.device)
+        return bool(runtime.total(flag).item())
+
+
+@contextmanager
+def catching_signals() -> Iterator[StopRequest]:
+    """A StopRequest that listens until the block ends; outside the main thread signals cannot be caught."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

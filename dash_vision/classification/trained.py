@@ -1,0 +1,214 @@
+"""What a run leaves behind to be used: writing it, loading it, merging it into a plain timm checkpoint, predicting.
+
+    dash, lora             dash_adapter.safetensors (native, head included) and peft/ (plain LoRA for stock PEFT)
+    linear, bitfit, full   trained.safetensors: the trained tensors by their names in the timm model
+    peft-...               peft/, as PEFT's save_pretrained writes it
+
+Each carries a note of the base, the task and the class names, so that a file is all one has to keep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..adapter_io import NATIVE_NAME, AdapterFileError, export_lora, load_adapter, read_notes, save_adapters
+from ..files import replacing, write_json
+from .backbones import Backbone, build
+from .decode import to_tensor
+from .layout import DataError
+from .loop import Normalize
+from .methods import Tuned
+
+TRAINED_NAME = "trained.safetensors"
+PEFT_FOLDER = "peft"
+NOTE_NAME = "dash_vision.json"
+_HEADER = "dash_vision_vtab"
+
+
+class Trained(NamedTuple):
+    """A trained classifier in evaluation mode, float32, and its note (task, classes, backbone, ...)."""
+
+    model: nn.Module
+    about: dict[str, Any]
+
+    @property
+    def backbone(self) -> Backbone:
+        return Backbone.from_dict(self.about["backbone"])
+
+
+def save_trained(folder: Path, tuned: Tuned, about: dict[str, Any], backbone: Backbone) -> None:
+    """Write what `tuned` has learned to `folder`, in the files named above."""
+    if backbone.checkpoint:
+        resolved = {**backbone.to_dict(), "checkpoint": str(Path(backbone.checkpoint).resolve())}
+        about = {**about, "backbone": resolved}
+    if tuned.adapter is not None:
+        heads = {name: tuned.model.get_submodule(name) for name in tuned.heads}
+        save_adapters(tuned.adapter, folder / NATIVE_NAME, {_HEADER: about}, heads)
+        export_lora(tuned.adapter, folder / PEFT_FOLDER, "peft", modules_to_save=heads)
+        write_json(folder / PEFT_FOLDER / NOTE_NAME, about)
+    elif tuned.method.startswith("peft-"):
+        tuned.model.save_pretrained(str(folder / PEFT_FOLDER))  # type: ignore[operator]
+        write_json(folder / PEFT_FOLDER / NOTE_NAME, about)
+    else:
+        tensors = {name: p.detach().cpu().contiguous() for name, p in tuned.trainable().items()}
+        write_tensors(folder / TRAINED_NAME, tensors, about)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Tensors with a note in the header, complete or not there."""
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {"format": "pt", _HEADER: json.dumps(about)})
+
+
+def load_trained(path: Path, checkpoint: str | None = None) -> Trained:
+    """The classifier of a run folder, or of one of the files in it; builds the base and loads its weights.
+
+    checkpoint: a local file of the base's weights, instead of the place that the note names. Raises AdapterFileError
+    for what is no output of train_vtab.py, BackboneError when the base cannot be had.
+    """
+    path = _the_file(path)
+    about = _note(path)
+    values = {**about["backbone"], **({"checkpoint": checkpoint} if checkpoint else {})}
+    model = build(Backbone.from_dict(values), len(about["classes"]))
+    if path.name == "adapter_config.json":
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(path.parent))
+    elif _is_native(path):
+        load_adapter(model, path)
+    else:
+        _load_tensors(model, path)
+    return Trained(model.eval(), about)
+
+
+def merge(path: Path, out: Path, checkpoint: str | None = None) -> int:
+    """Write the classifier as one plain timm state dict (.safetensors), head included; the number of its tensors.
+
+    `timm.create_model(name, num_classes=..., checkpoint_path=out)` loads it. Raises as `load_trained`.
+    """
+    if out.suffix != ".safetensors":
+        raise ValueError(f"the merged checkpoint is a .safetensors file, got {out.name}; give another name")
+    trained = load_trained(path, checkpoint)
+    model = trained.model
+    fold = getattr(model, "merge_and_unload", None)
+    if fold is not None:
+        model = fold()
+    for adapter in list(model.__dict__.get("dash_adapters", {}).values()):
+        _fold_in(adapter.layers, model)
+    state = {key: tensor.detach().contiguous() for key, tensor in model.state_dict().items()}
+    write_tensors(out, state, trained.about)
+    return len(state)
+
+
+def _fold_in(layers: dict[str, Any], model: nn.Module) -> None:
+    """Replace every adapted layer by a frozen one with the effective weight."""
+    for name, layer in layers.items():
+        with torch.no_grad():
+            layer.base.weight.copy_(layer.weight)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.base)
+
+
+def predict(trained: Trained, images: Sequence[Path], top: int = 5) -> list[list[tuple[str, float]]]:
+    """The `top` classes of every image with their probabilities, likeliest first. Raises DataError for a bad image."""
+    backbone = trained.backbone
+    normalize, classes = Normalize(backbone), trained.about["classes"]
+    answers = []
+    for path in images:
+        with torch.no_grad():
+            logits = trained.model(normalize(_open(path, backbone.image_size)[None]))
+        best = logits[0].softmax(dim=0).topk(min(top, len(classes)))
+        answers.append([(classes[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)])
+    return answers
+
+
+def _open(path: Path, size: int) -> Tensor:
+    try:
+        with Image.open(path) as image:
+            return to_tensor(ImageOps.exif_transpose(image), size)  # a photograph may lie on its side
+    except FileNotFoundError:
+        raise DataError(f"there is no image {path}") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as an image ({error})") from None
+
+
+def command_lines(args: argparse.Namespace) -> Iterator[str]:
+    """What `python -m dash_vision predict` and `merge` print. Raises ValueError with a sentence for the user."""
+    if args.command == "merge":
+        count = merge(args.adapter, args.out, args.checkpoint)
+        yield f"wrote {args.out}: {count} tensors, a plain timm checkpoint"
+        return
+    if args.top < 1:
+        raise ValueError(f"--top is 1 or more, got {args.top}")
+    trained = load_trained(args.adapter, args.checkpoint)
+    for path in args.images:
+        yield f"{path}:"
+        for name, probability in predict(trained, [path], args.top)[0]:
+            yield f"  {100 * probability:5.1f} %  {name}"
+
+
+# -- finding and reading
+
+
+def _the_file(path: Path) -> Path:
+    """The file that holds the trained tensors: `path` itself, or the one in the run folder `path`."""
+    if path.is_file():
+        return path
+    for name in (NATIVE_NAME, TRAINED_NAME, f"{PEFT_FOLDER}/adapter_config.json", "adapter_config.json"):
+        if (path / name).is_file():
+            return path / name
+    raise AdapterFileError(
+        f"{path} is {'a folder without a trained model' if path.is_dir() else 'not there'}; give a run folder of "
+        f"train_vtab.py, or {NATIVE_NAME} or {TRAINED_NAME} in it"
+    )
+
+
+def _is_native(path: Path) -> bool:
+    return path.suffix == ".safetensors" and _header(path) is None
+
+
+def _header(path: Path) -> dict[str, Any] | None:
+    """The note of a trained.safetensors; None for another kind of file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_HEADER)
+        return json.loads(text) if text else None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterFileError(f"{path} is no complete .safetensors file ({error}); copy it again") from None
+
+
+def _note(path: Path) -> dict[str, Any]:
+    about: Any = None
+    if path.name == "adapter_config.json":
+        try:
+            about = json.loads((path.parent / NOTE_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            about = None
+    elif path.suffix == ".safetensors":
+        about = _header(path) or read_notes(path).get(_HEADER)
+    if not isinstance(about, dict) or not {"backbone", "classes"} <= about.keys():
+        raise AdapterFileError(
+            f"{path} does not say which base and classes it belongs to: it was not written by train_vtab.py; load it "
+            "with dash_vision.load_adapter into the model it was trained on"
+        )
+    return about
+
+
+def _load_tensors(model: nn.Module, path: Path) -> None:
+    own = dict(model.named_parameters())
+    with safe_open(path, framework="pt") as file, torch.no_grad():
+        for key in file.keys():  # noqa: SIM118 (no mapping)
+            tensor = file.get_tensor(key)
+            if key not in own or own[key].shape != tensor.shape:
+                raise AdapterFileError(f"{path} does not fit its base: {key} is {tuple(tensor.shape)} in the file")
+            own[key].copy_(tensor)

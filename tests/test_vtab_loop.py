@@ -1,0 +1,312 @@
+"""The schedule, exact resumption in every phase, signals, divergence, and several processes."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from vtab_helpers import CPU, ROOT, one_run, write_task
+
+from dash_vision.classification.loop import NonFiniteLoss, Plan, Trainer, mixed_seed
+from dash_vision.classification.methods import prepare
+from dash_vision.classification.run import CHECKPOINT, backbone_of, execute, open_data
+from dash_vision.classification.runtime import INTERRUPTED, Interrupted, Runtime, StopRequest, make_runtime
+from dash_vision.cli import UsageError
+
+# -- the schedule
+
+
+def test_the_rate_climbs_over_the_warm_up_and_falls_along_half_a_cosine():
+    plan = Plan(images=800, batch_size=64, epochs=100, warmup_epochs=10, learning_rate=1e-3)
+    assert (plan.steps_per_epoch, plan.steps) == (13, 1300)
+    assert plan.rate(0) == pytest.approx(1e-3 / 130)
+    assert plan.rate(129) == plan.rate(130) == pytest.approx(1e-3)
+    assert plan.rate(130 + 585) == pytest.approx(0.5e-3)
+    assert plan.rate(1299) == pytest.approx(1e-3 * 0.5 * (1 + math.cos(math.pi * 1169 / 1170)))
+
+
+def test_without_warm_up_the_first_step_has_the_full_rate():
+    assert Plan(10, 4, 3, 0, 0.1).rate(0) == pytest.approx(0.1)
+    assert Plan(10, 4, 3, 3, 0.1).rate(8) == pytest.approx(0.1)
+
+
+def test_defaults_are_the_published_recipe(tmp_path):
+    run = one_run(tmp_path, epochs=None, batch_size=64)
+    assert (run.epochs, run.warmup_epochs, run.learning_rate, run.drop_path) == (100, 10, 1e-3, 0.1)
+    assert run.settings.weight_decay == 1e-4
+    embedded = one_run(tmp_path, task=["mini_location"], epochs=None, model=None, random_weights=False)
+    assert (embedded.epochs, embedded.warmup_epochs, embedded.model) == (20, 2, "miniature")
+    assert one_run(tmp_path, methods=["full"]).learning_rate == 1e-4
+    assert one_run(tmp_path, model=None).model == "vit_base_patch16_224.augreg_in21k"
+
+
+def test_seeds_mixed_from_neighbouring_numbers_differ():
+    parts = [(s, g, t) for s in range(4) for g in range(3) for t in range(-40, 40)]
+    assert len({mixed_seed(*p) for p in parts}) == len(parts)
+
+
+# -- one trainer
+
+
+def trainer_of(tmp_path, runtime=CPU, val="val200", **settings):
+    run = one_run(tmp_path, **settings)
+    data, backbone = open_data(run), backbone_of(run)
+    tuned = prepare(run, backbone, run.task.classes)
+    return Trainer(run, tuned, backbone, data.split("train800"), data.split(val) if val else None, runtime, 0)
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_task(tmp_path / "data")
+    return tmp_path
+
+
+def test_an_epoch_shows_every_image_once_in_a_new_order(data):
+    trainer = trainer_of(data, batch_size=7)
+    orders = []
+    for epoch in range(2):
+        seen = []
+        for place in range(4):
+            trainer.step = epoch * 4 + place
+            seen.append(trainer._batch())
+        assert [len(b) for b in seen] == [7, 7, 7, 3]
+        orders.append(torch.cat(seen).tolist())
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(24))
+    assert orders[0] != orders[1]
+
+
+def test_the_curve_s_training_loss_is_the_mean_over_images(data):
+    trainer = trainer_of(data, learning_rate=1e-30, weight_decay=0.0, drop_path=0.0, batch_size=7, methods=["linear"])
+    trainer.fit(1)
+    logits = trainer.logits(trainer.train.images)
+    expected = torch.nn.functional.cross_entropy(logits, trainer.train.labels).item()
+    assert trainer.curve[0].train_loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_validation_does_not_depend_on_the_evaluation_batch(data):
+    scores = []
+    for size in (1, 5, 100):
+        trainer = trainer_of(data, eval_batch_size=size)
+        trainer.fit(1)
+        scores.append((trainer.curve[0].val_accuracy, trainer.curve[0].val_loss))
+    assert scores[0][0] == scores[1][0] == scores[2][0]
+    assert scores[0][1] == pytest.approx(scores[1][1], rel=1e-5) == pytest.approx(scores[2][1], rel=1e-5)
+
+
+def test_the_dash_is_launched_after_the_optimizer_steps_asked_for(data):
+    trainer = trainer_of(data, prelaunch_steps=5)
+    trainer.fit(1)
+    assert not trainer.tuned.launched
+    trainer.fit(2)
+    assert trainer.tuned.launched
+    assert trainer.launch["step"] == 5
+    assert [s.launched for s in trainer.curve] == [False, True]
+
+
+@pytest.mark.parametrize("selection", ["random", "top", "bottom"])
+def test_controls_choose_the_directions_they_are_named_after(data, selection):
+    trainer = trainer_of(data, dash_selection=selection)
+    trainer.fit(2)
+    chosen = [w.indices.tolist() for _, w in trainer.tuned.adapter.weights()]
+    expected = {"top": [0, 1, 2], "bottom": [61, 62, 63]}  # every layer of the model has 64 directions
+    if selection == "random":
+        assert len({tuple(c) for c in chosen}) > len(chosen) // 2
+    else:
+        assert all(c == expected[selection] for c in chosen)
+
+
+def test_a_diverging_run_stops_with_what_to_do_about_it(data):
+    trainer = trainer_of(data, methods=["full"])
+    with torch.no_grad():
+        trainer.tuned.model.head.weight.fill_(float("inf"))
+    with pytest.raises(NonFiniteLoss, match=r"became NaN or infinite, in epoch 1 .*Lower --learning_rate"):
+        trainer.fit(4)
+
+
+def test_a_launch_on_an_update_that_is_not_finite_is_a_divergence_too(data):
+    trainer = trainer_of(data, prelaunch_steps=1)
+    with torch.no_grad():
+        next(w for _, w in trainer.tuned.adapter.weights()).A.fill_(float("nan"))
+    with pytest.raises(NonFiniteLoss, match=r"cannot choose directions in blocks\.0\.attn\.qkv"):
+        trainer.fit(1)
+
+
+def test_a_dash_that_would_never_start_is_refused_before_training(data):
+    with pytest.raises(
+        UsageError, match="--prelaunch_steps 12 leaves no step for the dash: 4 epochs of 24 images make 12"
+    ):
+        execute(one_run(data, prelaunch_steps=12), CPU)
+    with pytest.raises(UsageError, match="--prelaunch_steps 50"):
+        execute(one_run(data, search=["prelaunch_steps=5,50"]), CPU)
+
+
+# -- stopping and going on
+
+
+class StopAt(StopRequest):
+    """A signal that arrives before optimizer step number `step`, counted over the whole run."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.left = step
+
+    def pending(self, runtime):
+        self.left -= 1
+        return self.left < 0
+
+
+def outcome(result):
+    timing = {"seconds", "finished", "images_per_second", "launch", "data"}
+    return {k: v for k, v in result.items() if k not in timing}
+
+
+# 12 steps on train800 (3 an epoch, launch after 5), then up to 20 on train800val200 (5 an epoch).
+@pytest.mark.parametrize("step", [0, 2, 5, 9, 12, 14, 18])
+def test_a_stopped_run_goes_on_exactly(tmp_path, data, step):
+    whole = one_run(data, output_dir=str(tmp_path / "whole"), selection="last", dropout=0.1)
+    expected = execute(whole, CPU)
+    run = one_run(data, output_dir=str(tmp_path / "parts"), selection="last", dropout=0.1)
+    with pytest.raises(Interrupted, match="stopped in epoch"):
+        execute(run, CPU, StopAt(step))
+    assert [p.name for p in run.folder.iterdir()] == [CHECKPOINT]
+    found = execute(run, CPU)
+    assert outcome(found) == outcome(expected)
+    name = "dash_adapter.safetensors"
+    assert (run.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    assert not (run.folder / CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("method", ["linear", "full", "bitfit"])
+def test_other_methods_go_on_exactly_too(tmp_path, data, method):
+    whole = one_run(data, output_dir=str(tmp_path / "whole"), methods=[method], selection="last")
+    expected = execute(whole, CPU)
+    run = one_run(data, output_dir=str(tmp_path / "parts"), methods=[method], selection="last")
+    for step in (4, 10):
+        with pytest.raises(Interrupted):
+            execute(run, CPU, StopAt(step))
+    assert outcome(execute(run, CPU)) == outcome(expected)
+    assert (run.folder / "trained.safetensors").read_bytes() == (whole.folder / "trained.safetensors").read_bytes()
+
+
+def test_a_search_goes_on_with_the_candidate_it_was_at(tmp_path, data):
+    search = {"search": ["learning_rate=1e-3,1e-2"]}
+    expected = execute(one_run(data, output_dir=str(tmp_path / "whole"), **search), CPU)
+    run = one_run(data, output_dir=str(tmp_path / "parts"), **search)
+    with pytest.raises(Interrupted):
+        execute(run, CPU, StopAt(17))
+    phases = []
+    found = execute(run, CPU, progress=lambda phase, trainer: phases.append(phase))
+    assert outcome(found) == outcome(expected)
+    assert phases.count("select") == 3  # of 8: the first candidate's 4 and 1 of the second's were done
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_with(data):
+    run = one_run(data)
+    with pytest.raises(Interrupted):
+        execute(run, CPU, StopAt(4))
+    with pytest.raises(UsageError, match=r"other settings \(rank 2 there, 3 here\).*--overwrite"):
+        execute(one_run(data, rank=3), CPU)
+    assert execute(one_run(data, rank=3, overwrite=True), CPU)["arguments"]["rank"] == 3
+
+
+def test_checkpoints_are_written_between_epochs(data, monkeypatch):
+    saved = []
+    monkeypatch.setattr(
+        "dash_vision.classification.run.save_checkpoint",
+        lambda path, state: saved.append((state["selection"] is not None, (state["trainer"] or {}).get("step"))),
+    )
+    execute(one_run(data, checkpoint_every=2, selection="last"), CPU)
+    assert saved == [(False, 6), (True, None), (True, 10)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_and_its_own_exit_status(data, number):
+    words = [
+        "--task",
+        "cifar",
+        "--data_root",
+        str(data / "data"),
+        "--cache_dir",
+        "none",
+        "--output_dir",
+        str(data / "runs"),
+    ]
+    words += ["--model", "test_vit", "--random_weights", "--image_size", "32", "--epochs", "5000", "--batch_size", "4"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    script = "import sys, train_vtab, dash_vision.classification.run as run\n"
+    script += "fit = run.Trainer.fit\n"
+    script += "run.Trainer.fit = lambda self, *a: (print('training', flush=True), fit(self, *a))[1]\n"
+    script += "sys.exit(train_vtab.main(sys.argv[1:]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *words],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "training\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == INTERRUPTED
+    assert "run the same command again to go on" in errors
+    assert "Traceback" not in errors
+    assert (data / "runs/cifar/dash/seed-0" / CHECKPOINT).is_file()
+
+
+# -- devices and processes
+
+
+def test_a_device_that_is_not_there_is_explained():
+    with pytest.raises(UsageError, match="there is no device 'cuda:77'"):
+        make_runtime("cuda:77")
+    with pytest.raises(UsageError, match="there is no device 'abacus'"):
+        make_runtime("abacus")
+    assert make_runtime("cpu") == Runtime(torch.device("cpu"))
+
+
+def test_bf16_autocast_trains_and_keeps_float32_weights(data):
+    trainer = trainer_of(data, Runtime(torch.device("cpu"), bf16=True))
+    trainer.fit(2)
+    assert trainer.curve[-1].val_loss > 0
+    assert {p.dtype for p in trainer.tuned.trainable().values()} == {torch.float32}
+
+
+def _work(rank, world, folder, queue):
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "WORLD_SIZE": str(world)}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    trainer = trainer_of(Path(folder), Runtime(torch.device("cpu"), rank=rank, world=world), **_SHARED)
+    trainer.fit(3)
+    weights = {name: p.detach().numpy().copy() for name, p in trainer.tuned.trainable().items()}
+    queue.put((rank, weights, [(s.train_loss, s.val_loss) for s in trainer.curve]))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+# Batches of 23 and 1: in the last one, one process has nothing to do. Without stochastic depth all draw alike.
+_SHARED = {"batch_size": 23, "drop_path": 0.0, "prelaunch_steps": 3}
+
+
+def test_two_processes_compute_what_one_does(data):
+    alone = trainer_of(data, **_SHARED)
+    alone.fit(3)
+    context = mp.get_context("spawn")
+    queue = context.Queue()
+    workers = [context.Process(target=_work, args=(rank, 2, str(data), queue)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    results = [queue.get(timeout=120) for _ in workers]
+    for worker in workers:
+        worker.join(30)
+    for _, weights, losses in results:
+        for name, parameter in alone.tuned.trainable().items():
+            torch.testing.assert_close(torch.from_numpy(weights[name]), parameter.detach(), atol=2e-5, rtol=1e-3)
+        for (train, val), score in zip(losses, alone.curve, strict=True):
+            assert (train, val) == pytest.approx((score.train_loss, score.val_loss), rel=1e-4)

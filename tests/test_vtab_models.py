@@ -1,0 +1,296 @@
+"""Base models, their weights from files, normalisation, and what each method trains."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+from vtab_helpers import one_run
+
+from dash_vision.classification import backbones
+from dash_vision.classification.backbones import BackboneError, build, describe, head_names
+from dash_vision.classification.loop import Normalize
+from dash_vision.classification.methods import prepare
+from dash_vision.cli import UsageError
+from dash_vision.inject import find_targets
+
+
+def tiny(**options):
+    return describe("test_vit", 32, random=True, **options)
+
+
+# -- describing
+
+
+def test_a_model_is_described_without_its_weights():
+    vit = describe("vit_base_patch16_224.augreg_in21k")
+    assert (vit.image_size, vit.mean, vit.std) == (224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert describe("vit_base_patch14_dinov2.lvd142m").mean == (0.485, 0.456, 0.406)
+    assert describe("miniature").image_size == 64
+
+
+def test_an_unknown_model_is_answered_with_near_names():
+    with pytest.raises(BackboneError, match=r"did you mean .*vit_base_patch16_224"):
+        describe("vit_bas_patch16_224")
+
+
+@pytest.mark.parametrize(
+    ("flag", "mean", "std"),
+    [
+        ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("half", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ("none", (0, 0, 0), (1, 1, 1)),
+    ],
+)
+def test_normalisation_is_what_the_flag_says(flag, mean, std):
+    images = torch.randint(0, 256, (2, 3, 5, 5), dtype=torch.uint8)
+    found = Normalize(tiny(normalization=flag))(images)
+    expected = (images / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    torch.testing.assert_close(found, expected)
+
+
+# -- building
+
+
+def test_the_head_follows_the_seed_and_the_base_does_not():
+    first, again, other = (build(tiny(), 5, head_seed=s) for s in (0, 0, 1))
+    for (name, a), b, c in zip(first.named_parameters(), again.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c) == (name != "head.weight")
+
+
+def test_building_leaves_the_global_random_numbers_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    build(tiny(), 5)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_heads_are_found_by_what_they_are():
+    assert head_names(timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3)) == ["head", "head_dist"]
+    assert head_names(timm.create_model("test_vit", num_classes=3)) == ["head"]
+    with pytest.raises(BackboneError, match="no linear classifier"):
+        head_names(timm.create_model("test_vit", num_classes=0))
+
+
+@pytest.mark.parametrize(
+    "name", ["eva02_tiny_patch14_224.mim_in22k", "eva_giant_patch14_224.clip_ft_in1k", "beit_base_patch16_224"]
+)
+def test_every_block_layer_of_other_vits_is_adapted(name):
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0, depth=1)
+    linear = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "blocks" in n}
+    model = model.to_empty(device="cpu")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    assert find_targets(model, "vit-blocks").keys() == linear
+
+
+def test_weights_that_cannot_be_fetched_are_explained():
+    with pytest.raises(BackboneError, match=r"could not fetch the weights of .*--checkpoint FILE.*--model miniature"):
+        build(describe("vit_tiny_patch16_224.augreg_in21k"), 5)
+
+
+def test_a_model_without_published_weights_is_explained():
+    with pytest.raises(BackboneError, match="could not fetch the weights"):
+        build(describe("vit_tiny_patch16_384"), 5)
+
+
+# -- local checkpoints
+
+
+def trunk(model):
+    return {k: v for k, v in model.state_dict().items() if not k.startswith("head")}
+
+
+@pytest.mark.parametrize("head", [7, 0])
+def test_a_safetensors_checkpoint_gives_its_trunk_and_a_new_head(tmp_path, head):
+    torch.manual_seed(5)
+    source = timm.create_model("test_vit", img_size=32, num_classes=head)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    model = build(describe("test_vit", 32, checkpoint=str(tmp_path / "w.safetensors")), 5)
+    assert model.head.out_features == 5
+    for key, value in trunk(source).items():
+        assert torch.equal(model.state_dict()[key], value)
+
+
+def test_position_embeddings_of_another_size_are_resampled(tmp_path):
+    source = timm.create_model("test_vit", img_size=64)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    model = build(describe("test_vit", 32, checkpoint=str(tmp_path / "w.safetensors")), 5)
+    assert model.pos_embed.shape[1] < source.pos_embed.shape[1]
+    assert torch.equal(model.blocks[0].attn.qkv.weight, source.blocks[0].attn.qkv.weight)
+
+
+def google_npz(model, path):
+    """The trunk of a VisionTransformer under the names and in the shapes of Google's ViT checkpoints."""
+    state = {k: v.numpy() for k, v in model.state_dict().items()}
+    out = {
+        "embedding/kernel": state["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
+        "embedding/bias": state["patch_embed.proj.bias"],
+        "cls": state["cls_token"],
+        "Transformer/posembed_input/pos_embedding": state["pos_embed"],
+        "Transformer/encoder_norm/scale": state["norm.weight"],
+        "Transformer/encoder_norm/bias": state["norm.bias"],
+    }
+    heads = model.blocks[0].attn.num_heads
+    for i in range(len(model.blocks)):
+        block, to = f"blocks.{i}", f"Transformer/encoderblock_{i}"
+        for norm, name in (("norm1", "LayerNorm_0"), ("norm2", "LayerNorm_2")):
+            out[f"{to}/{name}/scale"], out[f"{to}/{name}/bias"] = (
+                state[f"{block}.{norm}.{k}"] for k in ("weight", "bias")
+            )
+        attention = f"{to}/MultiHeadDotProductAttention_1"
+        width = model.embed_dim
+        for j, name in enumerate(("query", "key", "value")):
+            weight = state[f"{block}.attn.qkv.weight"][j * width : (j + 1) * width]
+            out[f"{attention}/{name}/kernel"] = weight.T.reshape(width, heads, -1)
+            out[f"{attention}/{name}/bias"] = state[f"{block}.attn.qkv.bias"][j * width : (j + 1) * width].reshape(
+                heads, -1
+            )
+        out[f"{attention}/out/kernel"] = state[f"{block}.attn.proj.weight"].T.reshape(heads, -1, width)
+        out[f"{attention}/out/bias"] = state[f"{block}.attn.proj.bias"]
+        for j, name in enumerate(("fc1", "fc2")):
+            out[f"{to}/MlpBlock_3/Dense_{j}/kernel"] = state[f"{block}.mlp.{name}.weight"].T
+            out[f"{to}/MlpBlock_3/Dense_{j}/bias"] = state[f"{block}.mlp.{name}.bias"]
+    np.savez(path, **out)
+
+
+def test_a_google_checkpoint_is_read(tmp_path, monkeypatch):
+    torch.manual_seed(5)
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    source = VisionTransformer(**shape, num_classes=3)
+    google_npz(source, tmp_path / "w.npz")
+    model = VisionTransformer(**shape, num_classes=5)
+    backbones._load_checkpoint(model, tmp_path / "w.npz")
+    for key, value in trunk(source).items():
+        torch.testing.assert_close(model.state_dict()[key], value, msg=key)
+
+
+def test_files_that_are_no_weights_of_the_model_are_refused(tmp_path):
+    torch.save({}, tmp_path / "w.pth")
+    with pytest.raises(BackboneError, match=r"pickles .* can run code"):
+        describe("test_vit", checkpoint=str(tmp_path / "w.pth"))
+    with pytest.raises(BackboneError, match="there is no checkpoint"):
+        describe("test_vit", checkpoint=str(tmp_path / "absent.safetensors"))
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    save_file({"some.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    save_file({"head.weight": torch.zeros(5, 64)}, tmp_path / "head_only.safetensors")
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    for name, sentence in (
+        ("cut.safetensors", "no complete .safetensors file"),
+        ("other.safetensors", "holds no weights of this model"),
+        ("head_only.safetensors", "holds no weights of this model"),
+        ("other.npz", "holds no weights of this model"),
+    ):
+        with pytest.raises(BackboneError, match=sentence):
+            build(describe("test_vit", 32, checkpoint=str(tmp_path / name)), 5)
+
+
+def test_a_missing_miniature_says_how_to_make_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(backbones, "MINIATURE_WEIGHTS", tmp_path / "absent.safetensors")
+    with pytest.raises(BackboneError, match=r"python -m dash_vision\.classification build-vit"):
+        build(describe("miniature"), 5)
+
+
+# -- methods
+
+
+def trained_names(tmp_path, **settings):
+    tuned = prepare(one_run(tmp_path, **settings), tiny(), 5)
+    return tuned, set(tuned.trainable())
+
+
+def test_linear_trains_the_head_without_stochastic_depth(tmp_path):
+    tuned, names = trained_names(tmp_path, methods=["linear"])
+    assert names == {"head.weight", "head.bias"}
+    assert not any(type(m).__name__ == "DropPath" for m in tuned.model.modules())
+    tuned, _ = trained_names(tmp_path, methods=["lora"])
+    assert any(type(m).__name__ == "DropPath" for m in tuned.model.modules())
+
+
+def test_full_trains_everything_and_bitfit_the_biases(tmp_path):
+    tuned, names = trained_names(tmp_path, methods=["full"])
+    everything = {name for name, _ in tuned.model.named_parameters()}
+    assert names == everything
+    _, names = trained_names(tmp_path, methods=["bitfit"])
+    assert names == {n for n in everything if n.endswith("bias")} | {"head.weight"}
+
+
+@pytest.mark.parametrize(("method", "k"), [("lora", 0), ("dash", 3)])
+def test_adapters_train_r_times_the_sides_and_k_numbers_per_layer(tmp_path, method, k):
+    tuned, names = trained_names(tmp_path, methods=[method])
+    sides = [(192, 64), (64, 64), (192, 64), (64, 192)]  # qkv, proj, fc1, fc2 of each of 6 blocks
+    expected = 6 * sum(2 * (out + in_) + k for out, in_ in sides)
+    counts = tuned.counts()
+    assert counts["trained_without_head"] == expected
+    assert counts["trained"] == expected + 5 * 64 + 5
+    assert {n for n in names if "head" in n} == {"head.weight", "head.bias"}
+
+
+def test_dash_and_lora_of_one_seed_start_alike(tmp_path):
+    dash, lora = (prepare(one_run(tmp_path, methods=[m]), tiny(), 5) for m in ("dash", "lora"))
+    for name, parameter in lora.trainable().items():
+        assert torch.equal(parameter, dash.trainable()[name])
+
+
+def test_singular_value_shifts_have_their_own_learning_rate(tmp_path):
+    tuned, _ = trained_names(tmp_path)
+    rest, shifts = tuned.groups(1e-3, 1e-4, 10.0)
+    assert (rest["scale"], shifts["scale"]) == (1.0, 10.0)
+    assert all(p.ndim == 1 and len(p) == 3 for p in shifts["params"])
+    assert sum(p.numel() for g in (rest, shifts) for p in g["params"]) == tuned.counts()["trained"]
+
+
+PEFT_CONFIGS = {
+    "dora": {"peft_type": "LORA", "use_dora": True, "r": 2, "target_modules": ["qkv", "fc1"]},
+    "pissa": {"peft_type": "LORA", "init_lora_weights": "pissa", "r": 2, "target_modules": ["qkv"]},
+    "oft": {"peft_type": "OFT", "r": 0, "oft_block_size": 4, "target_modules": ["qkv"]},
+    "ia3": {"peft_type": "IA3", "target_modules": ["qkv", "fc2"], "feedforward_modules": ["fc2"]},
+}
+
+
+def peft_file(tmp_path, name):
+    file = tmp_path / f"{name}.json"
+    file.write_text(json.dumps(PEFT_CONFIGS[name]))
+    return str(file)
+
+
+@pytest.mark.parametrize("name", PEFT_CONFIGS)
+def test_any_peft_method_trains_beside_the_head(tmp_path, name):
+    run = one_run(tmp_path, methods=[], peft_config=[peft_file(tmp_path, name)])
+    assert run.method == f"peft-{name}"
+    tuned = prepare(run, tiny(), 5)
+    counts = tuned.counts()
+    assert counts["trained"] - counts["trained_without_head"] == 5 * 64 + 5
+    assert counts["trained_without_head"] > 0
+    assert tuned.model(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("{", "no JSON file"),
+        ("[1]", 'has no "peft_type"'),
+        ('{"r": 8}', 'has no "peft_type"'),
+        ('{"peft_type": "NONSENSE"}', "PEFT does not take"),
+        ('{"peft_type": "LORA", "rank": 8}', "PEFT does not take"),
+        ('{"peft_type": "LORA", "target_modules": ["to_q"]}', "PEFT does not take"),
+    ],
+)
+def test_peft_configurations_that_cannot_be_used_are_explained(tmp_path, content, sentence):
+    (tmp_path / "bad.json").write_text(content)
+    with pytest.raises(UsageError, match=sentence):
+        prepare(one_run(tmp_path, methods=[], peft_config=[str(tmp_path / "bad.json")]), tiny(), 5)
+    with pytest.raises(UsageError, match="there is no PEFT configuration"):
+        prepare(one_run(tmp_path, methods=[], peft_config=[str(tmp_path / "absent.json")]), tiny(), 5)
+
+
+def test_a_target_that_matches_nothing_is_explained(tmp_path):
+    with pytest.raises(UsageError, match=r"--target to_q: .*matches no layer"):
+        prepare(one_run(tmp_path, target="to_q"), tiny(), 5)

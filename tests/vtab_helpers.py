@@ -1,0 +1,76 @@
+"""A VTAB-1k folder and runs small enough to train in a second."""
+
+import colorsys
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dash_vision.classification.config import VtabConfig
+from dash_vision.classification.run import execute
+from dash_vision.classification.runtime import Runtime
+from dash_vision.classification.tasks import find_task
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # the scripts are no part of the package
+import train_vtab  # noqa: E402, F401 (for the tests)
+
+CPU = Runtime(torch.device("cpu"))
+COUNTS = {"train800": 24, "val200": 12, "test": 16}
+# timm's own 64-wide test model; its weights stay untrained here.
+TINY = {"model": "test_vit", "random_weights": True, "image_size": 32}
+
+
+def write_task(root, name="cifar", counts=COUNTS, classes=4, size=12, seed=0, kind="png"):
+    """A task folder: `classes` of the task's labels are used, each with a colour of its own under noise."""
+    folder = root / name
+    rng = np.random.default_rng(seed)
+    lines = {}
+    for split, count in counts.items():
+        (folder / "images" / split).mkdir(parents=True, exist_ok=True)
+        lines[split] = []
+        for i in range(count):
+            label = i % classes
+            colour = np.array(colorsys.hsv_to_rgb(label / classes, 0.8, 0.8)) * 255
+            pixels = np.clip(colour + rng.normal(0, 40, (size, size, 3)), 0, 255).astype(np.uint8)
+            path = f"images/{split}/{i:06d}.{kind}"
+            Image.fromarray(pixels).save(folder / path)
+            lines[split].append(f"{path} {label}")
+    lines["train800val200"] = lines["train800"] + lines["val200"]
+    for split, rows in lines.items():
+        (folder / f"{split}.txt").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def one_run(tmp_path, **settings):
+    """A Run of the tiny model on the task written by `write_task`."""
+    values = {
+        **TINY,
+        "task": ["cifar"],
+        "methods": ["dash"],
+        "data_root": str(tmp_path / "data"),
+        "cache_dir": str(tmp_path / "cache"),
+        "output_dir": str(tmp_path / "runs"),
+        "epochs": 4,
+        "batch_size": 8,
+        "rank": 2,
+        "dash_k": 3,
+        "prelaunch_steps": 5,
+        "eval_batch_size": 7,
+        **settings,
+    }
+    (run,) = VtabConfig(**values).runs()
+    return run
+
+
+def trained_run(tmp_path, **settings):
+    """(run, result) of a finished run."""
+    if not (tmp_path / "data").exists():
+        write_task(tmp_path / "data")
+    run = one_run(tmp_path, **settings)
+    return run, execute(run, CPU)
+
+
+CIFAR = find_task("cifar")
