@@ -4,8 +4,11 @@ accelerate launch train_dreambooth.py --instance_data cat/ --dash_k 8
 """
 
 import os
+import signal
 import sys
 import warnings
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +24,7 @@ EPILOG = """examples:
       --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 --mixed_precision fp16
 
 exit status: 0 finished; 1 could not go on; 2 wrong settings or input; 128 + n stopped by signal n, checkpoint written
+(accelerate launch itself reports every failure as 1)
 """
 
 
@@ -37,16 +41,18 @@ def main() -> int:
     from dash_vision.diffusion.images import ImageFolderError
     from dash_vision.diffusion.training import DreamBoothRun, Stopped, TrainingError
 
+    signal.signal(signal.SIGTERM, _terminate)
+    accelerator = None
     try:
         accelerator = _make_accelerator(config)
         _use_cores()
-        run = DreamBoothRun(config, accelerator, print)
+        run = DreamBoothRun(config, accelerator, partial(print, flush=True))
         if config.report_to:
             accelerator.init_trackers("dash-vision", {k: str(v) for k, v in config.to_dict().items()})
         run.fit()
         run.save()
     except Stopped as stopped:
-        if accelerator.is_main_process:
+        if accelerator and accelerator.is_main_process:
             print(
                 f"stopped by {stopped}; wrote {stopped.checkpoint}; go on with the same command and "
                 "--resume_from_checkpoint latest"
@@ -54,8 +60,10 @@ def main() -> int:
         return 128 + stopped.signum
     except (UsageError, ImageFolderError) as error:
         return _fail(str(error), 2)
-    except TrainingError as error:
-        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted outside of training; checkpoints and adapters written before are kept", 130)
+    except (TrainingError, FloatingPointError) as error:
+        return _fail(f"{error}; what is in {config.output_dir} is kept", 1)
     except torch.cuda.OutOfMemoryError:
         return _fail(
             "the GPU's memory does not suffice; try --mixed_precision bf16 (or fp16), --gradient_checkpointing, "
@@ -65,18 +73,25 @@ def main() -> int:
     except OSError as error:
         where = error.filename or config.output_dir
         return _fail(f"{error.strerror or error}: {where}; what was written before is kept", 1)
+    finally:
+        if accelerator:
+            accelerator.end_training()
     if accelerator.is_main_process:
         print(f"pictures: {run.output / 'samples.png'}")
         print(f"load it:  pipe.load_lora_weights({str(run.output)!r})")
-    accelerator.end_training()
     return 0
+
+
+def _terminate(signum: int, frame: object) -> None:
+    """SIGTERM outside of training, where the run handles it, ends the process as SIGINT does."""
+    raise KeyboardInterrupt
 
 
 def _make_accelerator(config: "DreamBoothConfig") -> "Accelerator":
     """The process's device, precision and trackers. Raises UsageError for what accelerate does not take."""
     from accelerate import Accelerator
     from accelerate.tracking import get_available_trackers
-    from accelerate.utils import ProjectConfiguration
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 
     from dash_vision.cli import UsageError
 
@@ -87,9 +102,20 @@ def _make_accelerator(config: "DreamBoothConfig") -> "Accelerator":
                 f"--report_to is {config.report_to}; installed trackers: {', '.join(there) or 'none'}; tensorboard and "
                 "wandb come with pip install 'dash-vision[trackers]'"
             )
-    project = ProjectConfiguration(config.output_dir, str(Path(config.output_dir) / config.logging_dir))
+    folder = Path(config.output_dir).expanduser()
+    handlers = [
+        # The launch leaves equal buffers on all ranks: nothing to send in every step.
+        DistributedDataParallelKwargs(broadcast_buffers=False),
+        # The others wait while one fetches a base or draws the samples.
+        InitProcessGroupKwargs(timeout=timedelta(hours=2)),
+    ]
     try:
-        return Accelerator(mixed_precision=config.mixed_precision, log_with=config.report_to, project_config=project)
+        return Accelerator(
+            mixed_precision=config.mixed_precision,
+            log_with=config.report_to,
+            project_config=ProjectConfiguration(str(folder), str(folder / config.logging_dir)),
+            kwargs_handlers=handlers,
+        )
     except ValueError as error:
         raise UsageError(f"{error}; give another --mixed_precision") from None
 

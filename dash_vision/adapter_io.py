@@ -213,10 +213,10 @@ def load_adapter(
             )
     if check_base:
         _check_base(path, state, layers)
+    adapter = inject(model, _exact(state), name)  # raises for a name that is taken, so it comes before any change
     with torch.no_grad():
         for key, tensor in state.whole.items():
             own[key].copy_(tensor)
-    adapter = inject(model, _exact(state), name)
     adapter.config = state.config
     adapter.load_state_dict(state.tensors, state.launched)
     return adapter

@@ -6,6 +6,7 @@ Tensors are stored as tensors; the rest, with references to them, as JSON in the
 
 from __future__ import annotations
 
+import errno
 import json
 from os import PathLike
 from pathlib import Path
@@ -30,7 +31,10 @@ def save_checkpoint(path: str | PathLike[str], state: dict[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     header = json.dumps({"version": _VERSION, "state": _pack(state, tensors)})
     with replacing(path) as temporary:
-        save_file(tensors, temporary, {_HEADER: header})
+        try:
+            save_file(tensors, temporary, {_HEADER: header})
+        except SafetensorError as error:  # what a full disk is to this library
+            raise OSError(errno.ENOSPC, f"could not be written ({error})", str(path)) from None
 
 
 def load_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:

@@ -422,7 +422,7 @@ def _choose_directions(
             continue
         try:
             indices, U, V = layer.launch(adapter, eps, selection)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # RuntimeError: a decomposition that fails, memory that runs out
             problem = f"cannot choose directions in {module}: {error}"
             break
         results[module] = (indices.to(w.indices), U.to(w.U).contiguous(), V.to(w.V).contiguous())

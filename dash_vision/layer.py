@@ -106,6 +106,7 @@ class DashLinear(nn.Module):
         self.enabled: list[str] = []
         self.merged: list[str] = []
         self.kept_weight: Tensor | None = None  # W before the first merge, bit for bit
+        self.precise_weight: Tensor | None = None  # W [out, in] before a cast to half precision, if it was kept
 
     # -- what the layer looks like from outside
 
@@ -174,10 +175,13 @@ class DashLinear(nn.Module):
     def launch(self, name: str, eps: float, selection: str = "change_rate") -> tuple[Tensor, Tensor, Tensor]:
         """Choose adapter `name`'s directions in this layer's frozen weight: (indices [k], U [out, k], V [k, in]).
 
-        Nothing is stored: see `set_directions`. Raises ValueError for a non-finite weight or update.
+        They are those of `precise_weight` where that was kept: a bf16 copy of W has a rounding floor just where the
+        change rates look. Nothing is stored: see `set_directions`. Raises ValueError for a non-finite weight or update.
         """
         w = self.weights(name)
         frozen = self.kept_weight if self.kept_weight is not None else weight_matrix(self.base)
+        if self.precise_weight is not None:
+            frozen = self.precise_weight.to(frozen.device)
         return w.choose(singular_directions(frozen), eps, selection)
 
     @torch.no_grad()
@@ -218,7 +222,10 @@ class DashLinear(nn.Module):
             total = total.to(wide)
             for name in self.merged:
                 total = total + self.weights(name).delta(wide).to(total.device)
-        weight_matrix(self.base).copy_(total)
+        # Into the weight itself: the matrix of a channels_last kernel is a copy of it.
+        weight = self.base.weight
+        assert isinstance(weight, Tensor)
+        weight.copy_(self._shaped(total))
 
 
 class DashConv2d(DashLinear):

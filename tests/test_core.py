@@ -491,3 +491,35 @@ def test_a_diverged_update_stops_the_launch_by_name_and_changes_nothing():
         adapter.launch()
     assert not adapter.launched
     assert not adapter.state_dict()["linear.U"].any()
+
+
+def test_a_channels_last_convolution_is_merged_and_restored():
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1)).to(memory_format=torch.channels_last)
+    before = model[0].weight.clone()
+    x = torch.randn(2, 4, 5, 5)
+    adapter = trained(model, DashConfig(rank=2, dash_k=2, target=["0"]))
+    expected = model(x)
+    adapter.merge()
+    assert torch.allclose(model(x), expected, atol=1e-5)
+    assert not torch.equal(model[0].base.weight, before)
+    adapter.remove()
+    assert torch.equal(model[0].weight, before)
+
+
+def test_directions_come_from_the_weight_before_a_cast():
+    torch.manual_seed(2)
+    exact = nn.Linear(24, 16)
+    model = nn.Sequential(nn.Linear(24, 16))
+    model.load_state_dict({f"0.{k}": v for k, v in exact.state_dict().items()})
+    model.to(torch.bfloat16)
+    adapter = inject(model, DashConfig(rank=2, dash_k=3, target=["0"]))
+    adapter.layers["0"].precise_weight = exact.weight.detach()
+    with torch.no_grad():
+        adapter.layers["0"].weights("default").B.normal_()
+    adapter.launch()
+    w = adapter.layers["0"].weights("default")
+    U, _, Vh = torch.linalg.svd(exact.weight.detach().double(), full_matrices=False)
+    for j, i in enumerate(w.indices.tolist()):  # up to the sign that both vectors share
+        assert abs((U[:, i] @ w.U[:, j].double()).item()) == pytest.approx(1, abs=1e-6)
+        assert abs((Vh[i] @ w.V[j].double()).item()) == pytest.approx(1, abs=1e-6)

@@ -1,5 +1,6 @@
 """DreamBooth runs on tiny local bases of the real classes: exactness, resuming, and what is said to the user."""
 
+import gc
 import json
 import os
 import signal
@@ -72,6 +73,7 @@ def accelerator(mixed_precision="no"):
 
 
 def prepare(config, lines=None, mixed_precision="no"):
+    gc.collect()  # runs that are done with let go of their folders
     return DreamBoothRun(config, accelerator(mixed_precision), (lines if lines is not None else []).append)
 
 
@@ -138,7 +140,7 @@ def test_everything_a_run_leaves(folder, tmp_path):
     run = train(settings(folder, out, seed=0, checkpointing_steps=3, checkpoints_total_limit=1))
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()) == [
         "README.md",
-        "checkpoint-6.safetensors",
+        "checkpoint-8.safetensors",
         "dash_adapter.safetensors",
         "kohya/my cat.safetensors",
         "pytorch_lora_weights.safetensors",
@@ -334,16 +336,16 @@ def test_broken_and_missing_checkpoints(folder, tmp_path):
 def test_a_new_run_puts_old_checkpoints_aside(folder, tmp_path):
     train(settings(folder, tmp_path / "out", checkpointing_steps=4))
     lines = []
-    train(settings(folder, tmp_path / "out", max_train_steps=2, resume_from_checkpoint=None), lines)
+    train(settings(folder, tmp_path / "out", max_train_steps=2, prelaunch_steps=1), lines)
     assert (tmp_path / "out/earlier-1/checkpoint-8.safetensors").is_file()
     assert any("earlier-1" in line for line in lines)
     lines = []
-    prepare(settings(folder, tmp_path / "out", resume_from_checkpoint="latest"), lines)
+    prepare(settings(folder, tmp_path / "new", resume_from_checkpoint="latest"), lines)
     assert any("no checkpoint" in line for line in lines)
 
 
 def test_a_lost_loss_stops_the_run_and_keeps_the_last_good_checkpoint(folder, tmp_path):
-    config = settings(folder, tmp_path / "out", checkpointing_steps=2, max_train_steps=40, prelaunch_steps=40)
+    config = settings(folder, tmp_path / "out", checkpointing_steps=2, max_train_steps=41, prelaunch_steps=40)
     run = prepare(config)
     parameter = next(run.adapters["unet"].parameters())
     one_step = run._one_step
@@ -406,7 +408,7 @@ def test_bf16_keeps_trainable_parameters_in_float32(folder, tmp_path):
 
 def test_prodigy_trains_and_resumes(folder, tmp_path):
     pytest.importorskip("prodigyopt", reason="needs the extra dash-vision[prodigy]")
-    changes = {"optimizer": "prodigy", "learning_rate": None, "checkpointing_steps": 3}
+    changes = {"optimizer": "prodigy", "learning_rate": None, "checkpointing_steps": 3, "checkpoints_total_limit": 3}
     whole = train(settings(folder, tmp_path / "whole" / "out", **changes))
     assert whole.config.learning_rate == 1.0
     changes["resume_from_checkpoint"] = str(tmp_path / "whole/out/checkpoint-3.safetensors")
@@ -550,12 +552,14 @@ def test_buckets_captions_and_prior_preservation_train_together(folder, tmp_path
 
 
 def test_latents_are_cached_on_disk(folder, tmp_path, monkeypatch):
-    config = settings(folder, tmp_path / "out", latent_cache_dir=str(tmp_path / "cache"), resolution=18)
+    config = settings(folder, tmp_path / "out", latent_cache_dir=str(tmp_path / "cache"))
     first = prepare(config)
+    first.close()
     files = list((tmp_path / "cache").iterdir())
     assert files
     monkeypatch.setattr("dash_vision.diffusion.data.encode_picture", lambda *a: pytest.fail("encoded again"))
     again = prepare(config)
+    again.close()
     monkeypatch.undo()
     for a, b in zip(first.examples, again.examples, strict=True):
         for x, y in zip(a.views, b.views, strict=True):
@@ -743,7 +747,7 @@ def test_pictures_are_looked_at_before_a_model_is_loaded(folder, tmp_path, monke
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"resolution": 17}, "multiples of 2"),
+        ({"resolution": 20}, "multiples of 8"),
         ({"lora_target": ["to_x"]}, "to_x"),
         ({"optimizer": "prodigy"}, r"pip install 'dash-vision\[prodigy\]'"),
         ({"use_8bit_adam": True}, r"pip install 'dash-vision\[8bit\]'"),
@@ -754,6 +758,14 @@ def test_settings_that_do_not_fit_the_base(folder, tmp_path, changes, words, mon
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UsageError, match=words):
         prepare(settings(folder, tmp_path / "out", **changes))
+
+
+def test_two_runs_do_not_share_a_folder(folder, tmp_path):
+    first = prepare(settings(folder, tmp_path / "out"))
+    with pytest.raises(UsageError, match="another run is writing"):
+        prepare(settings(folder, tmp_path / "out"))
+    first.close()
+    assert prepare(settings(folder, tmp_path / "out")).step == 0
 
 
 def test_an_output_folder_that_cannot_be_written(folder, tmp_path):

@@ -16,7 +16,14 @@ from vtab_helpers import CPU, ROOT, one_run, write_task
 from dash_vision.classification.loop import NonFiniteLoss, Plan, Trainer, mixed_seed
 from dash_vision.classification.methods import prepare
 from dash_vision.classification.run import CHECKPOINT, backbone_of, execute, open_data
-from dash_vision.classification.runtime import INTERRUPTED, Interrupted, Runtime, StopRequest, make_runtime
+from dash_vision.classification.runtime import (
+    INTERRUPTED,
+    Interrupted,
+    Runtime,
+    StopRequest,
+    catching_signals,
+    make_runtime,
+)
 from dash_vision.cli import UsageError
 
 # -- the schedule
@@ -41,7 +48,7 @@ def test_defaults_are_the_published_recipe(tmp_path):
     assert (run.epochs, run.warmup_epochs, run.learning_rate, run.drop_path) == (100, 10, 1e-3, 0.1)
     assert run.settings.weight_decay == 1e-4
     embedded = one_run(tmp_path, task=["mini_location"], epochs=None, model=None, random_weights=False)
-    assert (embedded.epochs, embedded.warmup_epochs, embedded.model) == (20, 2, "miniature")
+    assert (embedded.epochs, embedded.warmup_epochs, embedded.model) == (16, 1, "miniature")
     assert one_run(tmp_path, methods=["full"]).learning_rate == 1e-4
     assert one_run(tmp_path, model=None).model == "vit_base_patch16_224.augreg_in21k"
 
@@ -114,7 +121,7 @@ def test_controls_choose_the_directions_they_are_named_after(data, selection):
     trainer = trainer_of(data, dash_selection=selection)
     trainer.fit(2)
     chosen = [w.indices.tolist() for _, w in trainer.tuned.adapter.weights()]
-    expected = {"top": [0, 1, 2], "bottom": [61, 62, 63]}  # every layer of the model has 64 directions
+    expected = {"top": [0, 1, 2], "bottom": [29, 30, 31]}  # every layer of the model has 32 directions
     if selection == "random":
         assert len({tuple(c) for c in chosen}) > len(chosen) // 2
     else:
@@ -166,12 +173,20 @@ def outcome(result):
     return {k: v for k, v in result.items() if k not in timing}
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """(folder with the data, run, result) of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_task(folder / "data")
+    run = one_run(folder, selection="last", dropout=0.1)
+    return folder, run, execute(run, CPU)
+
+
 # 12 steps on train800 (3 an epoch, launch after 5), then up to 20 on train800val200 (5 an epoch).
 @pytest.mark.parametrize("step", [0, 2, 5, 9, 12, 14, 18])
-def test_a_stopped_run_goes_on_exactly(tmp_path, data, step):
-    whole = one_run(data, output_dir=str(tmp_path / "whole"), selection="last", dropout=0.1)
-    expected = execute(whole, CPU)
-    run = one_run(data, output_dir=str(tmp_path / "parts"), selection="last", dropout=0.1)
+def test_a_stopped_run_goes_on_exactly(tmp_path, whole_run, step):
+    folder, whole, expected = whole_run
+    run = one_run(folder, output_dir=str(tmp_path / "parts"), selection="last", dropout=0.1)
     with pytest.raises(Interrupted, match="stopped in epoch"):
         execute(run, CPU, StopAt(step))
     assert [p.name for p in run.folder.iterdir()] == [CHECKPOINT]
@@ -225,8 +240,18 @@ def test_checkpoints_are_written_between_epochs(data, monkeypatch):
     assert saved == [(False, 6), (True, None), (True, 10)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_a_checkpoint_and_its_own_exit_status(data, number):
+def test_the_first_signal_is_a_request_and_the_second_an_order():
+    before = signal.getsignal(signal.SIGINT)
+    with catching_signals() as stop:
+        assert not stop.pending(CPU)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.pending(CPU)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_leaves_a_checkpoint_and_its_own_exit_status(data):
     words = [
         "--task",
         "cifar",
@@ -252,7 +277,7 @@ def test_a_signal_leaves_a_checkpoint_and_its_own_exit_status(data, number):
         text=True,
     )
     assert process.stdout.readline() == "training\n"
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == INTERRUPTED
     assert "run the same command again to go on" in errors

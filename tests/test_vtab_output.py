@@ -18,7 +18,7 @@ from dash_vision.classification.loop import Normalize
 from dash_vision.classification.tasks import find_task
 from dash_vision.classification.trained import load_trained, merge
 
-BASE = Backbone("test_vit", 32, (0.5,) * 3, (0.5,) * 3, random=True)
+BASE = Backbone("vtab_tiny", 32, (0.5,) * 3, (0.5,) * 3, random=True)
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +68,7 @@ def test_what_is_loaded_again_scores_what_the_result_says(finished, method):
 def test_a_merged_checkpoint_is_one_that_stock_timm_loads(finished, tmp_path, method):
     folder, run, _ = finished(method)
     merge(run.folder, tmp_path / "merged.safetensors")
-    plain = timm.create_model(
-        "test_vit", img_size=32, num_classes=100, checkpoint_path=str(tmp_path / "merged.safetensors")
-    ).eval()
+    plain = timm.create_model("vtab_tiny", num_classes=100, checkpoint_path=str(tmp_path / "merged.safetensors")).eval()
     x = inputs(folder)
     with torch.no_grad():
         torch.testing.assert_close(plain(x), load_trained(run.folder).model(x), atol=1e-5, rtol=0)

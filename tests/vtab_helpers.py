@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer
 
 from dash_vision.classification.config import VtabConfig
 from dash_vision.classification.run import execute
@@ -19,8 +21,21 @@ import train_vtab  # noqa: E402, F401 (for the tests)
 
 CPU = Runtime(torch.device("cpu"))
 COUNTS = {"train800": 24, "val200": 12, "test": 16}
-# timm's own 64-wide test model; its weights stay untrained here.
-TINY = {"model": "test_vit", "random_weights": True, "image_size": 32}
+
+
+default_cfgs = generate_default_cfgs(
+    {"vtab_tiny.none": {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "classifier": "head"}}
+)
+
+
+@register_model
+def vtab_tiny(pretrained=False, **options):
+    """A ViT that timm knows by name, small enough to train in a moment."""
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    return build_model_with_cfg(VisionTransformer, "vtab_tiny", pretrained, **{**shape, **options})
+
+
+TINY = {"model": "vtab_tiny", "random_weights": True}
 
 
 def write_task(root, name="cifar", counts=COUNTS, classes=4, size=12, seed=0, kind="png"):

@@ -50,6 +50,13 @@ class DreamBoothConfig:
     pretrained_vae_model_name_or_path: str | None = option(
         None, BASE, "another VAE for the base, such as SDXL's fp16-fix", metavar="ID|PATH"
     )
+    prediction_type: str | None = option(
+        None,
+        BASE,
+        "what the base predicts, where its files do not say it (single files of v-prediction models)",
+        choices=("epsilon", "v_prediction"),
+        shown_default="the base's own",
+    )
     single_file_config: str | None = option(
         None, BASE, "hub id or local folder with the configuration of a single-file base", metavar="ID|PATH"
     )
@@ -138,13 +145,13 @@ class DreamBoothConfig:
     sample_batch_size: int = option(4, PRIOR, "pictures generated at once")
 
     output_dir: str = option("dash-out", SAVE, "folder for everything the run leaves", metavar="DIR")
-    checkpointing_steps: int = option(500, SAVE, "optimizer steps between checkpoints; 0 for none")
+    checkpointing_steps: int = option(100, SAVE, "optimizer steps between checkpoints; 0 for none")
     checkpoints_total_limit: int | None = option(2, SAVE, "checkpoints to keep, the oldest go first")
     resume_from_checkpoint: str | None = option(
         None, SAVE, "go on from a checkpoint: latest, its name, or its path", metavar="latest|NAME"
     )
     report_to: str | None = option(
-        None, SAVE, "tracker(s): tensorboard, wandb, comet_ml, all (extra: trackers)", metavar="NAME"
+        None, SAVE, "tracker: tensorboard, wandb, comet_ml, all, none (extra: trackers)", metavar="NAME"
     )
     logging_dir: str = option("logs", SAVE, "folder of the tracker's files, inside output_dir", metavar="DIR")
 
@@ -192,6 +199,15 @@ class DreamBoothConfig:
                     raise UsageError(
                         f"--{name} does nothing without --with_prior_preservation; add that, or leave it out"
                     )
+        for name, idle, remedy in (
+            ("text_encoder_lr", not self.train_text_encoder, "add --train_text_encoder"),
+            ("dash_lr", self.dash_k == 0, "give --dash_k"),
+            ("lr_warmup_steps", self.lr_scheduler == "constant", "give --lr_scheduler constant_with_warmup"),
+        ):
+            if idle and getattr(self, name):
+                raise UsageError(f"--{name} does nothing here; {remedy}, or leave it out")
+        if self.report_to == "none":
+            self.report_to = None
         for name in ("instance_prompt", "class_prompt"):
             if getattr(self, name) is not None and not getattr(self, name).strip():
                 raise UsageError(f"--{name} is empty; give a prompt, or leave it out")
@@ -244,8 +260,13 @@ def derive_prompts(config: DreamBoothConfig) -> Prompts:
         instance = " ".join(config.instance_prompt.split())
     match = re.fullmatch(r"(?:an? )?(?:photo|picture|image|painting|drawing) of (.+)", instance, re.IGNORECASE)
     subject = match.group(1) if match else None
-    without = " ".join(word for word in instance.split() if word != RARE_WORD)
-    return Prompts(instance, config.class_prompt or without, subject)
+    class_ = config.class_prompt or " ".join(word for word in instance.split() if word != RARE_WORD)
+    if config.with_prior_preservation and class_ == instance:
+        raise UsageError(
+            f'the class prompt would be the instance prompt, "{instance}", and the class would learn the subject\'s '
+            'name; give --class_prompt, such as "a photo of a dog"'
+        )
+    return Prompts(instance, class_, subject)
 
 
 def class_name(folder: str) -> str:

@@ -7,6 +7,7 @@ what two processes with batches of 2 see.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def encode_examples(
     cache: Path | None = None,
     progress: Callable[[Iterable[InstanceImage]], Iterable[InstanceImage]] = iter,
 ) -> list[Example]:
-    """Encode the views of every picture; a picture's caption, if it has one, goes before `prompt`.
+    """Encode the views of every picture; a picture with a caption is trained under that instead of `prompt`.
 
     The VAE is moved to `device` for it and back. With `cache`, latents are kept there by the content of the view and
     of the VAE, and found again.
@@ -109,7 +110,10 @@ def _encode(base: Base, pixels: Tensor, device: torch.device, cache: Path | None
             pass  # cut short or foreign: encode it again and write over it
     mean, std = encode_picture(base, pixels, device)
     with replacing(path) as temporary:
-        save_file({"mean": mean.contiguous(), "std": std.contiguous()}, temporary)
+        try:
+            save_file({"mean": mean.contiguous(), "std": std.contiguous()}, temporary)
+        except SafetensorError as error:
+            raise OSError(errno.ENOSPC, f"could not be written ({error})", str(path)) from None
     return mean, std
 
 

@@ -7,13 +7,13 @@ defaults suit it. SD 1.x / 2.x and SDXL differ in a few lines; another kind of b
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..cli import UsageError
@@ -55,6 +55,12 @@ class StableDiffusion:
             ).input_ids
             for tokenizer in tokenizers
         ]
+
+    def left_out(self, pipeline: Any, prompt: str) -> str:
+        """The end of a prompt that is beyond the tokenizer's length, as text; "" when all of it is read."""
+        tokenizer = pipeline.tokenizer
+        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+        return str(tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])).strip()
 
     def encode_tokens(self, encoders: Sequence[nn.Module], ids: Sequence[Tensor]) -> Conditions:
         """Conditions of tokenized prompts, with gradients if the encoders have any."""
@@ -157,6 +163,7 @@ def load_base(
     variant: str | None = None,
     vae: str | None = None,
     single_file_config: str | None = None,
+    prediction_type: str | None = None,
 ) -> Base:
     """Load a base model by hub id, folder, or single .safetensors file; None is the embedded miniature.
 
@@ -169,13 +176,17 @@ def load_base(
         base = load_base(str(pipeline_path()))
         return replace(base, name=MINIATURE, defaults=MINIATURE_DEFAULTS)
     path = Path(name).expanduser()
+    single_file_config, vae = _expanded(single_file_config), _expanded(vae)
     if path.is_file():
         pipeline, family = _load_file(path, single_file_config)
     else:
         pipeline, family = _load_repository(str(path) if path.is_dir() else name, revision, variant)
     if vae is not None:
         pipeline.register_modules(vae=_load_vae(vae))
+    if prediction_type is not None:
+        pipeline.scheduler.register_to_config(prediction_type=prediction_type)
     base = Base(name, family, pipeline, family.defaults)
+    _refuse_strangers(base)
     if base.prediction_type not in ("epsilon", "v_prediction"):
         raise UsageError(
             f"the base {name} predicts {base.prediction_type!r}; dash-vision trains bases that predict epsilon or "
@@ -185,6 +196,22 @@ def load_base(
         network.requires_grad_(False).eval()
     pipeline.set_progress_bar_config(disable=True)
     return base
+
+
+def _refuse_strangers(base: Base) -> None:
+    """Raises UsageError for relatives of the families that would train without an error, but for a wrong target."""
+    unet, vae = base.pipeline.unet.config, base.pipeline.vae.config
+    kind = type(base.pipeline.scheduler).__name__
+    if int(unet.in_channels) != int(vae.latent_channels):
+        raise UsageError(
+            f"the base {base.name} takes {unet.in_channels} input channels, its VAE makes {vae.latent_channels}: an "
+            "inpainting or depth model cannot be trained here; give a text-to-image base"
+        )
+    if kind.startswith("EDM") or getattr(vae, "latents_mean", None) is not None:
+        raise UsageError(
+            f"the base {base.name} has a noise process of its own ({kind}); dash-vision trains SD 1.x, 2.x and SDXL as "
+            "they were published"
+        )
 
 
 def _load_repository(name: str, revision: str | None, variant: str | None) -> tuple[Any, StableDiffusion]:
@@ -220,6 +247,11 @@ def _load_file(path: Path, config: str | None) -> tuple[Any, StableDiffusion]:
     return pipeline, family
 
 
+def _expanded(name: str | None) -> str | None:
+    """ "--flag=~/folder" reaches us unexpanded."""
+    return str(Path(name).expanduser()) if name and name.startswith("~") else name
+
+
 def _load_vae(name: str) -> Any:
     from diffusers import AutoencoderKL
 
@@ -238,8 +270,6 @@ def _family_of(pipeline_class: str, name: str) -> StableDiffusion:
 
 
 def _family_of_file(path: Path) -> StableDiffusion:
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, "pt") as file:
             keys = list(file.keys())
@@ -262,13 +292,18 @@ def _plain_words(name: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, json.JSONDecodeError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         folder = Path(name).expanduser()
         first = " ".join(str(error).split())[:300] or type(error).__name__
         if folder.is_dir() and not (folder / "model_index.json").is_file():
             reason = "it has no model_index.json, so it is no diffusers model folder; give the folder that holds one"
+        elif folder.is_file():
+            reason = (
+                f"{first}; a single file holds no configuration: that comes from the hub, or from a local folder by "
+                "--single_file_config"
+            )
         elif folder.exists():
-            reason = f"{first}; check that the folder or file is complete"
+            reason = f"{first}; check that the folder is complete"
         elif name.startswith((".", "/", "~")) or name.count("/") > 1:
             reason = "there is no such folder; check the path"
         elif constants.HF_HUB_OFFLINE:

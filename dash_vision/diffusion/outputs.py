@@ -30,9 +30,10 @@ def save_results(run: DreamBoothRun) -> None:
     """Write everything of a finished run; only the first process does, the others wait."""
     if run.accelerator.is_main_process:
         save_adapters(run)
+        write_card(run)
+        write_json(run.output / "run.json", describe_run(run))  # before the pictures, which may take long or fail
         run.say(f"adapters: {run.output}")
         draw_samples(run, run.output / "samples.png", base_row=True)
-        write_card(run)
         write_json(run.output / "run.json", describe_run(run))
     run.accelerator.wait_for_everyone()
 

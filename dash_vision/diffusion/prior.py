@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,31 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..files import replacing
+from ..cli import UsageError
+from ..files import replacing, write_json
 from .config import DreamBoothConfig
 from .families import Base
 from .sampling import Sampling, sample
+
+
+def _record(folder: Path) -> Path:
+    """What the generated pictures in a folder are of: a file beside it, since inside it would be a stray one."""
+    return folder.with_name(folder.name + ".json")
+
+
+def _check_origin(folder: Path, now: dict[str, object]) -> None:
+    """Raises UsageError when the folder's generated pictures are of something else. A user's own have no record."""
+    if not _record(folder).is_file():
+        return
+    try:
+        was = json.loads(_record(folder).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        was = None
+    if was != now:
+        raise UsageError(
+            f"the class pictures in {folder} were generated for {was}, this run wants {now}; give another "
+            f"--class_data_dir, or delete that folder and {_record(folder).name}"
+        )
 
 
 def class_images(
@@ -30,7 +52,9 @@ def class_images(
     processes; number n has the same noise whoever makes it.
     """
     wanted = config.num_class_images
+    origin: dict[str, object] = {"prompt": prompt, "base": base.name, "resolution": config.resolution}
     folder.mkdir(parents=True, exist_ok=True)
+    _check_origin(folder, origin)
     there = [p for p in folder.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")]
     accelerator.wait_for_everyone()  # all count before one writes
     missing = wanted - len(there)
@@ -41,6 +65,8 @@ def class_images(
     numbers = [n for n in range(wanted) if f"{n:04d}" not in names][:missing]
     mine = numbers[accelerator.process_index :: accelerator.num_processes]
     say(f'class pictures: {len(there)} in {folder}; generating {missing} of "{prompt}"')
+    if accelerator.is_main_process:
+        write_json(_record(folder), origin)
     assert config.num_inference_steps is not None
     assert config.guidance_scale is not None
     assert config.resolution is not None

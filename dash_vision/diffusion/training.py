@@ -11,6 +11,7 @@ was killed and goes on ends with the parameters of the uninterrupted one.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import signal
 import tempfile
@@ -30,7 +31,8 @@ from tqdm.auto import tqdm
 from ..adapter_io import AdapterFileError, compare_probes, probe_weight
 from ..checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ..cli import UsageError
-from ..inject import Adapter, DashConfig, inject
+from ..inject import Adapter, DashConfig, find_targets, inject
+from ..layer import weight_matrix
 from ..schedule import DashSchedule
 from . import config as settings
 from .config import DreamBoothConfig, Prompts, derive_prompts
@@ -51,6 +53,7 @@ _MAY_CHANGE = {
     "class_data_dir",
     "sample_batch_size",
 }
+_MOST_SKIPPED = 50  # steps in a row whose gradients overflow fp16; a healthy start skips a few
 _FLUSH = 10  # steps between looks at the loss: each look makes a GPU wait
 
 
@@ -84,11 +87,14 @@ class DreamBoothRun:
         self.phases: list[dict[str, Any]] = []
         self.step = 0
         self._stop: int | None = None
+        self._skipped = 0
+        self._parent = os.getppid()
         self._clock, self._first = time.perf_counter(), 0  # when, and at which step, this process began to train
         self._pending: list[Tensor] = []
 
         prompts = derive_prompts(config)
         make_writable(self.output)
+        self._lock = FolderLock(self.output) if accelerator.is_main_process else None
         self.checkpoint = find_checkpoint(self.output, config.resume_from_checkpoint)
         with self._timed("load"):
             self.base = self._load_base()
@@ -97,6 +103,7 @@ class DreamBoothRun:
         self.inputs = [picture.image for picture in pictures]
         self.prompts = self._announce(prompts, pictures)
         self.schedule_of_noise = NoiseSchedule.of(self.base.pipeline.scheduler).to(self.device)
+        precise = self._precise_weights()
         self._place_networks()
         class_pictures = self._class_pictures()
         with self._timed("encode"):
@@ -104,6 +111,11 @@ class DreamBoothRun:
             self.class_examples = self._encode(class_pictures, self.prompts.class_, "class pictures")
             self.conditions = self._encode_prompts()
         self.adapters = self._inject()
+        for component, weights in precise.items():
+            for module, weight in weights.items():
+                self.adapters[component].layers[module].precise_weight = weight
+        # By these the frozen weights are recognised.
+        self.probes = {n: {m: probe_weight(x) for m, x in a.layers.items()} for n, a in self.adapters.items()}
         self.schedule = DashSchedule(self.adapters, config.prelaunch_steps)
         self._prepare_optimizer()
         self._begin()
@@ -121,6 +133,7 @@ class DreamBoothRun:
                 c.variant,
                 c.pretrained_vae_model_name_or_path,
                 c.single_file_config,
+                c.prediction_type,
             )
         parameters = sum(p.numel() for p in base.pipeline.unet.parameters())
         self.say(
@@ -150,10 +163,15 @@ class DreamBoothRun:
             c.text_encoder_lr = c.learning_rate
         if taken:
             self.say(f"      defaults of this base: {', '.join(taken)}")
-        factor = self.base.factor
+        factor = math.lcm(self.base.factor, 8)  # diffusers' pipelines sample in multiples of 8
         if c.resolution is None or c.resolution % factor or c.resolution < 2 * factor:
             raise UsageError(
                 f"--resolution is {c.resolution}; this base takes multiples of {factor} from {2 * factor} on"
+            )
+        if c.dash_k and c.max_train_steps is not None and c.prelaunch_steps >= c.max_train_steps:
+            raise UsageError(
+                f"--prelaunch_steps {c.prelaunch_steps} leaves nothing of --max_train_steps {c.max_train_steps} for "
+                "the dash; give fewer of the first, more of the second, or --dash_k 0 for plain LoRA"
             )
 
     def _read(self, folder: str, what: str) -> tuple[InstanceImage, ...]:
@@ -198,6 +216,10 @@ class DreamBoothRun:
     def _encode_prompts(self) -> dict[str, Any]:
         """Conditions of every training prompt, or its token ids when the text encoders are trained."""
         prompts = list(dict.fromkeys(e.prompt for e in [*self.examples, *self.class_examples]))
+        for prompt in dict.fromkeys([*prompts, *self.config.validation_prompt]):
+            cut = self.base.family.left_out(self.base.pipeline, prompt)
+            if cut:
+                self.say(f'note: "{prompt}" is longer than this base reads; it will not see: "{cut}"')
         if self.config.train_text_encoder:
             ids = self.base.family.tokenize(self.base.pipeline, prompts)
             return {p: [i[n : n + 1].to(self.device) for i in ids] for n, p in enumerate(prompts)}
@@ -227,6 +249,32 @@ class DreamBoothRun:
                 if c.gradient_checkpointing:
                     cast(Any, encoder).gradient_checkpointing_enable({"use_reentrant": False})
 
+    def _targets(self) -> dict[str, str | list[str]]:
+        """DashConfig's target for each component to adapt, "unet" first."""
+        c = self.config
+        targets: dict[str, str | list[str]] = {"unet": c.lora_target[0] if len(c.lora_target) == 1 else c.lora_target}
+        if c.train_text_encoder:
+            for name, encoder in zip(self.base.family.text_encoders, self.base.text_encoders(), strict=True):
+                targets[name] = self.base.family.text_target(name, encoder)
+        return targets
+
+    def _precise_weights(self) -> dict[str, dict[str, Tensor]]:
+        """The weights to adapt as they are before a cast to half precision, for the launch: on the CPU, not copied."""
+        c = self.config
+        if self._dtype() == torch.float32 or not c.dash_k:
+            return {}
+        found = {}
+        for name, target in self._targets().items():
+            layers = self._find_layers(getattr(self.base.pipeline, name), target)
+            found[name] = {m: weight_matrix(layer).detach() for m, layer in layers.items()}
+        return found
+
+    def _find_layers(self, network: nn.Module, target: str | list[str]) -> dict[str, nn.Module]:
+        try:
+            return find_targets(network, target)
+        except ValueError as error:
+            raise UsageError(f"--lora_target: {error}") from None
+
     def _place(self, network: nn.Module) -> None:
         if self._dtype() != torch.float32:
             network.to(self._dtype())  # before it goes to the device, which need not hold it in float32
@@ -236,24 +284,13 @@ class DreamBoothRun:
         """Adapters by component, "unet" first."""
         c = self.config
         torch.manual_seed(c.seed)
-        target = c.lora_target[0] if len(c.lora_target) == 1 else c.lora_target
-        common: dict[str, Any] = {
-            "rank": c.rank,
-            "alpha": c.lora_alpha,
-            "dash_k": c.dash_k,
-            "dropout": c.lora_dropout,
-            "eps": c.dash_eps,
-        }
-        try:
-            adapters = {"unet": inject(self.base.pipeline.unet, DashConfig(target=target, **common))}
-            if c.train_text_encoder:
-                for name in self.base.family.text_encoders:
-                    encoder = getattr(self.base.pipeline, name)
-                    adapters[name] = inject(
-                        encoder, DashConfig(target=self.base.family.text_target(name, encoder), **common)
-                    )
-        except ValueError as error:
-            raise UsageError(f"--lora_target: {error}") from None
+        adapters = {}
+        for name, target in self._targets().items():
+            config = DashConfig(c.rank, c.lora_alpha, c.dash_k, target, c.lora_dropout, c.dash_eps)
+            try:
+                adapters[name] = inject(getattr(self.base.pipeline, name), config)
+            except ValueError as error:
+                raise UsageError(f"--lora_target: {error}") from None
         return adapters
 
     def _prepare_optimizer(self) -> None:
@@ -277,12 +314,13 @@ class DreamBoothRun:
         if self.checkpoint is not None:
             self._restore(self.checkpoint)
             self.say(f"resumed from {self.checkpoint} at step {self.step}")
-        elif self.accelerator.is_main_process:
-            if self.config.resume_from_checkpoint == "latest":
-                self.say(f"note: there is no checkpoint in {self.output} yet; starting from the beginning")
-            kept = put_aside(self.output)
+        elif self.config.resume_from_checkpoint == "latest":
+            self.say(f"note: there is no checkpoint in {self.output} yet; starting from the beginning")
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            kept = put_aside(self.output, self.step)
             if kept:
-                self.say(f"note: checkpoints of an earlier run were moved to {kept}")
+                self.say(f"note: later checkpoints of an earlier run were moved to {kept}")
         self.accelerator.wait_for_everyone()
 
     # -- training
@@ -301,9 +339,11 @@ class DreamBoothRun:
                 if self.step % _FLUSH == 0 or self.step == c.max_train_steps:
                     self._flush(bar)
                 self._maybe_launch(bar)
-                if c.checkpointing_steps and self.step % c.checkpointing_steps == 0:
-                    self._save_checkpoint(bar)
-                if c.validation_steps and self.step % c.validation_steps == 0 and self.step < c.max_train_steps:
+                done = self.step == c.max_train_steps
+                if c.checkpointing_steps and (done or self.step % c.checkpointing_steps == 0):
+                    self._save_checkpoint(bar)  # also at the end: a later run may go on from there
+                if c.validation_steps and self.step % c.validation_steps == 0 and not done:
+                    self._flush(bar)
                     self._validate()
                 self._maybe_stop(bar)
             self._flush(bar)
@@ -323,14 +363,20 @@ class DreamBoothRun:
                 assert isinstance(loss, Tensor)
                 accelerator.backward(loss / c.gradient_accumulation_steps)
             losses.append(loss.detach())
-        if accelerator.sync_gradients:
-            accelerator.clip_grad_norm_(self._parameters(), c.max_grad_norm)
+        norm = accelerator.clip_grad_norm_(self._parameters(), c.max_grad_norm)
         self.accelerated.step()
         self.accelerated.zero_grad()
-        if not accelerator.optimizer_step_was_skipped:
+        mean = torch.stack(losses).mean()
+        if accelerator.optimizer_step_was_skipped:  # fp16: the gradients overflowed, and the loss scale goes down
+            self._skipped += 1
+        else:
+            self._skipped = 0
             self.lr_scheduler.step()
+            # A gradient that is not finite has just spoilt the weights, though this step's loss may look well.
+            assert norm is not None
+            mean = torch.where(torch.isfinite(norm), mean, norm.to(mean) * 0)
         self.step += 1
-        self._pending.append(torch.stack(losses).mean())
+        self._pending.append(mean)
 
     def _trained_seconds(self) -> float:
         """Seconds of training, those before a resume included."""
@@ -389,6 +435,11 @@ class DreamBoothRun:
         values = mean.tolist()
         first = self.step - len(values) + 1
         self._pending = []
+        if self._skipped >= _MOST_SKIPPED:
+            raise TrainingError(
+                f"the gradients overflowed in each of the last {self._skipped} steps, so nothing is being learned; try "
+                "--mixed_precision bf16 or no"
+            )
         for step, value in enumerate(values, first):
             if not math.isfinite(value):
                 raise TrainingError(self._lost(step, value))
@@ -419,6 +470,9 @@ class DreamBoothRun:
             raise TrainingError(f"the dash cannot be launched at step {self.step}: {error}") from None
         if report is None:
             return
+        for adapter in self.adapters.values():
+            for layer in adapter.layers.values():
+                layer.precise_weight = None  # it has served
         self.phases.append(
             {
                 "phase": "dash",
@@ -475,6 +529,8 @@ class DreamBoothRun:
 
     def _maybe_stop(self, bar: tqdm) -> None:
         signum = self._stop or 0
+        if os.getppid() != self._parent:
+            signum = signal.SIGTERM  # whoever launched this process is gone; accelerate launch passes no signal on
         if self.accelerator.num_processes > 1:  # one was told, all stop at the same step
             votes = self.accelerator.gather(torch.tensor([signum], device=self.device))
             signum = int(votes.max())
@@ -482,6 +538,7 @@ class DreamBoothRun:
             self._flush(bar)
             path = self._save_checkpoint(bar)
             bar.close()
+            self.close()
             raise Stopped(signum, path)
 
     def _save_checkpoint(self, bar: tqdm) -> Path:
@@ -491,8 +548,8 @@ class DreamBoothRun:
         if self.accelerator.is_main_process:
             save_checkpoint(path, self._state())
             limit = self.config.checkpoints_total_limit
-            for old in checkpoints(self.output)[: -limit if limit else None] if limit else []:
-                old.unlink()
+            for old in checkpoints(self.output)[:-limit] if limit else []:
+                old.unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
         return path
 
@@ -501,7 +558,7 @@ class DreamBoothRun:
         return {
             "step": self.step,
             "settings": self._identity(),
-            "base": self._probes(),
+            "base": self.probes,
             "adapters": {
                 name: {k: t for k, t in adapter.state_dict().items() if k.rsplit(".", 1)[1] in ("A", "B")}
                 for name, adapter in self.adapters.items()
@@ -515,15 +572,15 @@ class DreamBoothRun:
             "timings": {**self.timings, "train": self._trained_seconds()},
         }
 
-    def _probes(self) -> dict[str, dict[str, list[float]]]:
-        """By which the frozen weights are recognised."""
-        return {n: {m: probe_weight(x) for m, x in a.layers.items()} for n, a in self.adapters.items()}
-
     def _identity(self) -> dict[str, Any]:
         c = self.config
         names = [f.name for f in fields(c) if f.metadata["group"] in _GROUPS and f.name not in _MAY_CHANGE]
+        if c.lr_scheduler not in ("constant", "constant_with_warmup"):
+            names.append("max_train_steps")  # the rate's course depends on it
         first = {"learning_rate": c.learning_rate}  # other rates are derived from it: name the cause
-        return first | {name: getattr(c, name) for name in names} | {"instance_prompt": self.prompts.instance}
+        pictures = [[e.name, len(e.views), e.prompt] for e in self.examples]
+        last = {"mixed_precision": str(self.accelerator.mixed_precision), "instance_data": pictures}
+        return first | {name: getattr(c, name) for name in names} | last
 
     def _restore(self, path: Path) -> None:
         try:
@@ -549,12 +606,17 @@ class DreamBoothRun:
     def _compare(self, path: Path, state: dict[str, Any]) -> None:
         was, now = state["settings"], self._identity()
         for name, value in now.items():
+            if name == "instance_data" and was.get(name) != value:
+                raise UsageError(
+                    f"the pictures or captions in {self.config.instance_data_dir} are not those that {path} was "
+                    "trained on; put them back, or leave out --resume_from_checkpoint to start anew"
+                )
             if was.get(name) != value:
                 raise UsageError(
                     f"{path} was trained with --{name} {was.get(name)}, this run has {value}; give the same value to "
                     "go on, or leave out --resume_from_checkpoint to start anew"
                 )
-        for name, probes in self._probes().items():
+        for name, probes in self.probes.items():
             difference = compare_probes(probes, state["base"][name])
             if difference is not None:
                 raise UsageError(
@@ -567,6 +629,12 @@ class DreamBoothRun:
     def save(self) -> None:
         """Write the adapters first, then everything that could still fail: samples, model card, run.json."""
         save_results(self)
+        self.close()
+
+    def close(self) -> None:
+        """Let other runs have the output folder."""
+        if self._lock is not None:
+            self._lock.release()
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -647,10 +715,43 @@ def make_writable(folder: Path) -> None:
         raise UsageError(f"cannot write to --output_dir {folder} ({reason}); give another folder") from None
 
 
+class FolderLock:
+    """Holds a folder for one run, until `release` or the end of the process.
+
+    Raises UsageError when another run has it. Where the system has no such locks it holds nothing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._handle: int | None = None
+        try:
+            import fcntl
+
+            self._handle = os.open(folder, os.O_RDONLY)
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise UsageError(f"another run is writing to {folder}; wait for it, or give another --output_dir") from None
+        except (ImportError, OSError):
+            pass
+
+    def release(self) -> None:
+        """Let others have it."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def __del__(self) -> None:
+        self.release()
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints in `folder`, the oldest first."""
-    found = [(p.stem.removeprefix("checkpoint-"), p) for p in folder.glob("checkpoint-*.safetensors")]
-    return [p for _, p in sorted((int(number), p) for number, p in found if number.isdigit())]
+    found = [p for p in folder.glob("checkpoint-*.safetensors") if p.stem.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.stem.removeprefix("checkpoint-"))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -672,9 +773,12 @@ def find_checkpoint(folder: Path, wanted: str | None) -> Path | None:
     raise UsageError(f"there is no checkpoint {wanted}; in {folder} there are: {there}")
 
 
-def put_aside(folder: Path) -> Path | None:
-    """Move an earlier run's checkpoints where "latest" does not find them. Returns the new folder, if any moved."""
-    old = checkpoints(folder)
+def put_aside(folder: Path, step: int) -> Path | None:
+    """Move checkpoints after `step`, which an earlier run left, where "latest" does not find them.
+
+    Returns the new folder, if any moved.
+    """
+    old = [path for path in checkpoints(folder) if _step_of(path) > step]
     if not old:
         return None
     number = 1
