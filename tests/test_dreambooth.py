@@ -570,6 +570,17 @@ def test_latents_are_cached_on_disk(folder, tmp_path, monkeypatch):
     assert torch.equal(repaired.examples[0].views[0].mean, first.examples[0].views[0].mean)
 
 
+def test_what_a_long_prompt_loses_is_said(folder, tmp_path):
+    lines = []
+    prompt = "a photo of sks cat on top of green grass with sunflowers around it in the snow"
+    config = settings(folder, tmp_path / "out", instance_prompt=prompt, validation_prompt=["a cat in the snow"])
+    prepare(config, lines)
+    (note,) = [line for line in lines if "longer than this base reads" in line]
+    assert prompt in note
+    # 12 places, of which the first and the last are the start and the end: ten words of this tokenizer are read.
+    assert note.endswith('"sunflowers around it in the snow"')
+
+
 def test_random_crops_are_cached_as_variants(folder, tmp_path):
     run = prepare(settings(folder, tmp_path / "out", num_crop_variants=3, resolution=16))
     assert {len(e.views) for e in run.examples} == {1}  # square pictures leave a square crop no room

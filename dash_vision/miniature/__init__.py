@@ -52,11 +52,11 @@ def load_pipeline(torch_dtype: torch.dtype | None = None) -> StableDiffusionPipe
     import torch
     from diffusers import StableDiffusionPipeline
 
-    folder = pipeline_path()
-    dtype = torch.float32 if torch_dtype is None else torch_dtype
-    return StableDiffusionPipeline.from_pretrained(
-        folder, torch_dtype=dtype, safety_checker=None, feature_extractor=None, local_files_only=True
-    )
+    pipeline = StableDiffusionPipeline.from_pretrained(pipeline_path(), local_files_only=True)
+    if torch_dtype in (None, torch.float32):
+        return pipeline
+    # Cast afterwards: releases of diffusers disagree on the name of the argument that would do it while loading.
+    return pipeline.to(torch_dtype)
 
 
 def load_clip(dtype: torch.dtype | None = None) -> CLIPModel:

@@ -43,10 +43,10 @@ STAGES = ("data", "tokenizer", "vae", "latents", "unet", "clip", "export")
 CHUNK = 500
 
 VAE_PLAN = Plan(
-    steps=3200, learning_rate=2e-3, batch_size=16, warmup=100, weight_decay=1e-4, average=0.998, save_every=200
+    steps=2600, learning_rate=2e-3, batch_size=16, warmup=100, weight_decay=1e-4, average=0.998, save_every=200
 )
-UNET_PLAN = Plan(steps=10_000, learning_rate=1e-3, warmup=100, muon=2e-3, save_every=200)
-CLIP_PLAN = Plan(steps=2000, learning_rate=1e-3, batch_size=128)
+UNET_PLAN = Plan(steps=2080, learning_rate=1e-3, warmup=100, muon=2e-3, save_every=200)
+CLIP_PLAN = Plan(steps=330, learning_rate=1e-3, batch_size=128, warmup=40, muon=2e-3, save_every=100)
 
 
 @dataclass
@@ -368,13 +368,16 @@ def _replace_folder(folder: Path, save: Callable[..., Any]) -> None:
 
 
 def _tidy(folder: Path) -> None:
-    """Make exported files readable for everybody and take the work folder's path out of their configurations."""
+    """Make exported files readable for everybody; keep the work folder's path and the file's dtype out of their use."""
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o644)
         if path.name == "config.json":
             config = json.loads(path.read_text(encoding="utf-8"))
             config.pop("_name_or_path", None)
+            if "dtype" in config:
+                # transformers would load in the dtype named here and diffusers in float32: they must agree.
+                config["dtype"] = "float32"
             path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

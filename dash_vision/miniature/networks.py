@@ -100,4 +100,4 @@ def training_scheduler() -> Any:
 def sampling_scheduler() -> Any:
     """A DDIMScheduler: what the shipped pipeline samples with."""
     # "trailing" begins at the last, noisiest step, which the pure noise that sampling begins with comes closest to.
-    return DDIMScheduler(**NOISE, set_alpha_to_one=False, timestep_spacing="trailing")
+    return DDIMScheduler(**NOISE, set_alpha_to_one=False, steps_offset=1, timestep_spacing="trailing")

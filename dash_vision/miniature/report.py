@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 STEPS, GUIDANCE = 25, 4.0
 FRESH = 1000
-JUDGE_PLAN = Plan(steps=1200, learning_rate=2e-3, batch_size=96, warmup=50, cooldown=0.5, save_every=200)
+JUDGE_PLAN = Plan(steps=300, learning_rate=2e-3, batch_size=96, warmup=30, cooldown=0.5, muon=2e-3, save_every=100)
 PLACES = (None, *SETTINGS)
 QUESTIONS: dict[str, tuple[str | None, ...]] = {"subject": (*KINDS,), "setting": PLACES, "colour": (*COLOURS,)}
 
@@ -142,20 +142,21 @@ def nearest(pictures: Tensor, training: np.ndarray, chunk: int = 2000) -> Tensor
     wanted = F.avg_pool2d(pictures, 4).flatten(1)
     best = torch.full((len(wanted),), math.inf)
     for start in range(0, len(training), chunk):
-        known = F.avg_pool2d(to_tensor(training[start : start + chunk]), 4).flatten(1)
+        known = F.avg_pool2d(to_tensor(np.array(training[start : start + chunk])), 4).flatten(1)
         best = torch.minimum(best, torch.cdist(wanted, known).amin(1))
     return best / math.sqrt(wanted.shape[1]) * 127.5
 
 
-def sheet_prompts() -> list[list[str]]:
-    """Rows of prompts for the contact sheet: every subject in ten places, then the outfits."""
+def sheet_prompts(columns: int = 6) -> list[list[str]]:
+    """Rows of prompts for the contact sheet: every subject, going round the places and colours, then the outfits."""
     names, places = list(COLOURS), list(SETTINGS)
     rows = []
     for row, kind in enumerate(KINDS):
-        shown = places[:10] if row % 2 == 0 else places[10:]
-        rows.append([f"a photo of a {names[(3 * row + i) % 10]} {kind} {place}" for i, place in enumerate(shown)])
+        numbers = range(columns * row, columns * (row + 1))
+        rows.append([f"a photo of a {names[(3 * row + i) % 10]} {kind} {places[i % 20]}" for i in numbers])
     for row, kind in enumerate(LIVE):
-        rows.append([f"a photo of a {names[(row + 3 * i) % 10]} {kind} {outfit}" for i, outfit in enumerate(OUTFITS)])
+        worn = OUTFITS[row * 4 : row * 4 + columns]
+        rows.append([f"a photo of a {names[(row + 3 * i) % 10]} {kind} {outfit}" for i, outfit in enumerate(worn)])
     return rows
 
 
@@ -221,7 +222,7 @@ def report(work: Path, docs: Path, weights: Path | None = None, images: int = 10
         raise ValueError(f"there is no {folder / 'pipeline'}; run the stage 'export' of the build first")
     figures = Figures([])
     started = time.monotonic()
-    pipeline: Any = StableDiffusionPipeline.from_pretrained(folder / "pipeline", torch_dtype=torch.float32)
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(folder / "pipeline")
     pipeline.set_progress_bar_config(disable=True)
     generate(pipeline, ["a photo of a cat"])
     seconds = time.monotonic() - started

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,23 +35,37 @@ def world_words() -> list[str]:
     return sorted({word for phrase in phrases for word in phrase.lower().split()})
 
 
-def write_tokenizer(folder: Path, prompt_length: int) -> CLIPTokenizer:
-    """Train the tokenizer and save it to a folder that `CLIPTokenizer.from_pretrained` loads.
+def learn_merges(words: list[str]) -> list[tuple[str, str]]:
+    """Byte pair encoding learned until every word is one token, in the order of learning.
 
-    The merges are learned until every known word is one token; the 256 bytes are in the vocabulary, so any other text
-    is spelled out and nothing is unknown.
+    The most frequent pair is merged first and ties go by the alphabet, so the same words always give the same merges.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    spelled = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
+    merges: list[tuple[str, str]] = []
+    while True:
+        counts = Counter(pair for parts in spelled for pair in pairwise(parts))
+        if not counts:
+            return merges
+        first, second = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append((first, second))
+        for parts in spelled:
+            i = 0
+            while i < len(parts) - 1:
+                if (parts[i], parts[i + 1]) == (first, second):
+                    parts[i : i + 2] = [first + second]
+                i += 1
+
+
+def write_tokenizer(folder: Path, prompt_length: int) -> CLIPTokenizer:
+    """Make the tokenizer and save it to a folder that `CLIPTokenizer.from_pretrained` loads.
+
+    Every known word is one token; the 256 bytes are in the vocabulary, so any other text is spelled out and nothing is
+    unknown.
+    """
+    from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
-    words = sorted(set(world_words()) | set(EVERYDAY.split()) | {"-", "two-tone"})
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    trainer = trainers.BpeTrainer(
-        vocab_size=20000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False, special_tokens=[]
-    )
-    learner.train_from_iterator(words, trainer)
-    merges = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
+    merges = learn_merges(" ".join([*world_words(), *EVERYDAY.split()]).replace("-", " ").split())
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *(a + b for a, b in merges), START, END]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
