@@ -124,6 +124,7 @@ def measure(config: dict[str, Any], width: float, rank: int, k: int) -> dict[str
 
 def report(width: float, rank: int, k: int) -> None:
     """Print the table."""
+    diffusers.utils.logging.set_verbosity_error()  # it remarks on every text encoder that an adapter leaves alone
     print(
         f"max abs difference of the UNet's output from the trained model's; rank {rank}, k = {k}, width x {width:g}, "
         f"float32, {platform.machine()}; torch {torch.__version__}, diffusers {diffusers.__version__}, "
