@@ -577,8 +577,8 @@ def test_what_a_long_prompt_loses_is_said(folder, tmp_path):
     prepare(config, lines)
     (note,) = [line for line in lines if "longer than this base reads" in line]
     assert prompt in note
-    # 12 places, of which the first and the last are the start and the end: ten words of this tokenizer are read.
-    assert note.endswith('"sunflowers around it in the snow"')
+    # 12 places, less those of the start and the end: ten words are read, up to "grass".
+    assert note.endswith('"with sunflowers around it in the snow"')
 
 
 def test_random_crops_are_cached_as_variants(folder, tmp_path):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 MINIATURE = "miniature"
 MINIATURE_WEIGHTS = Path(__file__).parent / "weights" / "miniature_vit.safetensors"
-MINIATURE_SHAPE: dict[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 6, "num_heads": 4}
+MINIATURE_SHAPE: dict[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4}
 
 _MEANS = {"imagenet": (0.485, 0.456, 0.406), "half": (0.5, 0.5, 0.5), "none": (0.0, 0.0, 0.0)}
 _STDS = {"imagenet": (0.229, 0.224, 0.225), "half": (0.5, 0.5, 0.5), "none": (1.0, 1.0, 1.0)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -111,15 +112,21 @@ def world(plan: BuildPlan) -> tuple[np.ndarray, Tensor]:
 def _draw_all(plan: BuildPlan, count: int, file: Path) -> list[list[int]]:
     out = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(count, SIZE, SIZE, 3))
     found = []
-    with multiprocessing.get_context("spawn").Pool(plan.processes) as pool:
-        drawn = pool.imap(partial(draw, plan.seed), range(count), chunksize=64)
-        for number, (data, labels) in enumerate(drawn):
-            out[number] = np.frombuffer(data, np.uint8).reshape(SIZE, SIZE, 3)
-            found.append(labels)
-            if (number + 1) % 5000 == 0:
-                print(f"drawn {number + 1} of {count} scenes", flush=True)
+    for number, (data, labels) in enumerate(_drawn(plan, count)):
+        out[number] = np.frombuffer(data, np.uint8).reshape(SIZE, SIZE, 3)
+        found.append(labels)
+        if (number + 1) % 5000 == 0:
+            print(f"drawn {number + 1} of {count} scenes", flush=True)
     out.flush()
     return found
+
+
+def _drawn(plan: BuildPlan, count: int) -> Iterator[tuple[bytes, list[int]]]:
+    if plan.processes == 1:
+        yield from (draw(plan.seed, number) for number in range(count))
+        return
+    with multiprocessing.get_context("spawn").Pool(plan.processes) as pool:
+        yield from pool.imap(partial(draw, plan.seed), range(count), chunksize=64)
 
 
 def batch_at(plan: BuildPlan, pixels: np.ndarray, step: int) -> tuple[Tensor, Tensor]:
@@ -231,4 +238,4 @@ def export(plan: BuildPlan, model: VisionTransformer, accuracies: dict[str, floa
     }
     about = {"shape": MINIATURE_SHAPE, "trained": _identity(plan), "held_out_accuracy": accuracies}
     with replacing(plan.output) as temporary:
-        save_file(trunk, temporary, {"format": "pt", "dash_vision_miniature_vit": json.dumps(about)})
+        save_file(trunk, temporary, {"dash_vision_miniature_vit": json.dumps(about)})

@@ -107,7 +107,7 @@ class VtabConfig:
     target: str = option("vit-blocks", TUNE, "layers to adapt: preset or regular expression (dash, lora)")
     dropout: float = option(0.0, TUNE, "dropout on the input of the update (dash, lora)")
 
-    epochs: int | None = option(None, TRAIN, "epochs of the schedule", shown_default="100; 20 for embedded tasks")
+    epochs: int | None = option(None, TRAIN, "epochs of the schedule", shown_default="100; 16 for embedded tasks")
     warmup_epochs: int | None = option(None, TRAIN, "epochs of linear warm-up", shown_default="a tenth of the epochs")
     batch_size: int = option(64, TRAIN, "images per optimizer step, over all processes")
     learning_rate: float | None = option(
@@ -231,7 +231,7 @@ class Run:
 
     @property
     def epochs(self) -> int:
-        return self.settings.epochs or (20 if self.task.embedded else 100)
+        return self.settings.epochs or (16 if self.task.embedded else 100)
 
     @property
     def warmup_epochs(self) -> int:

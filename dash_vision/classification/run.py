@@ -21,7 +21,7 @@ from .cache import cache_root
 from .config import Run
 from .data import TaskData, load_task
 from .loop import Plan, Trainer
-from .methods import Tuned, prepare
+from .methods import prepare
 from .protocol import EpochScore, Selection, select
 from .results import RESULT, VAL_RESULT, read_result
 from .runtime import Interrupted, Runtime, StopRequest
@@ -280,6 +280,3 @@ def device_name(runtime: Runtime) -> str:
     if runtime.device.type == "cuda":
         return torch.cuda.get_device_name(runtime.device)
     return f"{runtime.device.type}, {torch.get_num_threads()} threads"
-
-
-__all__ = ["CHECKPOINT", "Tuned", "backbone_of", "execute", "finished", "open_data", "quiet", "versions"]

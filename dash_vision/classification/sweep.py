@@ -15,7 +15,6 @@ from tqdm import tqdm
 from ..cli import UsageError
 from ..files import write_json
 from .config import Run, VtabConfig
-from .layout import DataError
 from .loop import NonFiniteLoss, Trainer
 from .results import read_results, render, summarize
 from .run import execute, finished, open_data
@@ -236,6 +235,3 @@ def _duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-__all__ = ["DataError", "Display", "Tally", "command", "line_of", "sweep", "sweep_on_ray", "write_summary"]

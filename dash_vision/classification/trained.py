@@ -65,9 +65,10 @@ def save_trained(folder: Path, tuned: Tuned, about: dict[str, Any], backbone: Ba
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Tensors with a note in the header, complete or not there."""
+    """Tensors with a note in the header, complete or not there; equal content gives equal bytes."""
     with replacing(path) as temporary:
-        save_file(tensors, temporary, {"format": "pt", _HEADER: json.dumps(about)})
+        # One entry only: safetensors writes several in an order that changes.
+        save_file(tensors, temporary, {_HEADER: json.dumps(about)})
 
 
 def load_trained(path: Path, checkpoint: str | None = None) -> Trained:
