@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dash_vision import DashConfig, inject
 from dash_vision.directions import change_rates, singular_directions, top_directions
-from dash_vision.inject import PRESETS, find_targets
+from dash_vision.inject import find_targets
 from dash_vision.layer import DashConv2d, DashLinear
 
 
@@ -280,7 +280,8 @@ def test_targets_by_suffix_regex_and_preset():
     assert len(find_targets(vit, "vit-blocks")) == 8
     assert list(find_targets(vit, "vit-qkv")) == ["blocks.0.attn.qkv", "blocks.1.attn.qkv"]
     assert list(find_targets(vit, ["1.mlp.fc2"])) == ["blocks.1.mlp.fc2"]
-    assert list(find_targets(vit, r"blocks\.0\..*")) == [f"blocks.0.{s}" for s in PRESETS["vit-blocks"]]
+    layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    assert list(find_targets(vit, r"blocks\.0\..*")) == [f"blocks.0.{layer}" for layer in layers]
     assert list(find_targets(vit, ["head"])) == ["head"]
 
 
