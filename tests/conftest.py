@@ -1,10 +1,12 @@
-"""No network in tests: every hub client is told so before anything imports it."""
+"""No network in tests: every hub client is told so before anything imports it. One thread, too."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# Tiny models gain nothing from threads, and runs that are compared bit for bit have to use equally many.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
