@@ -142,8 +142,8 @@ class DreamBoothRun:
         )
         if base.name == MINIATURE:
             self.say(
-                "      another base: --pretrained_model_name_or_path with a hub id, a folder or a .safetensors file "
-                "of SD 1.x, 2.x or SDXL"
+                "      it knows a small rendered world; for photographs name another base: "
+                "--pretrained_model_name_or_path with a hub id, a folder or a .safetensors file of SD 1.x, 2.x or SDXL"
             )
         return base
 
