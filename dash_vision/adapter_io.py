@@ -64,7 +64,7 @@ class AdapterState:
     @property
     def fingerprint(self) -> str:
         """12 hex digits that name the frozen weights an adapter was trained on."""
-        return hashlib.sha256(json.dumps(self.probes, sort_keys=True).encode()).hexdigest()[:12]
+        return fingerprint(self.probes)
 
     def size(self, module: str) -> tuple[int, int, int, int]:
         """(out, in, rank, k) of a layer."""
@@ -231,6 +231,11 @@ def _exact(state: AdapterState) -> DashConfig:
 
 
 # -- the base weights
+
+
+def fingerprint(probes: Mapping[str, list[float]]) -> str:
+    """12 hex digits of the probes of frozen weights by module."""
+    return hashlib.sha256(json.dumps(probes, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def probe_weight(layer: nn.Module) -> list[float]:

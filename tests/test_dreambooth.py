@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.training_utils import compute_snr
-from helpers import save_base, save_pictures, save_single_file
+from helpers import save_base, save_pictures, save_single_file, unet_inputs
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -84,20 +84,9 @@ def train(config, lines=None, mixed_precision="no"):
     return run
 
 
-def unet_output(unet, added=None):
-    g = torch.Generator().manual_seed(5)
-    inputs = {
-        "sample": torch.randn(2, 4, 8, 8, generator=g),
-        "timestep": torch.tensor([7, 600]),
-        "encoder_hidden_states": torch.randn(2, 12, unet.config.cross_attention_dim, generator=g),
-    }
-    if unet.config.addition_embed_type == "text_time":
-        inputs["added_cond_kwargs"] = {
-            "text_embeds": torch.randn(2, 32, generator=g),
-            "time_ids": torch.rand(2, 6, generator=g),
-        }
+def unet_output(unet):
     with torch.no_grad():
-        return unet(**inputs).sample
+        return unet(**unet_inputs(unet)).sample
 
 
 # -- a whole run

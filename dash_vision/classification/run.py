@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 from ..checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ..cli import UsageError
 from ..files import write_json
+from ..versions import installed_versions
 from .backbones import Backbone, describe
 from .cache import cache_root
 from .config import Run
@@ -28,6 +27,7 @@ from .runtime import Interrupted, Runtime, StopRequest
 from .trained import save_trained
 
 CHECKPOINT = "checkpoint.safetensors"
+PACKAGES = ("dash-vision", "torch", "timm", "peft", "safetensors", "pillow", "numpy")
 
 Progress = Callable[[str, Trainer], None]
 
@@ -216,7 +216,7 @@ class _Execution:
             "sizes": {"images": self.data.sizes},
             "data": self.data.source,
             "seconds": self.settled.seconds,
-            "versions": versions(),
+            "versions": installed_versions(PACKAGES),
             "device": device_name(self.runtime),
             "bf16": self.runtime.bf16,
             "processes": self.runtime.world,
@@ -262,17 +262,6 @@ def _check_steps(run: Run, candidates: list[dict[str, Any]], images: int) -> Non
                 f"--prelaunch_steps {candidate.settings.prelaunch_steps} leaves no step for the dash: {run.epochs} "
                 f"epochs of {images} images make {steps} steps; lower it, or raise --epochs"
             )
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that results depend on."""
-    found = {"python": platform.python_version()}
-    for name in ("dash-vision", "torch", "timm", "peft", "safetensors", "pillow", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def device_name(runtime: Runtime) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import re
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,9 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..adapter_io import DIFFUSERS_NAME, NATIVE_NAME, adapter_state, export_states, write_native
+from ..adapter_io import DIFFUSERS_NAME, NATIVE_NAME, adapter_state, export_states, fingerprint, write_native
 from ..files import replacing, write_json
+from ..versions import installed_versions
 from .config import default_validation_prompts
 from .families import MINIATURE
 from .sampling import Sampling, sample
@@ -114,21 +114,9 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 # -- words
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of what a result depends on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
 def describe_run(run: DreamBoothRun) -> dict[str, Any]:
     """run.json: settings, base, versions, phases, losses, timings in seconds."""
     first = {"phase": "pre-launch" if run.config.dash_k else "LoRA", "after_step": 0}
-    states = {name: adapter_state(adapter) for name, adapter in run.adapters.items()}
     device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else platform.processor() or "CPU"
     return {
         "kind": "dreambooth",
@@ -137,7 +125,7 @@ def describe_run(run: DreamBoothRun) -> dict[str, Any]:
             "name": run.base.name,
             "family": run.base.family.name,
             "prediction_type": run.base.prediction_type,
-            "fingerprints": {name: state.fingerprint for name, state in states.items()},
+            "fingerprints": {name: fingerprint(probes) for name, probes in run.probes.items()},
         },
         "instance_prompt": run.prompts.instance,
         "class_prompt": run.prompts.class_,
@@ -153,7 +141,7 @@ def describe_run(run: DreamBoothRun) -> dict[str, Any]:
         "timings_s": {key: round(value, 2) for key, value in run.timings.items()},
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.started)),
         "seconds": round(time.time() - run.started, 1),
-        "versions": versions(),
+        "versions": installed_versions(PACKAGES),
     }
 
 
@@ -176,7 +164,7 @@ def write_card(run: DreamBoothRun) -> None:
         "prior preservation": f'"{run.prompts.class_}"' if c.with_prior_preservation else "no",
         "text encoder": "trained" if c.train_text_encoder else "frozen",
         "seed": f"{c.seed}",
-        "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
+        "versions": ", ".join(f"{name} {number}" for name, number in installed_versions(PACKAGES).items()),
     }
     table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items())
     subject = run.prompts.subject or run.prompts.instance

@@ -35,7 +35,7 @@ from ..inject import Adapter, DashConfig, find_targets, inject
 from ..layer import weight_matrix
 from ..schedule import DashSchedule
 from . import config as settings
-from .config import DreamBoothConfig, Prompts, derive_prompts
+from .config import DreamBoothConfig, derive_prompts
 from .data import Batch, Example, Framing, Order, draw_batch, encode_examples, join
 from .families import MINIATURE, Base, Conditions, encode_prompts, load_base
 from .images import InstanceImage, read_folder
@@ -99,9 +99,10 @@ class DreamBoothRun:
         with self._timed("load"):
             self.base = self._load_base()
         self._take_defaults()
-        pictures = self._read(config.instance_data_dir, "instance")
+        pictures = self._read(config.instance_data_dir)
         self.inputs = [picture.image for picture in pictures]
-        self.prompts = self._announce(prompts, pictures)
+        self.prompts = prompts
+        self._announce(pictures)
         self.schedule_of_noise = NoiseSchedule.of(self.base.pipeline.scheduler).to(self.device)
         precise = self._precise_weights()
         self._place_networks()
@@ -174,20 +175,19 @@ class DreamBoothRun:
                 "the dash; give fewer of the first, more of the second, or --dash_k 0 for plain LoRA"
             )
 
-    def _read(self, folder: str, what: str) -> tuple[InstanceImage, ...]:
+    def _read(self, folder: str) -> tuple[InstanceImage, ...]:
         assert self.config.resolution is not None
         found = read_folder(folder, resolution=self.config.resolution, captions=self.config.use_captions)
         for note in found.notes:
             self.say(f"note: {note}")
         return found.images
 
-    def _announce(self, prompts: Prompts, pictures: tuple[InstanceImage, ...]) -> Prompts:
+    def _announce(self, pictures: tuple[InstanceImage, ...]) -> None:
         own = sum(picture.caption is not None for picture in pictures)
         source = "" if self.config.instance_prompt else " (from the folder's name; --instance_prompt gives another)"
         captions = f", {own} with a caption of its own" if own else ""
         self.say(f"pictures: {len(pictures)} in {self.config.instance_data_dir}{captions}")
-        self.say(f'prompt: "{prompts.instance}"{source}')
-        return prompts
+        self.say(f'prompt: "{self.prompts.instance}"{source}')
 
     def _class_pictures(self) -> tuple[InstanceImage, ...]:
         c = self.config
@@ -197,7 +197,7 @@ class DreamBoothRun:
         with self._timed("class images"):
             class_images(self.base, folder, self.prompts.class_, c, self.accelerator, self._dtype(), self.say)
         self.accelerator.wait_for_everyone()
-        return self._read(str(folder), "class")[: c.num_class_images]
+        return self._read(str(folder))[: c.num_class_images]
 
     def _encode(self, pictures: tuple[InstanceImage, ...], prompt: str, what: str) -> list[Example]:
         c = self.config
@@ -265,15 +265,12 @@ class DreamBoothRun:
             return {}
         found = {}
         for name, target in self._targets().items():
-            layers = self._find_layers(getattr(self.base.pipeline, name), target)
+            try:
+                layers = find_targets(getattr(self.base.pipeline, name), target)
+            except ValueError as error:
+                raise UsageError(f"--lora_target: {error}") from None
             found[name] = {m: weight_matrix(layer).detach() for m, layer in layers.items()}
         return found
-
-    def _find_layers(self, network: nn.Module, target: str | list[str]) -> dict[str, nn.Module]:
-        try:
-            return find_targets(network, target)
-        except ValueError as error:
-            raise UsageError(f"--lora_target: {error}") from None
 
     def _place(self, network: nn.Module) -> None:
         if self._dtype() != torch.float32:

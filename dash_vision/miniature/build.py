@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
+from ..files import replacing
 from .networks import (
     PROMPT_LENGTH,
     new_clip,
@@ -199,9 +200,8 @@ def make_latents(settings: Settings) -> None:
         with torch.no_grad(), torch.autocast(settings.device, dtype=torch.bfloat16):
             mean = vae.encode(x).latent_dist.mean
         latents[start : start + CHUNK] = (mean.float() * vae.config.scaling_factor).cpu().numpy()
-    with open(path.with_name("latents.npy.tmp"), "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         np.save(file, latents)
-    os.replace(path.with_name("latents.npy.tmp"), path)
 
 
 def load_tokenizer(settings: Settings) -> CLIPTokenizer:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import threading
 import time
@@ -19,6 +18,8 @@ from types import FrameType
 
 import torch
 from torch import Tensor, nn
+
+from ..files import replacing
 
 
 @dataclass(frozen=True)
@@ -113,13 +114,6 @@ def optimizers_for(modules: dict[str, nn.Module], plan: Plan) -> list[torch.opti
     return [adam, Muon(matrices, plan.muon, decay=plan.weight_decay)]
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` make a temporary file beside `path`, then rename it: a reader never sees half a file."""
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)
-
-
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
     """While inside, SIGINT and SIGTERM only append their number to the list that is yielded."""
@@ -164,7 +158,8 @@ class Fit:
             "averages": self.averages,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
-        write_atomically(self.checkpoint, lambda path: torch.save(state, path))
+        with replacing(self.checkpoint) as temporary:
+            torch.save(state, temporary)
 
     def resume(self) -> None:
         """Go on from the checkpoint, if there is one.
