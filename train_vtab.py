@@ -65,8 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(config: VtabConfig) -> int:
     """Do every run that is asked for and not done, and print the table of all results."""
     from dash_vision.classification.run import finished
-    from dash_vision.classification.runtime import catching_signals, make_runtime
+    from dash_vision.classification.runtime import make_runtime
     from dash_vision.classification.sweep import command, sweep, sweep_on_ray, write_summary
+    from dash_vision.signals import catching_signals
 
     runs = config.runs()
     if config.print_commands:

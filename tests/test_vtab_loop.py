@@ -20,11 +20,10 @@ from dash_vision.classification.runtime import (
     INTERRUPTED,
     Interrupted,
     Runtime,
-    StopRequest,
-    catching_signals,
     make_runtime,
 )
 from dash_vision.cli import UsageError
+from dash_vision.signals import StopRequest, catching_signals
 
 # -- the schedule
 
@@ -163,7 +162,7 @@ class StopAt(StopRequest):
         super().__init__()
         self.left = step
 
-    def pending(self, runtime):
+    def pending(self):
         self.left -= 1
         return self.left < 0
 
@@ -243,9 +242,9 @@ def test_checkpoints_are_written_between_epochs(data, monkeypatch):
 def test_the_first_signal_is_a_request_and_the_second_an_order():
     before = signal.getsignal(signal.SIGINT)
     with catching_signals() as stop:
-        assert not stop.pending(CPU)
+        assert not stop.pending()
         signal.raise_signal(signal.SIGINT)
-        assert stop.pending(CPU)
+        assert stop.pending()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before

@@ -14,10 +14,11 @@ from dash_vision.classification.config import VtabConfig
 from dash_vision.classification.loop import NonFiniteLoss
 from dash_vision.classification.results import paired, read_results, render, spread, summarize
 from dash_vision.classification.run import finished
-from dash_vision.classification.runtime import Interrupted, StopRequest
+from dash_vision.classification.runtime import Interrupted
 from dash_vision.classification.sweep import command, sweep, sweep_on_ray
 from dash_vision.classification.tasks import TASKS, VTAB
 from dash_vision.cli import UsageError, parse
+from dash_vision.signals import StopRequest
 
 
 def config(tmp_path, **settings):
@@ -63,7 +64,7 @@ def test_a_killed_sweep_goes_on_where_it_was(folder):
     class Kill(StopRequest):
         left = 9
 
-        def pending(self, runtime):
+        def pending(self):
             self.left -= 1
             return self.left < 0
 

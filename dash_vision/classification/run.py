@@ -14,6 +14,7 @@ import torch
 from ..checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ..cli import UsageError
 from ..files import write_json
+from ..signals import StopRequest
 from ..versions import installed_versions
 from .backbones import Backbone, describe
 from .cache import cache_root
@@ -23,7 +24,7 @@ from .loop import Plan, Trainer
 from .methods import prepare
 from .protocol import EpochScore, Selection, select
 from .results import RESULT, VAL_RESULT, read_result
-from .runtime import Interrupted, Runtime, StopRequest
+from .runtime import Interrupted, Runtime
 from .trained import save_trained
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -148,7 +149,7 @@ class _Execution:
             if trainer.epoch % run.settings.checkpoint_every == 0 and trainer.epoch < until:
                 self._save(trainer)
 
-        if not trainer.fit(until, after_epoch, lambda: self.stop.pending(self.runtime)):
+        if not trainer.fit(until, after_epoch, lambda: self.runtime.any(self.stop.pending())):
             self._save(trainer)
             raise Interrupted(f"{self.run.name}: stopped in epoch {trainer.epoch + 1}, checkpoint in {self.file}")
         return trainer

@@ -1,14 +1,10 @@
-"""Where a run computes: device, precision, the processes of `accelerate launch`, and signals that ask it to stop."""
+"""Where a run computes: device, precision, and the processes of `accelerate launch`."""
 
 from __future__ import annotations
 
 import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from types import FrameType
 
 import torch
 import torch.distributed as dist
@@ -61,6 +57,10 @@ class Runtime:
             dist.all_reduce(value)
         return value
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on any process; all of them learn it at the same step."""
+        return bool(self.total(torch.tensor([float(flag)], device=self.device)).item()) if self.world > 1 else flag
+
     def close(self) -> None:
         """Leave the process group, if there is one."""
         if self.world > 1:
@@ -97,36 +97,3 @@ def _device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UsageError(f"there is no device {name!r} ({reason}); use --device auto") from None
     return device
-
-
-class StopRequest:
-    """Set by SIGINT or SIGTERM; a second signal acts as if it were not caught."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
-
-    def pending(self, runtime: Runtime) -> bool:
-        """Whether any process was asked to stop: all of them learn it at the same step."""
-        if runtime.world == 1:
-            return self.signal is not None
-        flag = torch.tensor([self.signal is not None], dtype=torch.float32, device=runtime.device)
-        return bool(runtime.total(flag).item())
-
-
-@contextmanager
-def catching_signals() -> Iterator[StopRequest]:
-    """A StopRequest that listens until the block ends; outside the main thread signals cannot be caught."""
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from ..cli import UsageError
 from ..files import write_json
+from ..signals import StopRequest
 from .config import Run, VtabConfig
 from .loop import NonFiniteLoss, Trainer
 from .results import read_results, render, summarize
 from .run import execute, finished, open_data
-from .runtime import Runtime, StopRequest, make_runtime
+from .runtime import Runtime, make_runtime
 from .tasks import find_task
 
 SUMMARY = "summary.json"

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -34,6 +33,7 @@ from ..cli import UsageError
 from ..inject import Adapter, DashConfig, find_targets, inject
 from ..layer import weight_matrix
 from ..schedule import DashSchedule
+from ..signals import StopRequest, catching_signals
 from . import config as settings
 from .config import DreamBoothConfig, derive_prompts
 from .data import Batch, Example, Framing, Order, draw_batch, encode_examples, join
@@ -86,7 +86,6 @@ class DreamBoothRun:
         self.losses: list[float] = []
         self.phases: list[dict[str, Any]] = []
         self.step = 0
-        self._stop: int | None = None
         self._skipped = 0
         self._parent = os.getppid()
         self._clock, self._first = time.perf_counter(), 0  # when, and at which step, this process began to train
@@ -329,7 +328,7 @@ class DreamBoothRun:
         for network in self.networks.values():
             network.train()
         self._clock, self._first = time.perf_counter(), self.step
-        with self._signals(), self._progress() as bar:
+        with catching_signals() as stop, self._progress() as bar:
             while self.step < c.max_train_steps:
                 self._one_step()
                 bar.update()
@@ -342,7 +341,7 @@ class DreamBoothRun:
                 if c.validation_steps and self.step % c.validation_steps == 0 and not done:
                     self._flush(bar)
                     self._validate()
-                self._maybe_stop(bar)
+                self._maybe_stop(stop, bar)
             self._flush(bar)
         self.timings["train"] = self._trained_seconds()
         for network in self.networks.values():
@@ -504,28 +503,8 @@ class DreamBoothRun:
 
     # -- stopping and going on
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM ends the run after the step it is in; a second one acts as usual."""
-
-        def note(signum: int, frame: FrameType | None) -> None:
-            self._stop = signum
-            signal.signal(signum, previous[signum])
-
-        previous: dict[int, Any] = {}
-        try:
-            for wanted in (signal.SIGINT, signal.SIGTERM):
-                previous[wanted] = signal.signal(wanted, note)
-        except ValueError:  # not in the main thread: whoever called us there handles signals
-            pass
-        try:
-            yield
-        finally:
-            for signum, handler in previous.items():
-                signal.signal(signum, handler)
-
-    def _maybe_stop(self, bar: tqdm) -> None:
-        signum = self._stop or 0
+    def _maybe_stop(self, stop: StopRequest, bar: tqdm) -> None:
+        signum = stop.signal or 0
         if os.getppid() != self._parent:
             signum = signal.SIGTERM  # whoever launched this process is gone; accelerate launch passes no signal on
         if self.accelerator.num_processes > 1:  # one was told, all stop at the same step

@@ -30,6 +30,7 @@ def _build_settings(args: argparse.Namespace) -> Settings:
     from .build import Settings
 
     settings = Settings(args.work, args.output or Path(__file__).parent / "weights", args.device, seed=args.seed)
+    settings.compile = args.compile
     settings.scenes = args.scenes or settings.scenes
     settings.processes = args.processes or settings.processes
     for name in ("vae", "unet", "clip"):
@@ -83,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
         "--stages", nargs="+", metavar="STAGE", help="only these: data tokenizer vae latents unet clip export"
     )
     train.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    train.add_argument("--compile", action="store_true", help="compile the UNet's step (minutes first, then faster)")
     train.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     train.add_argument("--processes", type=int, help="processes that render (default: one per core)")
     train.add_argument("--scenes", type=int, help="training scenes (default: 64000)")

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor, nn
 
 from ..files import replacing
+from ..signals import catching_signals
 
 
 @dataclass(frozen=True)
@@ -114,25 +111,6 @@ def optimizers_for(modules: dict[str, nn.Module], plan: Plan) -> list[torch.opti
     return [adam, Muon(matrices, plan.muon, decay=plan.weight_decay)]
 
 
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """While inside, SIGINT and SIGTERM only append their number to the list that is yielded."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
-        yield received
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class Fit:
     """Trains the parameters of some modules and keeps a running average of them.
 
@@ -190,7 +168,7 @@ class Fit:
         self.resume()
         means: dict[str, float] = {}
         started, first = time.monotonic(), self.step
-        with stop_requests() as requests:
+        with catching_signals() as stop:
             while self.step < self.plan.steps:
                 figures = self._advance(loss_at)
                 for key, value in figures.items():
@@ -198,9 +176,9 @@ class Fit:
                 last = self.step == self.plan.steps
                 if self.step % self.plan.log_every == 0 or last:
                     self._log(means, (self.step - first) * self.plan.batch_size / (time.monotonic() - started))
-                if self.step % self.plan.save_every == 0 or last or requests:
+                if self.step % self.plan.save_every == 0 or last or stop.pending():
                     self.save()
-                if requests and not last:
+                if stop.pending() and not last:
                     raise KeyboardInterrupt(f"{self.name}: stopped at step {self.step}; run again to go on")
 
     def _advance(self, loss_at: Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]]) -> dict[str, float]:
