@@ -182,7 +182,7 @@ def save_pictures(folder, count=5, size=20):
 
 
 def save_single_file(pipeline, path):
-    """A Stable Diffusion 1.x pipeline as one file with the original code's tensor names (the usual download format)."""
+    """A Stable Diffusion 1.x or SDXL pipeline as one file with the original code's tensor names (the usual download format)."""
     from safetensors.torch import save_file
 
     tensors = {}
@@ -193,11 +193,43 @@ def save_single_file(pipeline, path):
         for key, tensor in network.state_dict().items():
             old = next(name for name in sorted(rename, key=len, reverse=True) if key.startswith(name + "."))
             tensors[prefix + rename[old] + key[len(old) :]] = tensor.clone()
+    xl = isinstance(pipeline, StableDiffusionXLPipeline)
+    prefix = "conditioner.embedders.0.transformer." if xl else "cond_stage_model.transformer."
     for key, tensor in pipeline.text_encoder.state_dict().items():
-        name = key if key.startswith("text_model.") else f"text_model.{key}"
-        tensors[f"cond_stage_model.transformer.{name}"] = tensor.clone()
+        tensors[prefix + (key if key.startswith("text_model.") else f"text_model.{key}")] = tensor.clone()
+    if xl:
+        tensors |= {
+            f"conditioner.embedders.1.model.{key}": tensor
+            for key, tensor in _open_clip_tensors(pipeline.text_encoder_2).items()
+        }
     save_file(tensors, path)
     return path
+
+
+def _open_clip_tensors(encoder):
+    """A CLIPTextModelWithProjection's tensors by OpenCLIP's names: query, key and value stacked."""
+    state = {key.removeprefix("text_model."): tensor.clone() for key, tensor in encoder.state_dict().items()}
+    found = {
+        "positional_embedding": state["embeddings.position_embedding.weight"],
+        "token_embedding.weight": state["embeddings.token_embedding.weight"],
+        "ln_final.weight": state["final_layer_norm.weight"],
+        "ln_final.bias": state["final_layer_norm.bias"],
+        "text_projection": state["text_projection.weight"].T.contiguous(),
+    }
+    parts = {
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+        "attn.out_proj": "self_attn.out_proj",
+    }
+    for i in range(encoder.config.num_hidden_layers):
+        ours, theirs = f"encoder.layers.{i}.", f"transformer.resblocks.{i}."
+        for kind in ("weight", "bias"):
+            found |= {f"{theirs}{new}.{kind}": state[f"{ours}{old}.{kind}"] for new, old in parts.items()}
+            stacked = [state[f"{ours}self_attn.{name}_proj.{kind}"] for name in "qkv"]
+            found[f"{theirs}attn.in_proj_{kind}"] = torch.cat(stacked)
+    return found
 
 
 _RESNET = {
@@ -219,6 +251,8 @@ def _ldm_unet_names(unet):
         "conv_norm_out": "out.0",
         "conv_out": "out.2",
         "mid_block.attentions.0": "middle_block.1",
+        "add_embedding.linear_1": "label_emb.0.0",  # SDXL's only
+        "add_embedding.linear_2": "label_emb.0.2",
     }
 
     def resnet(ours, theirs):

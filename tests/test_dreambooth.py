@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dash_vision import load_adapter
+from dash_vision.checkpoint import load_checkpoint, save_checkpoint
 from dash_vision.cli import UsageError, parse
 from dash_vision.diffusion.config import (
     DreamBoothConfig,
@@ -28,7 +29,7 @@ from dash_vision.diffusion.config import (
     derive_prompts,
 )
 from dash_vision.diffusion.data import Example, Order, View, generator
-from dash_vision.diffusion.families import load_base
+from dash_vision.diffusion.families import decode_latents, load_base
 from dash_vision.diffusion.images import CropInfo, ImageFolderError
 from dash_vision.diffusion.loss import NoiseSchedule, denoising_loss
 from dash_vision.diffusion.sampling import Sampling, sample, starting_noise
@@ -320,6 +321,15 @@ def test_broken_and_missing_checkpoints(folder, tmp_path):
     path = str(tmp_path / "out/pytorch_lora_weights.safetensors")
     with pytest.raises(UsageError, match="of another kind"):
         prepare(settings(folder, tmp_path / "out", resume_from_checkpoint=path))
+
+
+def test_going_on_with_another_number_of_processes_is_said(folder, tmp_path):
+    train(settings(folder, tmp_path / "out", checkpointing_steps=4))
+    path = tmp_path / "out/checkpoint-4.safetensors"
+    save_checkpoint(path, load_checkpoint(path) | {"processes": 2})
+    lines = []
+    assert prepare(settings(folder, tmp_path / "out", resume_from_checkpoint="checkpoint-4"), lines).step == 4
+    assert any("written by 2 processes, this run has 1" in line for line in lines)
 
 
 def test_a_new_run_puts_old_checkpoints_aside(folder, tmp_path):
@@ -622,6 +632,24 @@ def test_samples_are_those_of_the_stock_pipeline(folder, base):
         assert worst <= 1  # rounding
 
 
+def test_a_picture_too_large_to_decode_at_once_is_decoded_in_tiles(folder, monkeypatch, caplog):
+    base = load_base(str(folder / "sd"))
+    vae = base.pipeline.vae
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    whole, decode = decode_latents(base, latents), vae.decode
+
+    def scarce(z):
+        if not vae.use_tiling:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return decode(z)
+
+    monkeypatch.setattr(vae, "decode", scarce)
+    # Latents of one tile's size are one tile: the same picture.
+    assert torch.equal(decode_latents(base, latents), whole)
+    assert "in tiles" in caplog.text
+    assert not vae.use_tiling
+
+
 def test_trap_10_seed_zero_is_a_seed_and_methods_share_their_noise(folder, tmp_path):
     base = load_base(str(folder / "sd"))
     a, b, c = (starting_noise(base, [pair], (16, 16)) for pair in ((0, 0), (0, 0), (1, 0)))
@@ -640,10 +668,11 @@ def test_trap_10_seed_zero_is_a_seed_and_methods_share_their_noise(folder, tmp_p
     assert rows[0].tobytes() == rows[1].tobytes()
 
 
-def test_a_single_file_is_the_same_base(folder, tmp_path):
-    whole = load_base(str(folder / "sd"))
+@pytest.mark.parametrize("base", ["sd", "sdxl"])
+def test_a_single_file_is_the_same_base(folder, tmp_path, base):
+    whole = load_base(str(folder / base))
     path = save_single_file(whole.pipeline, tmp_path / "model.safetensors")
-    single = load_base(str(path), single_file_config=str(folder / "sd"))
+    single = load_base(str(path), single_file_config=str(folder / base))
     assert single.family is whole.family
     for name, network in whole.components().items():
         state = single.components()[name].state_dict()

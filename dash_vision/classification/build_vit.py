@@ -25,7 +25,7 @@ from torch import Tensor
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..files import replacing
 from ..miniature.scenes import COLOURS, MARKS, OUTFITS, PROPERTIES, SETTINGS, Scene, random_scene, render
-from .backbones import MINIATURE_SHAPE
+from .backbones import MINIATURE_SHAPE, plain_attention
 from .loop import Plan, mixed_seed
 
 SIZE = MINIATURE_SHAPE["img_size"]
@@ -179,6 +179,8 @@ def build(plan: BuildPlan) -> dict[str, float]:
     pixels, labels = world(plan)
     torch.manual_seed(plan.seed)
     model = VisionTransformer(**MINIATURE_SHAPE, num_classes=sum(map(len, QUESTIONS.values()))).to(plan.device)
+    if plan.device == "cpu":
+        plain_attention(model)
     _train(plan, model, pixels, labels)
     accuracies = measure(model.eval(), pixels[plan.scenes :], labels[plan.scenes :])
     export(plan, model, accuracies)
@@ -196,7 +198,9 @@ def _train(plan: BuildPlan, model: VisionTransformer, pixels: np.ndarray, labels
         for group in optimizer.param_groups:
             group["lr"] = rates.rate(step) * min(1.0, (step + 1) / warmup)
         images, numbers = batch_at(plan, pixels, step)
-        loss = loss_of(model(images.to(plan.device)), labels[numbers].to(plan.device))
+        with torch.autocast(plan.device, torch.bfloat16):
+            logits = model(images.to(plan.device))
+        loss = loss_of(logits.float(), labels[numbers].to(plan.device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

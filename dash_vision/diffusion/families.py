@@ -7,6 +7,7 @@ defaults suit it. SD 1.x / 2.x and SDXL differ in a few lines; another kind of b
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from ..cli import UsageError
 from .images import CropInfo
+
+log = logging.getLogger(__name__)
 
 Conditions = dict[str, Tensor]
 """What the denoiser is told, batch first: "prompt_embeds" [N, tokens, width]; SDXL also "text_embeds" [N, width]."""
@@ -62,6 +65,11 @@ class StableDiffusion:
         ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
         return str(tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])).strip()
 
+    def sampler_inputs(self, pipeline: Any, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+        """The pipeline's own encoding of prompts, and of none for guidance, as arguments of its call."""
+        with_prompt, without = pipeline.encode_prompt(list(prompts), device, 1, True)
+        return {"prompt_embeds": with_prompt, "negative_prompt_embeds": without}
+
     def encode_tokens(self, encoders: Sequence[nn.Module], ids: Sequence[Tensor]) -> Conditions:
         """Conditions of tokenized prompts, with gradients if the encoders have any."""
         return {"prompt_embeds": encoders[0](ids[0])[0]}
@@ -86,6 +94,11 @@ class StableDiffusionXL(StableDiffusion):
     pipeline_class = "StableDiffusionXLPipeline"
     text_encoders = ("text_encoder", "text_encoder_2")
     defaults = Defaults(1e-4, 500, 1, 5.0, 30)
+
+    def sampler_inputs(self, pipeline: Any, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+        """See the base class."""
+        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        return dict(zip(names, pipeline.encode_prompt(list(prompts), device=device), strict=True))
 
     def encode_tokens(self, encoders: Sequence[nn.Module], ids: Sequence[Tensor]) -> Conditions:
         """See the base class; "text_embeds" is the second encoder's projected state."""
@@ -377,9 +390,25 @@ def encode_picture(base: Base, pixels: Tensor, device: torch.device) -> tuple[Te
 
 @torch.no_grad()
 def decode_latents(base: Base, latents: Tensor) -> Tensor:
-    """Latents [N, C, H, W] of the denoiser -> pictures [N, 3, height, width] in [0, 1], float32 on the CPU."""
+    """Latents [N, C, H, W] of the denoiser -> pictures [N, 3, height, width] in [0, 1], float32 on the CPU.
+
+    One at a time, and in tiles where the device's memory does not suffice for one.
+    """
     vae = base.pipeline.vae
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     scaled = latents.to(device=vae.device, dtype=torch.float32) / vae.config.scaling_factor + shift
-    pictures = torch.cat([vae.decode(one[None]).sample for one in scaled])
-    return (pictures / 2 + 0.5).clamp(0, 1).float().cpu()
+    pictures = torch.cat([_decode(vae, one[None]).cpu() for one in scaled])
+    return (pictures / 2 + 0.5).clamp(0, 1)
+
+
+def _decode(vae: Any, latents: Tensor) -> Tensor:
+    try:
+        return vae.decode(latents).sample
+    except torch.cuda.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        log.warning("not enough memory to decode a picture at once; decoding it in tiles")
+    vae.enable_tiling()
+    try:
+        return vae.decode(latents).sample
+    finally:
+        vae.disable_tiling()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from .data import generator
 from .families import Base, decode_latents
@@ -40,16 +40,18 @@ def sample(
     """One picture per prompt, by the base's own sampler.
 
     noise_seeds: (seed, number) of each picture's starting noise; equal pairs give equal noise, whatever the batch and
-    the device. The networks are used where they are in `dtype`; the VAE decodes in float32. When the device's memory
-    does not suffice for a batch, it is halved. `tick(n)` is called for every n pictures done.
+    the device. The UNet computes in `dtype`; the VAE decodes in float32. The text encoders are on the device only
+    before the UNet is. When memory does not suffice for a batch, it is halved. `tick(n)` is called for every n
+    pictures done.
     """
     pictures: list[Image.Image] = []
     size = how.batch_size
-    with _placed(base, device):
+    conditions = _conditions(base, prompts, device)
+    with _placed([base.pipeline.vae, base.pipeline.unet], device):
         while len(pictures) < len(prompts):
             rest = slice(len(pictures), len(pictures) + size)
             try:
-                latents = _denoise(base, prompts[rest], noise_seeds[rest], how, device, dtype)
+                latents = _denoise(base, conditions[rest], noise_seeds[rest], how, device, dtype)
                 pictures += to_pictures(decode_latents(base, latents))
             except torch.cuda.OutOfMemoryError:
                 torch.cuda.empty_cache()
@@ -68,9 +70,19 @@ def starting_noise(base: Base, seeds: Sequence[tuple[int, int]], size: tuple[int
     return torch.stack([torch.randn(shape, generator=generator(seed, "sample", n)) for seed, n in seeds])
 
 
+def _conditions(base: Base, prompts: Sequence[str], device: torch.device) -> list[dict[str, Tensor]]:
+    """What the pipeline is told for each prompt: encoded once each, on the device."""
+    encoded: dict[str, dict[str, Tensor]] = {}
+    # The pipeline takes its first network's device for its own, so the VAE goes along.
+    with _placed([base.pipeline.vae, *base.text_encoders()], device):
+        for prompt in dict.fromkeys(prompts):
+            encoded[prompt] = base.family.sampler_inputs(base.pipeline, [prompt], device)
+    return [encoded[prompt] for prompt in prompts]
+
+
 def _denoise(
     base: Base,
-    prompts: Sequence[str],
+    conditions: Sequence[dict[str, Tensor]],
     seeds: Sequence[tuple[int, int]],
     how: Sampling,
     device: torch.device,
@@ -82,7 +94,7 @@ def _denoise(
     enabled = dtype != torch.float32
     with torch.autocast(device.type, dtype=dtype if enabled else torch.bfloat16, enabled=enabled):
         return base.pipeline(
-            prompt=list(prompts),
+            **{key: torch.cat([one[key] for one in conditions]).to(dtype) for key in conditions[0]},
             width=how.size[0],
             height=how.size[1],
             num_inference_steps=how.steps,
@@ -94,10 +106,10 @@ def _denoise(
 
 
 class _placed:
-    """The base's networks on a device while inside, back where they were after."""
+    """Networks on a device while inside, back where they were after."""
 
-    def __init__(self, base: Base, device: torch.device) -> None:
-        self.networks, self.device = list(base.components().values()), device
+    def __init__(self, networks: Sequence[nn.Module], device: torch.device) -> None:
+        self.networks, self.device = networks, device
         self.before: list[torch.device] = []
 
     def __enter__(self) -> None:

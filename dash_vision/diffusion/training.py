@@ -533,6 +533,7 @@ class DreamBoothRun:
         scaler = self.accelerator.scaler
         return {
             "step": self.step,
+            "processes": self.accelerator.num_processes,
             "settings": self._identity(),
             "base": self.probes,
             "adapters": {
@@ -570,6 +571,11 @@ class DreamBoothRun:
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
             if self.accelerator.scaler is not None and state["scaler"]:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
+            if state["processes"] != self.accelerator.num_processes:
+                self.say(
+                    f"note: {path} was written by {state['processes']} processes, this run has "
+                    f"{self.accelerator.num_processes}: it goes on with other batches than the old one would have had"
+                )
             self.step, self.losses = state["step"], state["losses"]
             self.phases, self.timings = state["phases"], state["timings"]
         except (CheckpointError, AdapterFileError) as error:
