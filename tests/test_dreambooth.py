@@ -418,6 +418,40 @@ def test_prodigy_trains_and_resumes(folder, tmp_path):
         prepare(settings(folder, tmp_path / "bad", optimizer="prodigy", learning_rate=1.0, dash_lr=2.0))
 
 
+def test_8_bit_adam_trains_and_resumes(folder, tmp_path):
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs the extra dash-vision[8bit]")
+    # It keeps 8 bits a number for tensors of 4,096 and more: rank 200 makes such ones of this small base.
+    changes = {"use_8bit_adam": True, "rank": 200, "checkpointing_steps": 3, "checkpoints_total_limit": 3}
+    whole = train(settings(folder, tmp_path / "whole" / "out", **changes))
+    assert isinstance(whole.optimizer, bitsandbytes.optim.AdamW8bit)
+    assert any(state["state1"].dtype == torch.uint8 for state in whole.optimizer.state.values())
+    changes["resume_from_checkpoint"] = str(tmp_path / "whole/out/checkpoint-3.safetensors")
+    train(settings(folder, tmp_path / "again" / "out", **changes))
+    files = [(tmp_path / name / "out/dash_adapter.safetensors").read_bytes() for name in ("whole", "again")]
+    assert files[0] == files[1]
+
+
+def test_tensorboard_gets_every_step_and_the_samples(folder, tmp_path):
+    events = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs the extra dash-vision[trackers]"
+    )
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+    logging = Accelerator(cpu=True, log_with="tensorboard", project_dir=str(tmp_path / "logs"))
+    logging.init_trackers("dash-vision")
+    config = settings(folder, tmp_path / "out")
+    run = DreamBoothRun(config, logging, print)
+    run.fit()
+    run.save()
+    logging.end_training()
+    found = events.EventAccumulator(str(tmp_path / "logs/dash-vision"))
+    found.Reload()
+    scalars = [(event.step, event.value) for event in found.Scalars("loss")]
+    assert [step for step, _ in scalars] == list(range(1, 9))
+    assert [value for _, value in scalars] == pytest.approx(run.losses, rel=1e-5)
+    assert found.Images("samples")
+
+
 def test_every_trained_parameter_gets_a_gradient(folder, tmp_path):
     run = prepare(settings(folder, tmp_path / "out", base="sdxl", train_text_encoder=True))
     sum(run._loss(batch) for batch in run._batches(0)).backward()
