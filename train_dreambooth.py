@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -28,12 +29,12 @@ exit status: 0 finished; 1 could not go on; 2 wrong settings or input; 128 + n s
 """
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, train, report. Returns the exit status."""
     from dash_vision.cli import UsageError, parse
     from dash_vision.diffusion.config import DreamBoothConfig
 
-    config = parse(DreamBoothConfig, DESCRIPTION, EPILOG)
+    config = parse(DreamBoothConfig, DESCRIPTION, EPILOG, arguments)
     _quiet()
     # Late, so that --help and wrong settings do not wait for diffusers.
     import torch
@@ -68,6 +69,15 @@ def main() -> int:
         return _fail(
             "the GPU's memory does not suffice; try --mixed_precision bf16 (or fp16), --gradient_checkpointing, "
             "--train_batch_size 1 or a smaller --resolution; checkpoints and adapters written before are kept",
+            1,
+        )
+    except RuntimeError:
+        if accelerator is None or accelerator.num_processes == 1:
+            raise
+        # torch has no error of its own for a peer that is gone: gloo's is a plain RuntimeError.
+        return _fail(
+            "another process of this run has ended or cannot be reached; what was written before is kept, go on with "
+            "--resume_from_checkpoint latest",
             1,
         )
     except OSError as error:
@@ -121,7 +131,9 @@ def _make_accelerator(config: "DreamBoothConfig") -> "Accelerator":
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"train_dreambooth.py: error: {message}", file=sys.stderr)
+    from dash_vision.cli import one_line
+
+    print(f"train_dreambooth.py: error: {one_line(message)}", file=sys.stderr)
     return status
 
 

@@ -5,6 +5,7 @@ Chooses the epoch on val200 after training on train800, trains again on train800
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from dash_vision.checkpoint import CheckpointError
 from dash_vision.classification.config import VtabConfig
 from dash_vision.classification.runtime import INTERRUPTED
-from dash_vision.cli import UsageError, parse
+from dash_vision.cli import UsageError, one_line, parse
 
 DESCRIPTION = (
     "Fine-tune a timm vision transformer on the 19 tasks of VTAB-1k with LoRA-Dash, or with what to compare it to."
@@ -56,9 +57,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{stopped}; run the same command again{without} to go on", file=sys.stderr)
         return INTERRUPTED
     except (UsageError, DataError, BackboneError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
+    except RuntimeError:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise
+        # torch has no error of its own for a peer that is gone: gloo's is a plain RuntimeError.
+        print(
+            "error: another process of this run has ended or cannot be reached; the last checkpoint is kept, run the "
+            "same command again to go on",
+            file=sys.stderr,
+        )
+        return 1
     except OSError as error:
-        print(f"error: {error.strerror or error}: {error.filename or 'disk'}; check space and rights", file=sys.stderr)
+        where = one_line(error.filename or "disk")
+        print(f"error: {error.strerror or error}: {where}; check space and rights", file=sys.stderr)
     return 2
 
 
@@ -110,7 +122,7 @@ def check_data(config: VtabConfig) -> int:
     problems = 0
     for task in tasks:
         found = check_task(root, task)
-        print("\n".join(found.lines()), flush=True)
+        print("\n".join(map(one_line, found.lines())), flush=True)
         problems += len(found.problems)
     return 1 if problems else 0
 

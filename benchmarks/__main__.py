@@ -1,26 +1,128 @@
-"""python -m benchmarks exactness [--width 0.5] [--rank 4] [--dash_k 8]"""
+"""python -m benchmarks layer|step|memory|launch|load|scale|exactness [--device cpu|cuda] [--dtype float32|bfloat16]
+[--json FILE]; `python -m benchmarks NAME --help` lists each one's settings."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+
+import torch
+
+from dash_vision.cli import UsageError
+
+from .measure import DTYPES, Settings, Table, publish
+
+HELP = {
+    "layer": "forward and backward of one adapted projection",
+    "step": "a whole training step",
+    "memory": "peak memory of a training step",
+    "launch": "how long training stands still at the launch",
+    "load": "size of adapter files, and time to load them",
+    "scale": "time against tokens, width, rank, k, layers and processes",
+}
 
 
-def main() -> int:
-    """Run a benchmark and print its table."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run a benchmark and print its tables."""
+    args = _parser().parse_args(arguments)
+    try:
+        if args.name == "exactness":
+            from .exactness import report
+
+            report(args.width, args.rank, args.dash_k)
+            return 0
+        rounds = args.rounds or (15 if args.device == "cpu" else 50)
+        settings = Settings(torch.device(args.device), DTYPES[args.dtype], rounds, args.clock)
+        publish(args.name, _measure(args, settings), settings, args.json)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: cannot write {args.json}: {error.strerror or error}; give another --json", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _measure(args: argparse.Namespace, settings: Settings) -> list[Table]:
+    # Each needs other libraries; only those of the one asked for are loaded.
+    if args.name == "layer":
+        from . import layer
+
+        return layer.measure(settings, args.rank, args.dash_k, args.tokens, args.shapes or list(layer.SHAPES))
+    if args.name == "scale":
+        from . import scale
+
+        return scale.measure(settings, args.tokens, args.processes)
+    from .models import Size
+
+    size = Size(args.width, args.depth, args.batch, args.side)
+    if args.name == "launch":
+        from . import launch
+
+        return launch.measure(settings, args.models, size, args.rank, args.dash_k)
+    if args.name == "load":
+        from . import load
+
+        return load.measure(settings, size, args.rank, args.dash_k)
+    from . import step
+
+    run = step.measure_time if args.name == "step" else step.measure_memory
+    return run(settings, args.models, size, args.rank, args.dash_k)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measurements, one command each.")
     commands = parser.add_subparsers(dest="name", required=True)
+    for name, text in HELP.items():
+        command = commands.add_parser(name, help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+        command.add_argument("--dtype", choices=DTYPES, default="float32", help="of the frozen weights")
+        command.add_argument("--json", type=Path, metavar="FILE", help="write the tables there too")
+        command.add_argument("--rounds", type=_positive, metavar="N", help="rounds to take medians of; 15, on CUDA 50")
+        command.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: on a machine in use")
+        if name in ("layer", "scale"):
+            command.add_argument("--tokens", type=_share, default=1.0, metavar="X", help="share of the real tokens")
+        if name == "scale":
+            command.add_argument("--processes", type=_positive, nargs="*", default=[1, 2], metavar="N")
+        else:
+            command.add_argument("--rank", type=_positive, default=8)
+            command.add_argument("--dash_k", type=_positive, default=8)
+        if name == "layer":
+            from .layer import SHAPES
+
+            command.add_argument("--shapes", nargs="+", choices=SHAPES, metavar="NAME", help=f"of {', '.join(SHAPES)}")
+        if name in ("step", "memory", "launch", "load"):
+            command.add_argument("--width", type=_share, default=1.0, help="share of the UNets' channels")
+            command.add_argument("--side", type=_positive, default=64, help="of the UNets' latents; SDXL has 128")
+            command.add_argument("--depth", type=_positive, default=12, help="blocks of the ViT")
+            command.add_argument("--batch", type=_positive, default=8, help="pictures for the ViT")
+        if name in ("step", "memory", "launch"):
+            models = ("vit", "sd15", "sdxl")
+            command.add_argument("--models", nargs="+", choices=models, default=list(models))
     exactness = commands.add_parser(
         "exactness", help="how far stock loaders' outputs are from the trained model's, SD- and SDXL-shaped"
     )
     exactness.add_argument("--width", type=float, default=0.5, help="share of the real channels (default: 0.5)")
     exactness.add_argument("--rank", type=int, default=4)
     exactness.add_argument("--dash_k", type=int, default=8)
-    args = parser.parse_args()
-    from .exactness import report
+    return parser
 
-    report(args.width, args.rank, args.dash_k)
-    return 0
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"it takes a whole number of 1 or more, got {text!r}")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"it takes a number above 0 and up to 1, got {text!r}")
+    return value
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from .adapter_io import FORMATS, AdapterFileError, AdapterState, export_states, read_native, read_notes
+from .cli import one_line
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -46,15 +47,15 @@ def main(arguments: list[str] | None = None) -> int:
             # Kept apart: converting adapters needs no timm.
             from .classification.trained import command_lines
 
-            print("\n".join(command_lines(args)))
+            print("\n".join(map(one_line, command_lines(args))))
         else:
-            print("\n".join(describe(args.file)))
+            print("\n".join(map(one_line, describe(args.file))))
     except (AdapterFileError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         place = f"write {args.out}" if "out" in args else f"read {args.file if 'file' in args else args.adapter}"
-        print(f"error: cannot {place}: {error.strerror or error}", file=sys.stderr)
+        print(one_line(f"error: cannot {place}: {error.strerror or error}"), file=sys.stderr)
         return 2
     return 0
 
@@ -72,10 +73,11 @@ def describe(file: Path) -> list[str]:
 def _describe_component(name: str, state: AdapterState) -> list[str]:
     c = state.config
     phase = "dash (launched)" if state.launched else "pre-launch" if c.dash_k else "plain LoRA"
+    compact = "compact, " if state.compact else ""
     parameters = sum(state.tensors[f"{m}.{key}"].numel() for m in state.kinds for key in ("A", "B", "dsigma"))
     lines = [
-        f"{name}: {len(state.kinds)} layers, rank {c.rank}, scaling {c.scaling:g}, dash_k {c.dash_k}, eps {c.eps:g}, "
-        f"{phase}",
+        f"{name}: {compact}{len(state.kinds)} layers, rank {c.rank}, scaling {c.scaling:g}, dash_k {c.dash_k}, "
+        f"eps {c.eps:g}, {phase}",
         f"  {parameters:,} trained numbers; base fingerprint {state.fingerprint}",
     ]
     width = max(len(m) for m in state.kinds)

@@ -2,7 +2,8 @@
 
 Native: one .safetensors file with `component/module.key` tensors (keys A, B, dsigma, U, V, indices as in
 layer.DashWeights) and one header entry, "dash_vision", of JSON: configuration, phase and layer kinds per component,
-and probes of the frozen weights, by which another base is recognised.
+and probes of the frozen weights, by which another base is recognised. A compact file leaves out U and V: they are
+computed from the base when it is loaded, and compared with "mark", one number for each direction.
 
 Export: a trained layer is a LoRA layer of rank r + k,
     A' = [A ; V],   B' = [(alpha / r) B, U diag(dsigma)],   scale 1.
@@ -27,6 +28,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from .checksum import checksum
+from .decompositions import Decompositions
+from .directions import singular_directions
 from .files import replacing, write_json
 from .inject import Adapter, DashConfig, find_targets, inject
 from .layer import DashLinear, is_conv1d, weight_matrix
@@ -35,13 +39,17 @@ NATIVE_NAME = "dash_adapter.safetensors"
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 FORMATS = ("diffusers", "kohya", "peft")
 _KEYS = ("A", "B", "dsigma", "U", "V", "indices")
+_COMPACT_KEYS = ("A", "B", "dsigma", "indices", "mark")
 _HEADER = "dash_vision"
 _WHOLE = "whole:"  # before the keys of modules that are kept whole
 _VERSION = 1
 _PROBES = 4
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Probes of the same weights stored in bf16 differ by about 1e-3 of the weight's norm (rms over layers); those of a
 # fine-tuned base by 1e-2 and more.
 _SAME_BASE = 4e-3
+# Marks of the same direction differ by float32's rounding, 1e-6; those of a base in bf16 by 1e-2 and more.
+_SAME_DIRECTION = 1e-3
 
 
 class AdapterFileError(ValueError):
@@ -66,10 +74,15 @@ class AdapterState:
         """12 hex digits that name the frozen weights an adapter was trained on."""
         return fingerprint(self.probes)
 
+    @property
+    def compact(self) -> bool:
+        """Whether it lacks U and V, as the states of compact files do; they have a "mark" instead."""
+        return all(f"{module}.mark" in self.tensors for module in self.kinds)
+
     def size(self, module: str) -> tuple[int, int, int, int]:
         """(out, in, rank, k) of a layer."""
-        A, V = self.tensors[f"{module}.A"], self.tensors[f"{module}.V"]
-        return self.tensors[f"{module}.B"].shape[0], A.shape[1], A.shape[0], V.shape[0]
+        A, dsigma = self.tensors[f"{module}.A"], self.tensors[f"{module}.dsigma"]
+        return self.tensors[f"{module}.B"].shape[0], A.shape[1], A.shape[0], dsigma.shape[0]
 
 
 def adapter_state(adapter: Adapter) -> AdapterState:
@@ -88,12 +101,15 @@ def save_adapters(
     path: str | PathLike[str],
     notes: Mapping[str, Any] | None = None,
     modules_to_save: Mapping[str, nn.Module] | None = None,
+    compact: bool = False,
 ) -> None:
     """Write one adapter, or several by component name ("unet", "text_encoder", ...), to a native file.
 
     A single adapter's component is called "model". `notes` (JSON values) are kept in the header. modules_to_save:
     fully trained modules by name, such as a classification head; `load_adapter` puts them back (one adapter only).
-    The same adapters give the same bytes.
+    compact: leave out U and V, for a file little larger than that of LoRA of rank r. Loading it decomposes the
+    base's weights again, which takes as long as a launch and needs them as they were at the launch, unrounded; it
+    cannot be exported without the base. The same adapters give the same bytes.
     """
     if isinstance(adapters, Adapter):
         adapters = {"model": adapters}
@@ -102,7 +118,19 @@ def save_adapters(
     states = {name: adapter_state(a) for name, a in adapters.items()}
     for state in states.values():
         state.whole = _tensors_of(modules_to_save or {})
+        if compact:
+            state.tensors = _compacted(state)
     write_native(states, path, notes)
+
+
+def _compacted(state: AdapterState) -> dict[str, Tensor]:
+    kept = {key: t for key, t in state.tensors.items() if key.rpartition(".")[2] in _COMPACT_KEYS}
+    return kept | {f"{module}.mark": _mark(state.tensors[f"{module}.V"]) for module in state.kinds}
+
+
+def _mark(V: Tensor) -> Tensor:
+    """V [k, in] times a fixed vector: [k], float32, of the size of 1, by which each direction is recognised."""
+    return (V.double() @ torch.cos(torch.arange(V.shape[1], dtype=torch.float64) ** 2)).float()
 
 
 def _tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -125,6 +153,7 @@ def write_native(
     header = {"version": _VERSION, "components": components, "notes": dict(notes or {})}
     tensors = {f"{name}/{key}": t for name, s in states.items() for key, t in s.tensors.items()}
     tensors |= {f"{name}/{_WHOLE}{key}": t for name, s in states.items() for key, t in s.whole.items()}
+    header["checksum"] = checksum(components, tensors)
     _write(path, tensors, {_HEADER: json.dumps(header)})
 
 
@@ -146,15 +175,18 @@ def read_native(path: str | PathLike[str]) -> dict[str, AdapterState]:
             own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
             whole = {k.removeprefix(_WHOLE): own.pop(k) for k in list(own) if k.startswith(_WHOLE)}
             config = DashConfig(**c["config"])
-            states[name] = AdapterState(config, bool(c["launched"]), own, dict(c["kinds"]), dict(c["probes"]), whole)
+            states[name] = AdapterState(config, c["launched"], own, dict(c["kinds"]), dict(c["probes"]), whole)
         extra = len(tensors) - sum(len(s.tensors) + len(s.whole) for s in states.values())
         if extra or not states:
             raise ValueError(f"{extra} tensors belong to no component")
         for state in states.values():
             _check(state)
+        # The first files that were written had none.
+        if header.get("checksum") not in (None, checksum(header["components"], tensors)):
+            raise ValueError("the checksum does not fit: bytes were changed on the disk or on the way")
     except AdapterFileError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise AdapterFileError(
             f"{path} is damaged: its header and its tensors contradict each other ({error}); use another copy"
         ) from None
@@ -213,6 +245,8 @@ def load_adapter(
             )
     if check_base:
         _check_base(path, state, layers)
+    if state.compact:
+        state.tensors = _completed(path, state, layers)
     adapter = inject(model, _exact(state), name)  # raises for a name that is taken, so it comes before any change
     with torch.no_grad():
         for key, tensor in state.whole.items():
@@ -220,6 +254,29 @@ def load_adapter(
     adapter.config = state.config
     adapter.load_state_dict(state.tensors, state.launched)
     return adapter
+
+
+def _completed(path: str | PathLike[str], state: AdapterState, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """A compact state's tensors with U and V from the base. Raises AdapterFileError where they are not those of the
+    launch."""
+    tensors = {key: t for key, t in state.tensors.items() if not key.endswith(".mark")}
+    decompositions = Decompositions()
+    for module, layer in layers.items():
+        out, in_, _, k = state.size(module)
+        U, V = torch.zeros(out, k), torch.zeros(k, in_)
+        if state.launched:
+            W = layer.frozen_matrix() if isinstance(layer, DashLinear) else weight_matrix(layer).detach()
+            spectrum = decompositions.of(module, W, W.device)
+            found = singular_directions(W, spectrum, state.tensors[f"{module}.indices"].to(W.device))
+            U, V = found.U.float().cpu().contiguous(), found.V.float().cpu().contiguous()
+        if not torch.allclose(_mark(V), state.tensors[f"{module}.mark"], rtol=0, atol=_SAME_DIRECTION):
+            raise AdapterFileError(
+                f"{path} is compact, and the directions of {module} in this base are not those that it was trained "
+                "on; load the base in the precision that it is published in and cast it afterwards, or use the whole "
+                "file"
+            )
+        tensors |= {f"{module}.U": U, f"{module}.V": V}
+    return tensors
 
 
 def _exact(state: AdapterState) -> DashConfig:
@@ -321,6 +378,11 @@ def export_states(
         raise ValueError(f"format is one of {', '.join(FORMATS)}, got {format!r}")
     if modules_to_save and format != "peft":
         raise ValueError(f"the {format} format holds no whole modules; export modules_to_save with format='peft'")
+    if any(s.compact for s in states.values()):
+        raise ValueError(
+            "a compact adapter has no directions to export without its base; load it into the base with load_adapter "
+            "and export that"
+        )
     rank = max(_folded_rank(s, m) for s in states.values() for m in s.kinds)
     if rank == 0:
         raise ValueError("the adapter has rank 0 and was not launched: there is nothing to export")
@@ -494,7 +556,7 @@ def _read(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]
         ) from None
     try:
         content = json.loads(header) if header else None
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict) or not isinstance(content.get("components"), dict):
         raise AdapterFileError(
@@ -505,24 +567,35 @@ def _read(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]
     return content, tensors
 
 
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether it holds ordinary numbers; the 8-bit formats, with which torch cannot compute, do not count."""
+    return tensor.dtype in _FLOATS and bool(torch.isfinite(tensor).all())
+
+
 def _check(state: AdapterState) -> None:
     """Raises ValueError where kinds, tensors, shapes, phase and numbers of a state do not agree."""
+    if not isinstance(state.launched, bool) or not math.isfinite(state.config.scaling):
+        raise ValueError("phase or scaling")
     for key, tensor in state.whole.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not _is_finite(tensor):
             raise ValueError(f"{key} holds NaN or infinity")
-    expected = {f"{module}.{key}" for module in state.kinds for key in _KEYS}
+    keys = _COMPACT_KEYS if state.compact else _KEYS
+    expected = {f"{module}.{key}" for module in state.kinds for key in keys}
     wrong = sorted(expected ^ state.tensors.keys())
     if wrong or not expected or state.kinds.keys() != state.probes.keys():
         raise ValueError(f"tensors and layers do not match, {wrong[:1]}")
     for module, kind in state.kinds.items():
-        A, B, dsigma, U, V, indices = (state.tensors[f"{module}.{key}"] for key in _KEYS)
-        (r, in_), (out, r_B), (k,) = A.shape, B.shape, dsigma.shape
-        if r_B != r or U.shape != (out, k) or V.shape != (k, in_) or indices.shape != (k,) or r != state.config.rank:
+        found = {key: state.tensors[f"{module}.{key}"] for key in keys}
+        indices = found.pop("indices")
+        (r, in_), (out, _), (k,) = found["A"].shape, found["B"].shape, found["dsigma"].shape
+        shapes = {"A": (r, in_), "B": (out, r), "dsigma": (k,), "U": (out, k), "V": (k, in_), "mark": (k,)}
+        fits = all(tensor.shape == shapes[key] for key, tensor in found.items())
+        if not fits or indices.shape != (k,) or r != state.config.rank:
             raise ValueError(f"shapes of {module}")
         if k != min(state.config.dash_k, out, in_):
             raise ValueError(f"{module} has {k} directions")
-        for tensor in (A, B, dsigma, U, V):
-            if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        for tensor in found.values():
+            if not _is_finite(tensor):
                 raise ValueError(f"{module} holds NaN or infinity")
         chosen = indices.tolist()
         if indices.dtype != torch.int64 or (

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .checksum import checksum
 from .files import replacing
 
 _HEADER = "dash_vision_checkpoint"
@@ -29,7 +30,8 @@ class CheckpointError(ValueError):
 def save_checkpoint(path: str | PathLike[str], state: dict[str, Any]) -> None:
     """Write `state`; a reader, or a run killed at any moment, finds the whole file or none."""
     tensors: dict[str, Tensor] = {}
-    header = json.dumps({"version": _VERSION, "state": _pack(state, tensors)})
+    packed = _pack(state, tensors)
+    header = json.dumps({"version": _VERSION, "state": packed, "checksum": checksum(packed, tensors)})
     with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, {_HEADER: header})
@@ -38,7 +40,7 @@ def save_checkpoint(path: str | PathLike[str], state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
-    """The state in a file, on the CPU. Raises CheckpointError for a missing, cut, foreign or newer file."""
+    """The state in a file, on the CPU. Raises CheckpointError for a missing, cut, changed, foreign or newer file."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}; check the name")
@@ -46,7 +48,7 @@ def load_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get(_HEADER, "null"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no complete checkpoint ({error}); use an earlier one") from None
     if not isinstance(header, dict) or "state" not in header:
         raise CheckpointError(f"{path} is a .safetensors file of another kind, not a checkpoint of dash-vision")
@@ -55,10 +57,16 @@ def load_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
             f"{path} has checkpoint version {header.get('version')!r}, this dash-vision reads {_VERSION}; "
             "go on with the version that wrote it"
         )
+    # The first checkpoints that were written had no checksum.
+    if header.get("checksum") not in (None, checksum(header["state"], tensors)):
+        raise CheckpointError(f"{path} is damaged (its checksum does not fit); use an earlier one")
     try:
-        return _unpack(header["state"], tensors)
-    except (KeyError, TypeError) as error:
+        state = _unpack(header["state"], tensors)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error} is missing in it); use an earlier one") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} is damaged (it holds no state); use an earlier one")
+    return state
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:

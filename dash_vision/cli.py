@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import json
+import reprlib
 import sys
 import types
 import typing
@@ -21,8 +23,18 @@ Settings = TypeVar("Settings")
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
+# YAML can name one list many times over: written out in full, a value of a few lines would fill the memory.
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxstring, _short.maxother = 2, 60, 60
+
+
 class UsageError(ValueError):
     """A setting that cannot be used: one sentence for the user."""
+
+
+def one_line(text: object) -> str:
+    """`text` safe to print as one line: names in files may hold line feeds, terminal escapes and half characters."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
 def option(
@@ -84,7 +96,7 @@ def read_config(cls: type, path: str | Path) -> dict[str, Any]:
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in fields:
-            raise UsageError(f"{path}: {_unknown(name, list(fields))}")
+            raise UsageError(f"{path}: {_unknown(name[:60], list(fields))}")
         values[fields[name].name] = _typed(cls, fields[name], value, f"{path}: {name}")
     return values
 
@@ -128,7 +140,7 @@ def _underscored(words: Sequence[str]) -> list[str]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
 
 
 def _parser(cls: type, description: str, epilog: str) -> argparse.ArgumentParser:
@@ -172,9 +184,12 @@ def _add(group: Any, cls: type, field: dataclasses.Field[Any]) -> None:
     group.add_argument(*names, **settings)
 
 
+_type_hints = functools.cache(typing.get_type_hints)
+
+
 def _kind(cls: type, field: dataclasses.Field[Any]) -> tuple[type, bool, bool]:
     """(int | float | str | bool, is it a list, may it be None) of a field's annotation."""
-    annotation = typing.get_type_hints(cls)[field.name]
+    annotation = _type_hints(cls)[field.name]
     optional = False
     if isinstance(annotation, types.UnionType):
         optional = True
@@ -210,7 +225,7 @@ def _typed(cls: type, field: dataclasses.Field[Any], value: Any, where: str) -> 
     checked = [_one(kind, v, where) for v in values]
     for v in checked:
         if field.metadata["choices"] and v not in field.metadata["choices"]:
-            raise UsageError(f"{where} is {v!r}; it takes {', '.join(map(str, field.metadata['choices']))}")
+            raise UsageError(f"{where} is {_short.repr(v)}; it takes {', '.join(map(str, field.metadata['choices']))}")
     return checked if many else checked[0]
 
 
@@ -220,9 +235,11 @@ def _one(kind: type, value: Any, where: str) -> Any:
             return float(value)
         except ValueError:
             pass
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000:
         return float(value)
+    if isinstance(value, str) and "\0" in value:
+        raise UsageError(f"{where} holds a zero byte; remove it")
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-    raise UsageError(f"{where} is {value!r}; it takes {wanted}")
+    raise UsageError(f"{where} is {_short.repr(value)}; it takes {wanted}")

@@ -16,8 +16,8 @@ from torch import Tensor
 _GRAM_FLOOR = 1e-5
 
 
-# How a layer's k directions are chosen: the paper's way, and three controls that show what the choice is worth.
-SELECTIONS = ("change_rate", "random", "top", "bottom")
+# How a layer's k directions are chosen: the paper's way, and controls that show what the choice is worth.
+SELECTIONS = ("change_rate", "projection", "random", "top", "bottom")
 
 
 class Directions(NamedTuple):
@@ -28,12 +28,23 @@ class Directions(NamedTuple):
     V: Tensor  # [p, in], orthonormal rows: V[i] is v_i^T
 
 
-def singular_directions(weight: Tensor) -> Directions:
+class Spectrum(NamedTuple):
+    """The decomposition of a [out, in] weight W without what follows from it, float64; p = min(out, in).
+
+    The vectors of the longer side are None: U = W V^T / sigma, V = U^T W / sigma. Both are there when the spectrum
+    falls too low for that division. It takes 8 p^2 bytes, a half to a fifth of `Directions`.
+    """
+
+    U: Tensor | None  # [out, p]
+    sigma: Tensor  # [p], descending
+    V: Tensor | None  # [p, in]
+
+
+def decompose(weight: Tensor) -> Spectrum:
     """Decompose `weight` ([out, in], any floating dtype) in float64, whatever autocast says.
 
     Uses the eigenvectors of the smaller Gram matrix, about twice as fast as a full SVD for the shapes of
-    attention and MLP weights, and the full SVD where the spectrum falls too low for that. Deterministic: the
-    sign of each pair is fixed by making the largest entry of v_i positive.
+    attention and MLP weights, and the full SVD where the spectrum falls too low for that.
 
     Raises ValueError if the weight is not a matrix or holds NaN or infinity.
     """
@@ -47,35 +58,69 @@ def singular_directions(weight: Tensor) -> Directions:
         tall = W.shape[0] >= W.shape[1]
         result = _from_gram(W if tall else W.T)
         if result is None:
-            U, sigma, V = torch.linalg.svd(W, full_matrices=False)
-        else:
-            left, sigma, right = result
-            U, V = (left, right.T) if tall else (right, left.T)
+            return Spectrum(*torch.linalg.svd(W, full_matrices=False))
+        sigma, vectors = result
+        return Spectrum(None, sigma, vectors.T.contiguous()) if tall else Spectrum(vectors, sigma, None)
+
+
+def _from_gram(W: Tensor) -> tuple[Tensor, Tensor] | None:
+    """(sigma [p], right singular vectors [p, p] in columns) of a tall W [m, p] by eigh(W^T W), or None where that is
+    inexact."""
+    squares, vectors = torch.linalg.eigh(W.T @ W)
+    squares, vectors = squares.flip(0), vectors.flip(1)
+    if squares.numel() == 0 or squares[-1] <= squares[0] * _GRAM_FLOOR**2:
+        return None
+    return squares.sqrt(), vectors.contiguous()
+
+
+def singular_directions(
+    weight: Tensor, spectrum: Spectrum | None = None, indices: Tensor | slice = slice(None)
+) -> Directions:
+    """The singular directions of `weight` ([out, in], any floating dtype), or those at `indices`, float64.
+
+    spectrum: `decompose(weight)`, where it is at hand. Deterministic: the sign of each pair is fixed by making the
+    largest entry of v_i positive. Raises as `decompose`.
+    """
+    U, sigma, V = spectrum or decompose(weight)
+    with torch.no_grad(), torch.autocast(sigma.device.type, enabled=False):
+        U, sigma, V = U if U is None else U[:, indices], sigma[indices], V if V is None else V[indices]
+        W = weight.detach().to(sigma.device).double()
+        if U is None:
+            U = (W @ _given(V).T) / sigma
+        if V is None:
+            V = (U.T @ W) / sigma[:, None]
         sign = torch.sign(V.gather(1, V.abs().argmax(dim=1, keepdim=True)))
         return Directions(U * sign.T, sigma, V * sign)
 
 
-def _from_gram(W: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """(left [m, p], sigma [p], right [p, p]) of a tall W [m, p] by eigh(W^T W), or None where that is inexact."""
-    squares, right = torch.linalg.eigh(W.T @ W)
-    squares, right = squares.flip(0), right.flip(1)
-    if squares.numel() == 0 or squares[-1] <= squares[0] * _GRAM_FLOOR**2:
-        return None
-    sigma = squares.sqrt()
-    return (W @ right) / sigma, sigma, right
+def _given(vectors: Tensor | None) -> Tensor:
+    """A spectrum has the vectors of one side at least."""
+    assert vectors is not None
+    return vectors
+
+
+def projections(
+    directions: Directions | Spectrum, A: Tensor, B: Tensor, scaling: float = 1.0, weight: Tensor | None = None
+) -> Tensor:
+    """How far dW = scaling * B A moves every singular value: |u_i^T dW v_i|, [p], float64.
+
+    dW with A [r, in] and B [out, r] is never formed: all u_i^T dW v_i at once are the sum over the rank axis of
+    (U^T B) * (A V^T)^T, some p * r * (out + in) multiplications. Rank 0 gives zeros. A Spectrum goes with its
+    `weight`, by which U^T B = V (W^T B) / sigma.
+    """
+    U, sigma, V = directions
+    with torch.no_grad(), torch.autocast(sigma.device.type, enabled=False):
+        A, B = A.detach().to(sigma.device).double(), B.detach().to(sigma.device).double()
+        W = sigma.new_empty(0) if weight is None else weight.detach().to(sigma.device).double()
+        left = U.T @ B if U is not None else (_given(V) @ (W.T @ B)) / sigma[:, None]
+        right = V @ A.T if V is not None else (_given(U).T @ (W @ A.T)) / sigma[:, None]
+        return ((left * right).sum(dim=1) * scaling).abs()
 
 
 def change_rates(directions: Directions, A: Tensor, B: Tensor, scaling: float = 1.0, eps: float = 1e-6) -> Tensor:
-    """Change rate of every core direction: delta_i = |u_i^T dW v_i| / (sigma_i + eps), [p], float64.
-
-    dW = scaling * B A with A [r, in] and B [out, r] is never formed: all u_i^T dW v_i at once are the sum over
-    the rank axis of (U^T B) * (A V^T)^T, p * r * (out + in) multiplications. Rank 0 gives zeros.
-    """
-    U, sigma, V = directions
-    with torch.no_grad(), torch.autocast(U.device.type, enabled=False):
-        A, B = A.detach().to(U.device).double(), B.detach().to(U.device).double()
-        projected = ((U.T @ B) * (V @ A.T)).sum(dim=1) * scaling
-        return projected.abs() / (sigma + eps)
+    """Change rate of every core direction: delta_i = |u_i^T dW v_i| / (sigma_i + eps), [p], float64."""
+    _, sigma, _ = directions
+    return projections(directions, A, B, scaling) / (sigma + eps)
 
 
 def top_directions(rates: Tensor, k: int) -> Tensor:
@@ -90,17 +135,22 @@ def top_directions(rates: Tensor, k: int) -> Tensor:
     return torch.sort(rates, descending=True, stable=True).indices[:k]
 
 
-def select_directions(rates: Tensor, k: int, selection: str = "change_rate") -> Tensor:
-    """Indices [k] (int64) of a layer's directions: those of `top_directions`, or of a control that ignores the rates.
+def select_directions(
+    projected: Tensor, sigma: Tensor, k: int, eps: float = 1e-6, selection: str = "change_rate"
+) -> Tensor:
+    """Indices [k] (int64) of a layer's directions, from |u_i^T dW v_i| [p] and the singular values sigma [p].
 
-    "random" draws from the global CPU generator, "top" takes the largest singular values, "bottom" the smallest.
-    Raises as `top_directions`, whatever the selection.
+    "change_rate" takes those of largest change rate, "projection" of largest |u_i^T dW v_i|, not divided by sigma_i.
+    The other controls ignore dW: "random" draws from the global CPU generator, "top" takes the largest singular
+    values, "bottom" the smallest. Raises as `top_directions`, whatever the selection.
     """
-    chosen, p = top_directions(rates, k), rates.numel()
+    chosen, p = top_directions(projected / (sigma + eps), k), sigma.numel()
+    if selection == "projection":
+        return top_directions(projected, k)
     if selection == "random":
-        return torch.randperm(p)[:k].to(rates.device)
+        return torch.randperm(p)[:k].to(sigma.device)
     if selection == "top":
-        return torch.arange(k, device=rates.device)
+        return torch.arange(k, device=sigma.device)
     if selection == "bottom":
-        return torch.arange(p - k, p, device=rates.device)
+        return torch.arange(p - k, p, device=sigma.device)
     return chosen

@@ -11,6 +11,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+_TEMPORARY = ".tmp"
+
 
 @contextmanager
 def replacing(path: str | PathLike[str]) -> Iterator[Path]:
@@ -20,7 +22,7 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=_TEMPORARY)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -38,6 +40,42 @@ def write_json(path: str | PathLike[str], value: Any) -> None:
     """`value` as indented JSON, written at once."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class FolderInUse(Exception):
+    """Another process holds the folder: a sentence that names it."""
+
+
+class FolderLock:
+    """Holds a folder for this process until `release` or the end of the process.
+
+    Raises FolderInUse when another one has it. Where the system has no such locks it holds nothing. Temporary files
+    that a killed run left in the folder are removed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._handle: int | None = None
+        try:
+            import fcntl
+
+            self._handle = os.open(folder, os.O_RDONLY)
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise FolderInUse(f"another run is writing to {folder}") from None
+        except (ImportError, OSError):
+            return
+        for left in folder.glob(f".*{_TEMPORARY}"):
+            left.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Let others have it."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def __del__(self) -> None:
+        self.release()
 
 
 def _umask() -> int:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .decompositions import Decompositions
 from .directions import SELECTIONS
 from .layer import DashLinear, DashWeights, adaptable, refusal, weight_matrix, wrap
 
@@ -44,7 +45,8 @@ class DashConfig:
         the whole module name.
     dropout: probability of dropping an input feature of the update, one draw for both branches.
     eps: added to the singular value that a change rate is divided by.
-    selection: "change_rate" is the method; "random", "top" and "bottom" choose directions without it, as controls.
+    selection: "change_rate" is the method; the controls are "projection" (the same without the division by the
+        singular value) and "random", "top" and "bottom", which ignore the update.
     """
 
     rank: int = 8
@@ -112,6 +114,7 @@ class Adapter:
     def __init__(self, model: nn.Module, name: str, config: DashConfig, layers: dict[str, DashLinear]) -> None:
         self.model, self.name, self.config, self.layers = model, name, config, layers
         self.launched = False
+        self.decompositions = Decompositions()
 
     # -- parameters
 
@@ -152,8 +155,32 @@ class Adapter:
         for key, tensor in state.items():
             own[key].copy_(tensor)
         self.launched = launched
+        if launched:
+            self._end_preparation()
 
     # -- the launch
+
+    def prepare(self, cache: str | PathLike[str] | None = None) -> None:
+        """Begin the launch's work ahead of time: decompose the frozen weights in a background thread.
+
+        `launch` then only projects and chooses; what the thread has not come to, it does itself, with the same
+        result. Call it once the model is where it will train. Worth it where the model is on a GPU; on the CPU the
+        thread and the training share the cores. cache, memory: see decompositions.Decompositions. Under
+        torch.distributed every rank prepares its share. Does nothing when there will be no launch.
+        """
+        if self.launched or self.config.dash_k == 0:
+            return
+        self._end_preparation()
+        self.decompositions = Decompositions(cache)
+        rank, world = _rank_and_world()
+        owner = _deal(self.layers, world)
+        own = {m: layer.frozen_matrix() for m, layer in self.layers.items() if owner[m] == rank}
+        self.decompositions.start(own)
+
+    def _end_preparation(self) -> None:
+        """Stop the thread, and let go of the memory."""
+        self.decompositions.stop()
+        self.decompositions = Decompositions()
 
     def launch(self) -> LaunchReport:
         """Choose every layer's task-specific directions and start the dash.
@@ -168,10 +195,14 @@ class Adapter:
         if self.launched:
             raise RuntimeError("this adapter was launched already; its directions are fixed")
         start = time.perf_counter()
-        results = _choose_directions(self.layers, self.name, self.config.eps, self.config.selection)
+        self.decompositions.stop()
+        results = _choose_directions(
+            self.layers, self.name, self.config.eps, self.config.selection, self.decompositions
+        )
         for module, (indices, U, V) in results.items():
             self.layers[module].set_directions(self.name, indices, U, V)
         self.launched = True
+        self._end_preparation()
         return LaunchReport(len(results), time.perf_counter() - start, self.mean_relative_index())
 
     def mean_relative_index(self) -> float:
@@ -236,6 +267,7 @@ class Adapter:
         `inject`: the same module objects, the same state dict bit for bit, the same requires_grad flags."""
         self.unmerge()
         self.disable()
+        self._end_preparation()
         for module, layer in self.layers.items():
             del layer.adapters[self.name]
             if not layer.adapters:
@@ -249,11 +281,11 @@ class Adapter:
                 parameter.requires_grad_(flag)
             del self.model.__dict__["dash_adapters"]
 
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write the adapter to a native .safetensors file; see adapter_io.save_adapters."""
+    def save(self, path: str | PathLike[str], compact: bool = False) -> None:
+        """Write the adapter to a native .safetensors file; compact: without U and V. See adapter_io.save_adapters."""
         from .adapter_io import save_adapters  # adapter_io builds on this module
 
-        save_adapters(self, path)
+        save_adapters(self, path, compact=compact)
 
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.parameters())
@@ -406,12 +438,17 @@ def _shared_weights(model: nn.Module, layers: dict[str, DashLinear]) -> list[str
 # -- the launch, dealt out over processes
 
 
+def _rank_and_world() -> tuple[int, int]:
+    parallel = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
+
+
 def _choose_directions(
-    layers: dict[str, DashLinear], adapter: str, eps: float, selection: str
+    layers: dict[str, DashLinear], adapter: str, eps: float, selection: str, decompositions: Decompositions
 ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     """Directions of every layer; with several ranks each decomposes its share and broadcasts it."""
-    parallel = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    rank, world = (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
+    rank, world = _rank_and_world()
+    parallel = world > 1
     owner = _deal(layers, world)
     results: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
     problem = None
@@ -421,7 +458,8 @@ def _choose_directions(
             results[module] = (torch.empty_like(w.indices), torch.empty_like(w.U), torch.empty_like(w.V))
             continue
         try:
-            indices, U, V = layer.launch(adapter, eps, selection)
+            spectrum = decompositions.of(module, layer.frozen_matrix(), weight_matrix(layer.base).device)
+            indices, U, V = layer.launch(adapter, spectrum, eps, selection)
         except (ValueError, RuntimeError) as error:  # RuntimeError: a decomposition that fails, memory that runs out
             problem = f"cannot choose directions in {module}: {error}"
             break

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .directions import Directions, change_rates, select_directions, singular_directions
+from .directions import Spectrum, projections, select_directions, singular_directions
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -83,12 +83,13 @@ class DashWeights(nn.Module):
         dtype = dtype or self.A.dtype
         return (self.up(dtype) * self.scale(dtype)) @ self.down(dtype)
 
-    def choose(self, directions: Directions, eps: float, selection: str) -> tuple[Tensor, Tensor, Tensor]:
-        """(indices, U, V) of the k directions of `directions` that A and B change most, or of the control that
+    def choose(self, W: Tensor, spectrum: Spectrum, eps: float, selection: str) -> tuple[Tensor, Tensor, Tensor]:
+        """(indices, U, V) of the k directions of W [out, in] that A and B change most, or of the control that
         `selection` names (directions.SELECTIONS); stores nothing."""
-        rates = change_rates(directions, self.A, self.B, self.scaling, eps)
-        indices = select_directions(rates, self.k, selection)
-        return indices, directions.U[:, indices], directions.V[indices]
+        projected = projections(spectrum, self.A, self.B, self.scaling, W)
+        indices = select_directions(projected, spectrum.sigma, self.k, eps, selection)
+        U, _, V = singular_directions(W, spectrum, indices)
+        return indices, U, V
 
 
 class DashLinear(nn.Module):
@@ -158,8 +159,10 @@ class DashLinear(nn.Module):
         h = F.linear(x, w.down(x.dtype))
         h = h * w.scale(h.dtype)
         up = w.up(h.dtype)
-        out = torch.addmm(y.flatten(0, -2), h.flatten(0, -2), up.T) if y.ndim > 1 else y + up @ h
-        return out.view(y.shape).to(y.dtype)
+        if y.ndim == 1:
+            return y + up @ h
+        # In place: the frozen layer keeps nothing of its output for its backward pass, and no copy of it is made.
+        return y.flatten(0, -2).addmm_(h.flatten(0, -2), up.T).view(y.shape)
 
     def _unmerged(self) -> list[str]:
         return [name for name in self.enabled if name not in self.merged]
@@ -172,17 +175,22 @@ class DashLinear(nn.Module):
 
     # -- directions
 
-    def launch(self, name: str, eps: float, selection: str = "change_rate") -> tuple[Tensor, Tensor, Tensor]:
+    def frozen_matrix(self) -> Tensor:
+        """W [out, in] as it was before any merge, in the highest precision at hand: a bf16 copy of it has a rounding
+        floor just where the change rates look."""
+        if self.precise_weight is not None:
+            return self.precise_weight
+        return self.kept_weight if self.kept_weight is not None else weight_matrix(self.base)
+
+    def launch(
+        self, name: str, spectrum: Spectrum, eps: float, selection: str = "change_rate"
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Choose adapter `name`'s directions in this layer's frozen weight: (indices [k], U [out, k], V [k, in]).
 
-        They are those of `precise_weight` where that was kept: a bf16 copy of W has a rounding floor just where the
-        change rates look. Nothing is stored: see `set_directions`. Raises ValueError for a non-finite weight or update.
+        spectrum: `decompose(frozen_matrix())`. Nothing is stored: see `set_directions`. Raises ValueError for a
+        non-finite update.
         """
-        w = self.weights(name)
-        frozen = self.kept_weight if self.kept_weight is not None else weight_matrix(self.base)
-        if self.precise_weight is not None:
-            frozen = self.precise_weight.to(frozen.device)
-        return w.choose(singular_directions(frozen), eps, selection)
+        return self.weights(name).choose(self.frozen_matrix(), spectrum, eps, selection)
 
     @torch.no_grad()
     def set_directions(self, name: str, indices: Tensor, U: Tensor, V: Tensor) -> None:

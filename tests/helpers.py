@@ -182,7 +182,7 @@ def save_pictures(folder, count=5, size=20):
 
 
 def save_single_file(pipeline, path):
-    """A Stable Diffusion 1.x or SDXL pipeline as one file with the original code's tensor names (the usual download format)."""
+    """A Stable Diffusion 1.x or SDXL pipeline as one file with the original code's names, as downloads have them."""
     from safetensors.torch import save_file
 
     tensors = {}

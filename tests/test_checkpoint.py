@@ -1,10 +1,13 @@
 """Checkpoint files: what goes in comes out, and nothing half-written or foreign is taken for one."""
 
+import os
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from dash_vision.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from dash_vision.files import FolderLock, replacing
 
 STATE = {
     "step": 3,
@@ -79,3 +82,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         save_checkpoint(tmp_path / "a.safetensors", {"step": object()})
     assert load_checkpoint(tmp_path / "a.safetensors") == {"step": 1}
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_killed_writer_left_goes_when_the_folder_is_taken(tmp_path):
+    (tmp_path / "notes.txt").write_text("not one of ours")
+    child = os.fork()
+    if child == 0:
+        writing = replacing(tmp_path / "checkpoint-4.safetensors")
+        writing.__enter__()
+        os._exit(0)  # as a kill: nothing is cleaned up
+    os.waitpid(child, 0)
+    assert len(list(tmp_path.iterdir())) == 2
+    FolderLock(tmp_path).release()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

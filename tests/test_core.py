@@ -6,9 +6,11 @@ import warnings
 import numpy as np
 import pytest
 import reference
+import timm
 import torch
-from helpers import trained
+from helpers import sd_unet, trained, unet_inputs
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from transformers.pytorch_utils import Conv1D
 
 from dash_vision import DashConfig, inject
@@ -199,6 +201,21 @@ def test_change_rates_and_choice_are_the_dense_formula(shape, eps):
     assert top_directions(rates, 5).tolist() == np.argsort(-expected)[:5].tolist()
 
 
+@pytest.mark.parametrize("selection", ["change_rate", "projection", "top", "bottom"])
+def test_every_selection_takes_what_the_dense_formula_takes(selection):
+    net = nn.Sequential(nn.Linear(40, 24))
+    adapter = inject(net, DashConfig(rank=3, alpha=6, dash_k=5, target=["0"], selection=selection))
+    with torch.no_grad():
+        adapter.layers["0"].weights("default").B.normal_()
+    adapter.launch()
+    w, W = arrays(adapter, "0"), frozen(net[0])
+    U, S, Vh = np.linalg.svd(W, full_matrices=False)
+    moved = np.abs(np.diag(U.T @ reference.dense_update(w["A"], w["B"], 6, 3) @ Vh.T))
+    order = {"change_rate": -moved / (S + 1e-6), "projection": -moved, "top": -S, "bottom": np.arange(24) < 19}
+    expected = np.argsort(order[selection], kind="stable")[:5]
+    assert w["indices"].astype(int).tolist() == expected.tolist()
+
+
 def test_a_planted_direction_is_found():
     W = torch.randn(40, 40)
     U, sigma, V = singular_directions(W)
@@ -274,8 +291,6 @@ def test_senseless_configurations_are_refused(bad, word):
 
 
 def test_targets_by_suffix_regex_and_preset():
-    import timm
-
     vit = timm.create_model("vit_tiny_patch16_224", depth=2)
     assert len(find_targets(vit, "vit-blocks")) == 8
     assert list(find_targets(vit, "vit-qkv")) == ["blocks.0.attn.qkv", "blocks.1.attn.qkv"]
@@ -524,3 +539,35 @@ def test_directions_come_from_the_weight_before_a_cast():
     for j, i in enumerate(w.indices.tolist()):  # up to the sign that both vectors share
         assert abs((U[:, i] @ w.U[:, j].double()).item()) == pytest.approx(1, abs=1e-6)
         assert abs((Vh[i] @ w.V[j].double()).item()) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("network", ["unet", "vit"])
+def test_a_compiled_model_has_no_graph_break_and_the_launch_recompiles_nothing(network):
+    torch._dynamo.reset()
+    if network == "unet":
+        model, inputs = sd_unet(), unet_inputs(sd_unet())
+    else:
+        model = timm.create_model("vit_tiny_patch16_224", depth=2, img_size=32, num_classes=4)
+        inputs = {"x": torch.randn(2, 3, 32, 32)}
+    adapter = inject(
+        model, DashConfig(rank=2, dash_k=3, target={"unet": "unet-attention", "vit": "vit-blocks"}[network])
+    )
+    optimizer = torch.optim.SGD(adapter.parameters(), lr=0.1)
+    graphs = CompileCounter()
+    compiled = torch.compile(model, backend=graphs, fullgraph=True)  # fullgraph: a graph break is an error
+    compiled_graphs = []
+    for step in range(4):
+        out = compiled(**inputs)
+        (out.sample if network == "unet" else out).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step == 0:
+            adapter.prepare()
+        if step == 1:
+            adapter.launch()
+        compiled_graphs.append(graphs.frame_count)
+    assert compiled_graphs == [1, 1, 1, 1]
+    assert all(w.dsigma.abs().min() > 0 for _, w in adapter.weights())  # the graph has the dash in it
+    plain = model(**inputs)
+    difference = compiled(**inputs)[0] - plain[0]
+    assert difference.abs().max() < 1e-5

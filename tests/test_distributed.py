@@ -38,10 +38,10 @@ def _trains(rank, folder):
     adapter = inject(model, DashConfig(rank=2, dash_k=3, target=["0", "2", "4"]))
     wrapped = nn.parallel.DistributedDataParallel(model)
     decomposed = []
-    import dash_vision.layer as layer
+    import dash_vision.decompositions as decompositions
 
-    original = layer.singular_directions
-    layer.singular_directions = lambda W: decomposed.append(tuple(W.shape)) or original(W)
+    original = decompositions.decompose
+    decompositions.decompose = lambda W: decomposed.append(tuple(W.shape)) or original(W)
     train(wrapped, adapter, DashSchedule(adapter, prelaunch_steps=4), slice(rank * 4, rank * 4 + 4))
     torch.save((adapter.state_dict(), decomposed), f"{folder}/{rank}.pt")
 

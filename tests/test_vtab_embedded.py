@@ -11,7 +11,14 @@ from safetensors import safe_open
 from dash_vision.classification import build_vit, embedded
 from dash_vision.classification.__main__ import main
 from dash_vision.classification.backbones import MINIATURE_SHAPE, Backbone, build, describe
-from dash_vision.classification.build_vit import BuildPlan, answers, loss_of, scene_at, split_answers
+from dash_vision.classification.build_vit import (
+    BuildPlan,
+    answers,
+    question_loss,
+    scene_at,
+    split_answers,
+    thumbnail_loss,
+)
 from dash_vision.classification.cache import whole
 from dash_vision.classification.data import load_task
 from dash_vision.classification.embedded import class_names, draw, labels
@@ -136,14 +143,23 @@ def test_answers_are_indices_or_left_out():
 
 def test_the_loss_of_guessing_is_one_and_of_knowing_zero():
     rows = torch.tensor([answers(scene_at(0, n)) for n in range(6)])
-    width = sum(map(len, build_vit.QUESTIONS.values()))
-    assert loss_of(torch.zeros(6, width), rows).item() == pytest.approx(1)
-    known = torch.zeros(6, width)
+    assert question_loss(torch.zeros(6, build_vit.outputs()), rows).item() == pytest.approx(1)
+    known = torch.zeros(6, build_vit.outputs())
     for part, column in zip(split_answers(known), rows.T, strict=True):
         for row, answer in zip(part, column.tolist(), strict=True):
             if answer >= 0:
                 row[answer] = 50
-    assert loss_of(known, rows).item() == pytest.approx(0, abs=1e-6)
+    assert question_loss(known, rows).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_loss_of_a_perfect_copy_is_zero_and_of_the_mean_picture_one():
+    pictures = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    copies = pictures.view(5, 3, 8, 8, 8, 8).mean((3, 5)).flatten(1)  # the means of 8 x 8 blocks of 8 x 8 pixels
+    head = torch.zeros(5, build_vit.outputs())
+    head[:, -3 * 64 :] = copies
+    assert thumbnail_loss(head, pictures).item() == pytest.approx(0, abs=1e-9)
+    head[:, -3 * 64 :] = copies.mean(0)
+    assert thumbnail_loss(head, pictures).item() == pytest.approx(1)
 
 
 def test_it_is_built_resumed_and_loaded(tmp_path, capsys, monkeypatch):

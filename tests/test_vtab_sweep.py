@@ -13,11 +13,12 @@ from dash_vision.classification import sweep as sweep_module
 from dash_vision.classification.config import VtabConfig
 from dash_vision.classification.loop import NonFiniteLoss
 from dash_vision.classification.results import paired, read_results, render, spread, summarize
-from dash_vision.classification.run import finished
+from dash_vision.classification.run import execute, finished
 from dash_vision.classification.runtime import Interrupted
 from dash_vision.classification.sweep import command, sweep, sweep_on_ray
 from dash_vision.classification.tasks import TASKS, VTAB
 from dash_vision.cli import UsageError, parse
+from dash_vision.files import FolderInUse, FolderLock
 from dash_vision.signals import StopRequest
 
 
@@ -313,3 +314,17 @@ def test_one_command_trains_writes_and_prints_the_table(folder, capsys):
     summary = json.loads((folder / "out/summary.json").read_text())
     assert set(summary["methods"]) == {"lora", "dash"}
     assert train_vtab.main([*words, "--report"]) == 0
+
+
+def test_two_sweeps_of_one_folder_share_the_runs(folder):
+    runs = config(folder, methods=["linear", "lora"]).runs()
+    elsewhere = runs[0].folder
+    elsewhere.mkdir(parents=True)
+    lock = FolderLock(elsewhere)
+    with pytest.raises(FolderInUse, match="another run is writing"):
+        execute(runs[0], CPU)
+    tally = sweep(runs, CPU, StopRequest())
+    assert [result["method"] for result in tally.done] == ["lora"]
+    assert tally.failed == []
+    lock.release()
+    assert len(sweep(runs, CPU, StopRequest()).done) == 2

@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--output", type=Path, default=MINIATURE_WEIGHTS, help="file to write (default: the package's)")
     one.add_argument("--scenes", type=int, default=48000, help="scenes to train on (default: 48000)")
     one.add_argument("--heldout", type=int, default=2000, help="scenes to measure on (default: 2000)")
-    one.add_argument("--steps", type=int, default=4000, help="optimizer steps (default: 4000)")
+    one.add_argument("--steps", type=int, default=2400, help="optimizer steps (default: 2400)")
     one.add_argument("--batch_size", type=int, default=128, help="pictures per step (default: 128)")
     one.add_argument("--seed", type=int, default=0, help="seed of scenes, weights and batches (default: 0)")
     one.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")

@@ -1,7 +1,9 @@
-"""Trains the miniature ViT from a seed: 64x64 scenes of the miniature's renderer, and eight questions about each.
+"""Trains the miniature ViT from a seed: 64x64 scenes of the miniature's renderer, eight questions about each, and a
+small copy of it to draw from memory.
 
 The questions (place, colours, clothes, marks, ...) are none of the embedded tasks: what a subject is, its coat, how
-many there are, where it is and how it is turned stay for fine-tuning to learn.
+many there are, where it is and how it is turned stay for fine-tuning to learn. The copy needs no label; without it
+nothing would ask the class token to keep where things are.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from .backbones import MINIATURE_SHAPE, plain_attention
 from .loop import Plan, mixed_seed
 
 SIZE = MINIATURE_SHAPE["img_size"]
+THUMBNAIL = 8  # side in pixels of the copy that the class token has to hold
 _NO_ANSWER = -100  # what cross_entropy leaves out
 
 # Question -> its answers; "none" comes first where there may be nothing to see.
@@ -53,7 +56,7 @@ class BuildPlan:
     output: Path
     scenes: int = 48000
     heldout: int = 2000
-    steps: int = 4000
+    steps: int = 2400
     batch_size: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -147,15 +150,26 @@ def to_input(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def split_answers(logits: Tensor) -> list[Tensor]:
-    """One [n, answers] tensor per question of the head's [n, all answers]."""
-    return list(logits.split([len(a) for a in QUESTIONS.values()], dim=1))
+def outputs() -> int:
+    """Numbers that the head gives: one per answer, and the thumbnail's."""
+    return sum(map(len, QUESTIONS.values())) + 3 * THUMBNAIL**2
 
 
-def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
+def split_answers(head: Tensor) -> list[Tensor]:
+    """One [n, answers] tensor per question of the head's [n, outputs()]."""
+    return list(head[:, : -3 * THUMBNAIL**2].split([len(a) for a in QUESTIONS.values()], dim=1))
+
+
+def thumbnail_loss(head: Tensor, images: Tensor) -> Tensor:
+    """Squared error of the copy [n, 3 * 8 * 8] at the end of `head`, divided by that of the batch's mean picture."""
+    wanted = F.adaptive_avg_pool2d(images, THUMBNAIL).flatten(1)
+    return F.mse_loss(head[:, -3 * THUMBNAIL**2 :], wanted) / (wanted - wanted.mean(0)).square().mean()
+
+
+def question_loss(head: Tensor, labels: Tensor) -> Tensor:
     """Mean over the questions of their cross-entropy, each divided by that of guessing."""
     losses = []
-    for part, column in zip(split_answers(logits), labels.T, strict=True):
+    for part, column in zip(split_answers(head), labels.T, strict=True):
         if (column != _NO_ANSWER).any():
             losses.append(F.cross_entropy(part, column, ignore_index=_NO_ANSWER) / np.log(part.shape[1]))
     return torch.stack(losses).mean()
@@ -178,7 +192,7 @@ def build(plan: BuildPlan) -> dict[str, float]:
     head; the held-out accuracies."""
     pixels, labels = world(plan)
     torch.manual_seed(plan.seed)
-    model = VisionTransformer(**MINIATURE_SHAPE, num_classes=sum(map(len, QUESTIONS.values()))).to(plan.device)
+    model = VisionTransformer(**MINIATURE_SHAPE, num_classes=outputs()).to(plan.device)
     if plan.device == "cpu":
         plain_attention(model)
     _train(plan, model, pixels, labels)
@@ -193,25 +207,29 @@ def _train(plan: BuildPlan, model: VisionTransformer, pixels: np.ndarray, labels
     warmup = max(1, plan.steps // 20)
     file = plan.work / "vit-checkpoint.safetensors"
     step = _resume(plan, file, model, optimizer)
-    started, first, average = time.monotonic(), step, 1.0
+    started, first, average = time.monotonic(), step, torch.ones(2)
     while step < plan.steps:
         for group in optimizer.param_groups:
             group["lr"] = rates.rate(step) * min(1.0, (step + 1) / warmup)
         images, numbers = batch_at(plan, pixels, step)
         with torch.autocast(plan.device, torch.bfloat16):
-            logits = model(images.to(plan.device))
-        loss = loss_of(logits.float(), labels[numbers].to(plan.device))
+            head = model(images.to(plan.device)).float()
+        asked = question_loss(head, labels[numbers].to(plan.device))
+        drawn = thumbnail_loss(head, images.to(plan.device))
+        loss = asked + drawn
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1
-        average += (loss.item() - average) * max(0.02, 1 / step)
+        now = torch.stack([asked.detach(), drawn.detach()]).cpu()
+        average += (now - average) * max(0.02, 1 / step)
         if step % 50 == 0 or step == plan.steps:
-            if not np.isfinite(average):
+            if not average.isfinite().all():
                 raise FloatingPointError(f"the loss is not a number at step {step}; lower the learning rate")
             speed = (step - first) * plan.batch_size / (time.monotonic() - started)
-            print(f"step {step}/{plan.steps}: loss {average:.4f} of guessing, {speed:.0f} images/s", flush=True)
+            shown = f"questions {average[0]:.4f}, copy {average[1]:.4f} of guessing"
+            print(f"step {step}/{plan.steps}: {shown}, {speed:.0f} images/s", flush=True)
         if step % plan.save_every == 0 or step == plan.steps:
             state = {"step": step, "model": dict(model.state_dict()), "optimizer": optimizer.state_dict()["state"]}
             save_checkpoint(file, {"plan": _identity(plan), **state})

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from .decode import FORMATS
 from .layout import DataError, Listing, parse_listing, task_folder
 from .tasks import SPLITS, Task
 
@@ -112,10 +113,10 @@ def _look_at(path: Path) -> _Looked:
     except OSError as error:
         return _Looked(None, error=error.strerror or str(error))
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             kind, size = image.format or "", image.size
             image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # on arbitrary bytes pillow's decoders raise errors of many kinds
         return _Looked(digest, error=f"no readable image: {error}")
     return _Looked(digest, kind, size)
 

@@ -144,9 +144,9 @@ class VtabConfig:
             _require(getattr(self, name) >= least, f"{name} is {least} or more, got {getattr(self, name)}")
         for name in ("epochs", "image_size", "learning_rate"):
             value = getattr(self, name)
-            _require(value is None or value > 0, f"{name} is more than 0, got {value}")
+            _require(value is None or 0 < value <= 1e30, f"{name} is a number above 0, up to 1e30, got {value}")
         for name in ("weight_decay", "dash_lr_scale"):
-            _require(0 <= getattr(self, name) < float("inf"), f"{name} is 0 or more, got {getattr(self, name)}")
+            _require(0 <= getattr(self, name) <= 1e30, f"{name} is 0 or more, up to 1e30, got {getattr(self, name)}")
         _require(0 <= self.drop_path < 1, f"drop_path is a probability in [0, 1), got {self.drop_path}")
         _require(self.warmup_epochs is None or self.warmup_epochs >= 0, "warmup_epochs is 0 or more")
         _require(all(seed >= 0 for seed in self.seeds), f"seeds are whole numbers of 0 or more, got {self.seeds}")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,8 +96,12 @@ def parse_listing(folder: Path, split: str) -> Listing:
         if not line.strip():
             continue
         name, _, label = line.strip().rpartition(" ")
-        if not name or not label.lstrip("-").isdigit():
-            raise DataError(f"{file}, line {number}: expected `<image path> <label>`, got {line.strip()!r}")
+        if not name or "\0" in name or not re.fullmatch("-?[0-9]{1,9}", label):
+            raise DataError(f"{file}, line {number}: expected `<image path> <label>`, got {line.strip()[:80]!r}")
+        if name.startswith("/") or ".." in name.split("/"):
+            raise DataError(
+                f"{file}, line {number}: {name[:80]!r} leads out of {folder.name}; paths begin with images/"
+            )
         paths.append(folder / name.strip())
         labels.append(int(label))
     if not paths:
@@ -108,7 +113,10 @@ def class_names(folder: Path, task: Task) -> list[str]:
     """One name per class from an optional classes.txt in the task's folder, else "class 0", "class 1", ..."""
     file = folder / "classes.txt"
     if file.is_file():
-        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file} is not UTF-8 text ({error.reason}); save it as UTF-8, or remove it") from None
         if len(names) != task.classes:
             raise DataError(f"{file} has {len(names)} names, but {task.name} has {task.classes} classes")
         return names

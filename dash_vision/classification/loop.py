@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..schedule import DashSchedule
-from .backbones import Backbone
+from .backbones import Backbone, plain_attention
 from .config import Run
 from .data import Split
 from .methods import Tuned
@@ -107,6 +107,8 @@ class Trainer:
         self.train = train.to(runtime.device)
         self.val = val.to(runtime.device) if val else None
         tuned.model.to(runtime.device)
+        if runtime.device.type == "cpu":
+            plain_attention(tuned.model)
         self.normalize = Normalize(backbone).to(runtime.device)
         if run.settings.compile:
             tuned.model.compile()
@@ -249,10 +251,20 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`. Raises ValueError if it is another model's."""
+        """Go on from `state`. Raises ValueError if it is another model's, or contradicts itself."""
+        step, curve = state["step"], [EpochScore(**score) for score in state["curve"]]
+        if type(step) is not int or not 0 <= step <= self.plan.steps or len(curve) != step // self.plan.steps_per_epoch:
+            raise ValueError(f"step {step} and {len(curve)} epochs contradict each other")
+        if not isinstance(state["launched"], bool) or not isinstance(state["launch"], dict | None):
+            raise ValueError("it does not say whether the dash was launched")
+        if not all(torch.isfinite(tensor).all() for tensor in state["model"].values()):
+            raise ValueError("its weights hold NaN or infinity")
+        moments = state["optimizer"]
+        if not all(type(key) is int and isinstance(value, dict) for key, value in moments.items()):
+            raise ValueError("its optimizer's state is of another kind")
+        loss_sum, seconds = state["loss_sum"] / self.runtime.world, 0.0 + state["seconds"]
         self.tuned.load_state(state["model"], state["launched"], state["step"])
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
-        self.step, self.launch, self.seconds = state["step"], state["launch"], state["seconds"]
-        self.curve = [EpochScore(**score) for score in state["curve"]]
-        self._loss_sum.fill_(state["loss_sum"] / self.runtime.world)
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.step, self.launch, self.seconds, self.curve = step, state["launch"], seconds, curve
+        self._loss_sum.fill_(loss_sum)

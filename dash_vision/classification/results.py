@@ -16,21 +16,45 @@ VAL_RESULT = "val_result.json"
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
-    """The result in a file; None if there is none or it is of another kind."""
+    """The result in a file; None if there is none, it is cut short or of another kind."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    needed = {"task", "method", "seed", "val_accuracy", "arguments"}
-    return content if isinstance(content, dict) and needed <= content.keys() else None
+    return content if isinstance(content, dict) and _is_result(content) else None
+
+
+def _is_result(content: dict[str, Any]) -> bool:
+    task, method, seed, test = (content.get(key) for key in ("task", "method", "seed", "test_accuracy"))
+    return (
+        isinstance(task, str)
+        and task in TASKS
+        and isinstance(method, str)
+        and method.strip() != ""
+        and type(seed) is int
+        and _is_accuracy(content.get("val_accuracy"))
+        and (test is None or _is_accuracy(test))
+        and isinstance(content.get("arguments"), dict)
+    )
+
+
+def _is_accuracy(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 100
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """All results under an output folder, in the order of their paths; val-only ones where there is no full one."""
-    paths = sorted(folder.rglob(RESULT)) + sorted(
-        p for p in folder.rglob(VAL_RESULT) if not (p.parent / RESULT).exists()
-    )
-    return [result for path in paths if (result := read_result(path)) is not None]
+    return [result for path in _result_files(folder) if (result := read_result(path)) is not None]
+
+
+def unusable_results(folder: Path) -> list[Path]:
+    """The files that are named like a result and are none: `read_results` leaves them out."""
+    return [path for path in _result_files(folder) if read_result(path) is None]
+
+
+def _result_files(folder: Path) -> list[Path]:
+    val_only = (p for p in folder.rglob(VAL_RESULT) if not (p.parent / RESULT).exists())
+    return [*sorted(folder.rglob(RESULT)), *sorted(val_only)]
 
 
 def figure(result: dict[str, Any]) -> float:

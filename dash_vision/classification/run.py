@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from ..checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ..cli import UsageError
-from ..files import write_json
+from ..files import FolderInUse, FolderLock, write_json
 from ..signals import StopRequest
 from ..versions import installed_versions
 from .backbones import Backbone, describe
@@ -22,7 +23,7 @@ from .config import Run
 from .data import TaskData, load_task
 from .loop import Plan, Trainer
 from .methods import prepare
-from .protocol import EpochScore, Selection, select
+from .protocol import EpochScore, ProtocolError, Selection, select
 from .results import RESULT, VAL_RESULT, read_result
 from .runtime import Interrupted, Runtime
 from .trained import save_trained
@@ -77,13 +78,33 @@ def finished(run: Run) -> dict[str, Any] | None:
 def execute(run: Run, runtime: Runtime, stop: StopRequest | None = None, progress: Progress = quiet) -> dict[str, Any]:
     """Do the run, or go on with it from its checkpoint; returns what result.json holds.
 
-    Raises Interrupted after writing a checkpoint when `stop` asks for it; DataError, BackboneError, UsageError,
-    NonFiniteLoss with a sentence for the user.
+    Raises Interrupted after writing a checkpoint when `stop` asks for it; FolderInUse while another process is at this
+    run; DataError, BackboneError, UsageError, NonFiniteLoss with a sentence for the user.
     """
-    done = finished(run)
-    if done is not None:
-        return done
-    return _Execution(run, runtime, stop or StopRequest(), progress).result()
+    with _claimed(run.folder, runtime):
+        done = finished(run)
+        if done is not None:
+            return done
+        return _Execution(run, runtime, stop or StopRequest(), progress).result()
+
+
+@contextmanager
+def _claimed(folder: Path, runtime: Runtime) -> Iterator[None]:
+    """The folder is this run's, on all of its processes, until the block ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = None
+    try:
+        lock = FolderLock(folder) if runtime.main else None
+        taken = False
+    except FolderInUse:
+        taken = True
+    if runtime.any(taken):
+        raise FolderInUse(f"another run is writing to {folder}")
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 class _Execution:
@@ -140,8 +161,8 @@ class _Execution:
         if state is not None:
             try:
                 trainer.load_state_dict(state)
-            except (ValueError, KeyError) as error:
-                raise CheckpointError(f"{self.file} does not fit ({error}); --overwrite starts anew") from None
+            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                raise self._does_not_fit(error) from None
         phase = "select" if val else "retrain"
 
         def after_epoch(trainer: Trainer) -> None:
@@ -174,10 +195,22 @@ class _Execution:
         if not self.file.exists():
             return Progressed(), None
         state = load_checkpoint(self.file)
-        _check_same(self.run, state["arguments"], self.file)
-        curves = [[EpochScore(**score) for score in curve] for curve in state["curves"]]
-        selection = Selection.from_dict(state["selection"]) if state["selection"] else None
-        return Progressed(curves, dict(state["seconds"]), selection), state["trainer"]
+        try:
+            _check_same(self.run, state["arguments"], self.file)
+            curves = [[EpochScore(**score) for score in curve] for curve in state["curves"]]
+            if not all(curves):
+                raise ValueError("a curve is empty")
+            frozen = state["selection"]
+            selection = None if frozen is None else Selection.from_dict(frozen)
+            return Progressed(curves, dict(state["seconds"]), selection), state["trainer"]
+        except UsageError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, ProtocolError) as error:
+            raise self._does_not_fit(error) from None
+
+    def _does_not_fit(self, error: Exception) -> CheckpointError:
+        reason = " ".join(str(error).split())[:300]
+        return CheckpointError(f"{self.file} does not fit this run ({reason}); --overwrite starts anew")
 
     def _write(self, name: str, report: dict[str, Any]) -> dict[str, Any]:
         if self.runtime.main:

@@ -77,7 +77,8 @@ def make_runtime(device: str = "auto", mixed_precision: str = "auto") -> Runtime
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import PartialState
 
-        state = PartialState(cpu=device == "cpu")
+        # Without this, accelerate starts no process group where there is no GPU: each process would train by itself.
+        state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
         chosen, rank, world = state.device, state.process_index, state.num_processes
     else:
         chosen, rank, world = _device(device), 0, 1

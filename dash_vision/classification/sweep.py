@@ -12,12 +12,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..cli import UsageError
-from ..files import write_json
+from ..cli import UsageError, one_line
+from ..files import FolderInUse, write_json
 from ..signals import StopRequest
 from .config import Run, VtabConfig
 from .loop import NonFiniteLoss, Trainer
-from .results import read_results, render, summarize
+from .results import read_results, render, summarize, unusable_results
 from .run import execute, finished, open_data
 from .runtime import Runtime, make_runtime
 from .tasks import find_task
@@ -108,7 +108,10 @@ def pending_runs(runs: Sequence[Run], tally: Tally) -> list[Run]:
 
 
 def sweep(runs: Sequence[Run], runtime: Runtime, stop: StopRequest) -> Tally:
-    """Do the runs one after another. A run that diverges is noted and the next one begun; any other error ends it."""
+    """Do the runs one after another. A run that diverges is noted and the next one begun; any other error ends it.
+
+    Several processes may do the same sweep in one folder: each leaves alone what another one is doing.
+    """
     tally = Tally()
     waiting = pending_runs(runs, tally)
     display = Display(len(waiting), quiet=not runtime.main)
@@ -122,6 +125,8 @@ def sweep(runs: Sequence[Run], runtime: Runtime, stop: StopRequest) -> Tally:
             except NonFiniteLoss as error:
                 tally.failed.append(str(error))
                 display.end(f"failed: {error}")
+            except FolderInUse as error:
+                display.end(f"left to another process: {error}")
             else:
                 tally.done.append(result)
                 display.end(line_of(result))
@@ -144,11 +149,15 @@ def line_of(result: dict[str, Any]) -> str:
 
 
 def write_summary(folder: Path) -> list[str]:
-    """Summarize every result under `folder` into summary.json; the table's lines."""
+    """Summarize every result under `folder` into summary.json; the table's lines, and what was left out of it."""
     summary = summarize(read_results(folder))
     if summary["methods"]:
         write_json(folder / SUMMARY, summary)
-    return render(summary)
+    lines, unusable = render(summary), unusable_results(folder)
+    if unusable:
+        shown = ", ".join(one_line(path) for path in unusable[:3]) + (", ..." if len(unusable) > 3 else "")
+        lines.append(f"left out, being cut short or no result: {len(unusable)} ({shown}); run those again")
+    return lines
 
 
 def command(run: Run) -> str:

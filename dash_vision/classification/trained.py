@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..adapter_io import NATIVE_NAME, AdapterFileError, export_lora, load_adapter, read_notes, save_adapters
+from ..checksum import checksum
 from ..files import replacing, write_json
-from .backbones import Backbone, build
-from .decode import to_tensor
+from .backbones import Backbone, BackboneError, build
+from .decode import FORMATS, to_tensor
 from .layout import DataError
 from .loop import Normalize
 from .methods import Tuned
@@ -66,6 +67,7 @@ def save_trained(folder: Path, tuned: Tuned, about: dict[str, Any], backbone: Ba
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Tensors with a note in the header, complete or not there; equal content gives equal bytes."""
+    about = {**about, "checksum": checksum(about, tensors)}
     with replacing(path) as temporary:
         # One entry only: safetensors writes several in an order that changes.
         save_file(tensors, temporary, {_HEADER: json.dumps(about)})
@@ -80,11 +82,13 @@ def load_trained(path: Path, checkpoint: str | None = None) -> Trained:
     path = _the_file(path)
     about = _note(path)
     values = {**about["backbone"], **({"checkpoint": checkpoint} if checkpoint else {})}
-    model = build(Backbone.from_dict(values), len(about["classes"]))
+    try:
+        backbone = Backbone.from_dict(values)
+    except BackboneError as error:
+        raise AdapterFileError(f"{path} names a base that cannot be had: {error}") from None
+    model = build(backbone, len(about["classes"]))
     if path.name == "adapter_config.json":
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(path.parent))
+        model = _load_peft(model, path.parent)
     elif _is_native(path):
         load_adapter(model, path)
     else:
@@ -135,11 +139,11 @@ def predict(trained: Trained, images: Sequence[Path], top: int = 5) -> list[list
 
 def _open(path: Path, size: int) -> Tensor:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return to_tensor(ImageOps.exif_transpose(image), size)  # a photograph may lie on its side
     except FileNotFoundError:
         raise DataError(f"there is no image {path}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # on arbitrary bytes pillow's decoders raise errors of many kinds
         raise DataError(f"{path} cannot be read as an image ({error})") from None
 
 
@@ -184,7 +188,7 @@ def _header(path: Path) -> dict[str, Any] | None:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_HEADER)
         return json.loads(text) if text else None
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise AdapterFileError(f"{path} is no complete .safetensors file ({error}); copy it again") from None
 
 
@@ -193,11 +197,11 @@ def _note(path: Path) -> dict[str, Any]:
     if path.name == "adapter_config.json":
         try:
             about = json.loads((path.parent / NOTE_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             about = None
     elif path.suffix == ".safetensors":
         about = _header(path) or read_notes(path).get(_HEADER)
-    if not isinstance(about, dict) or not {"backbone", "classes"} <= about.keys():
+    if not isinstance(about, dict) or not _is_note(about):
         raise AdapterFileError(
             f"{path} does not say which base and classes it belongs to: it was not written by train_vtab.py; load it "
             "with dash_vision.load_adapter into the model it was trained on"
@@ -205,11 +209,39 @@ def _note(path: Path) -> dict[str, Any]:
     return about
 
 
+def _is_note(about: dict[str, Any]) -> bool:
+    classes = about.get("classes")
+    named = isinstance(classes, list) and classes != [] and all(isinstance(name, str) for name in classes)
+    return named and isinstance(about.get("backbone"), dict)
+
+
+def _load_peft(model: nn.Module, folder: Path) -> nn.Module:
+    from peft import PeftModel
+
+    if not (folder / "adapter_model.safetensors").is_file():  # PEFT would take a pickle instead
+        raise AdapterFileError(f"{folder} has no adapter_model.safetensors; give the folder that PEFT wrote")
+    try:
+        return PeftModel.from_pretrained(model, str(folder))
+    except Exception as error:  # a foreign configuration fails in PEFT wherever its first odd value is met
+        reason = " ".join(str(error).split())[:300]
+        raise AdapterFileError(f"PEFT cannot read {folder} ({type(error).__name__}: {reason})") from None
+
+
 def _load_tensors(model: nn.Module, path: Path) -> None:
+    """Write the file's tensors over the model's, all or none."""
     own = dict(model.named_parameters())
-    with safe_open(path, framework="pt") as file, torch.no_grad():
-        for key in file.keys():  # noqa: SIM118 (no mapping)
-            tensor = file.get_tensor(key)
-            if key not in own or own[key].shape != tensor.shape:
-                raise AdapterFileError(f"{path} does not fit its base: {key} is {tuple(tensor.shape)} in the file")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterFileError(f"{path} is no complete .safetensors file ({error}); copy it again") from None
+    about = dict(_header(path) or {})
+    if about.pop("checksum", None) not in (None, checksum(about, tensors)):  # the first files had none
+        raise AdapterFileError(f"{path} is damaged: its checksum does not fit; use another copy")
+    for key, tensor in tensors.items():
+        if key not in own or own[key].shape != tensor.shape:
+            raise AdapterFileError(f"{path} does not fit its base: {key} is {tuple(tensor.shape)} in the file")
+        if own[key].dtype != tensor.dtype or not torch.isfinite(tensor).all():
+            raise AdapterFileError(f"{path} is damaged: {key} holds NaN, infinity or numbers of another kind")
+    with torch.no_grad():
+        for key, tensor in tensors.items():
             own[key].copy_(tensor)

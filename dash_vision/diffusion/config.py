@@ -21,6 +21,7 @@ BASE, DATA, DASH, TRAIN, OPTIM, PRIOR, SAVE, SHOW, MACHINE = (
     "pictures of the result",
     "machine",
 )
+_LARGEST = 1e30  # far beyond any use, and far from where float32 overflows
 SCHEDULES = (
     "constant",
     "constant_with_warmup",
@@ -224,8 +225,10 @@ class DreamBoothConfig:
 def _at_least(config: DreamBoothConfig, least: int, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if value is not None and not least <= value < math.inf:
+        if value is not None and not least <= value:
             raise UsageError(f"--{name} is {value}; it takes a number of {least} or more")
+        if value is not None and value > _LARGEST:
+            raise UsageError(f"--{name} is {value}; it takes a number up to {_LARGEST:g}")
 
 
 # -- prompts from names

@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from ..adapter_io import AdapterFileError, compare_probes, probe_weight
 from ..checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ..cli import UsageError
+from ..files import FolderInUse, FolderLock
 from ..inject import Adapter, DashConfig, find_targets, inject
 from ..layer import weight_matrix
 from ..schedule import DashSchedule
@@ -93,7 +94,7 @@ class DreamBoothRun:
 
         prompts = derive_prompts(config)
         make_writable(self.output)
-        self._lock = FolderLock(self.output) if accelerator.is_main_process else None
+        self._lock = self._claim_folder() if accelerator.is_main_process else None
         self.checkpoint = find_checkpoint(self.output, config.resume_from_checkpoint)
         with self._timed("load"):
             self.base = self._load_base()
@@ -121,6 +122,12 @@ class DreamBoothRun:
         self._begin()
 
     # -- setting up
+
+    def _claim_folder(self) -> FolderLock:
+        try:
+            return FolderLock(self.output)
+        except FolderInUse as error:
+            raise UsageError(f"{error}; wait for it, or give another --output_dir") from None
 
     def _load_base(self) -> Base:
         c = self.config
@@ -580,7 +587,7 @@ class DreamBoothRun:
             self.phases, self.timings = state["phases"], state["timings"]
         except (CheckpointError, AdapterFileError) as error:
             raise UsageError(str(error)) from None
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
             if isinstance(error, UsageError):
                 raise
             raise UsageError(f"{path} does not fit this run ({error}); use another checkpoint or start anew") from None
@@ -695,35 +702,6 @@ def make_writable(folder: Path) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UsageError(f"cannot write to --output_dir {folder} ({reason}); give another folder") from None
-
-
-class FolderLock:
-    """Holds a folder for one run, until `release` or the end of the process.
-
-    Raises UsageError when another run has it. Where the system has no such locks it holds nothing.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._handle: int | None = None
-        try:
-            import fcntl
-
-            self._handle = os.open(folder, os.O_RDONLY)
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.release()
-            raise UsageError(f"another run is writing to {folder}; wait for it, or give another --output_dir") from None
-        except (ImportError, OSError):
-            pass
-
-    def release(self) -> None:
-        """Let others have it."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
-
-    def __del__(self) -> None:
-        self.release()
 
 
 def checkpoints(folder: Path) -> list[Path]:

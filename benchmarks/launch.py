@@ -1,0 +1,88 @@
+"""How long training stands still at the launch: as it is, with the decompositions made ahead in the background or read
+from files, and beside a full SVD of each layer in turn, as the method's published code does it inside the step."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import tempfile
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from dash_vision import Adapter, DashConfig, inject
+from dash_vision.decompositions import Decompositions
+from dash_vision.layer import weight_matrix
+
+from .measure import Settings, Table, seconds
+from .models import TARGETS, TITLES, Size, network, training_step
+
+_WHAT = {"vit": "all block linears", "sd15": "attention only", "sdxl": "attention only"}
+
+
+def measure(settings: Settings, models: list[str], size: Size, rank: int, k: int) -> list[Table]:
+    """Seconds of every way to launch, and in training steps."""
+    return [_table(name, settings, size, rank, k) for name in models]
+
+
+def _table(name: str, settings: Settings, size: Size, rank: int, k: int) -> Table:
+    model = network(name, size, settings)
+    adapter = inject(model, DashConfig(rank=rank, dash_k=k, target=TARGETS[name][_WHAT[name]]))
+    with torch.no_grad():
+        for _, w in adapter.weights():
+            w.B.normal_(std=0.01)
+    with tempfile.TemporaryDirectory() as folder:
+        adapter.prepare(folder)
+        adapter.decompositions.wait()
+        ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+            # by name: what comes before, and what training waits for
+            "prepared in the background": (partial(_prepare, adapter, folder), adapter.launch),
+            "from files": (partial(_rewind, adapter, folder), adapter.launch),
+            "nothing ahead": (partial(_rewind, adapter, None), adapter.launch),
+            "a full SVD of each layer": (partial(_rewind, adapter, None), partial(full_svds, adapter)),
+        }
+        times: dict[str, list[float]] = {way: [] for way in ways}
+        for number in range(settings.rounds):
+            for way in list(ways) if number % 2 == 0 else list(reversed(ways)):
+                before, stall = ways[way]
+                before()
+                gc.collect()
+                times[way].append(seconds(stall, settings))
+    step, _ = training_step(name, model, size, settings)
+    step()
+    one_step = statistics.median(seconds(step, settings) for _ in range(max(3, settings.rounds)))
+    rows: list[list[str | float]] = []
+    peer = statistics.median(times["a full SVD of each layer"])
+    for way, found in times.items():
+        middle = statistics.median(found)
+        rows.append([way, middle, middle / one_step, peer / middle])
+    title = (
+        f"{TITLES[name]} ({size.of(name)}), {_WHAT[name]}: {len(adapter.layers)} layers; a training step takes "
+        f"{one_step:.3g} s"
+    )
+    return Table(title, ("launch", "stall, s", "in training steps", "times less than the full SVDs"), rows)
+
+
+def _rewind(adapter: Adapter, folder: str | None) -> None:
+    """Before the launch again, with nothing at hand but the files in `folder`."""
+    adapter.launched = False
+    adapter.decompositions = Decompositions(folder)
+
+
+def _prepare(adapter: Adapter, folder: str) -> None:
+    _rewind(adapter, folder)
+    adapter.prepare(folder)
+    adapter.decompositions.wait()
+
+
+def full_svds(adapter: Adapter) -> None:
+    """The dense formula: an SVD of every weight in float32 on its device, and all change rates by dense products."""
+    with torch.no_grad():
+        for module, w in adapter.weights():
+            W = weight_matrix(adapter.layers[module].base).float()
+            U, sigma, Vh = torch.linalg.svd(W, full_matrices=False)
+            rates = torch.diag(U.T @ (w.scaling * w.B @ w.A) @ Vh.T).abs() / sigma
+            chosen = torch.topk(rates, w.k).indices
+            w.U.copy_(U[:, chosen])
+            w.V.copy_(Vh[chosen])

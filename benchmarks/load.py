@@ -1,0 +1,62 @@
+"""Size of adapter files, and the time to load them into a pipeline, beside PEFT's LoRA in diffusers' file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+
+from dash_vision import export_lora, load_adapter
+
+from .exactness import SD15, build, stock, train_at_random
+from .measure import Settings, Table, interleaved, milliseconds, ratio
+from .models import TARGETS, Size
+
+
+def measure(settings: Settings, size: Size, rank: int, k: int) -> list[Table]:
+    """One table: bytes and milliseconds by file."""
+    with tempfile.TemporaryDirectory() as name, stock(build(SD15, size.width)) as pipeline:
+        folder = Path(name)
+        pipeline.unet.to(settings.device)
+        peers = {f"PEFT LoRA of rank {r}": peft_file(pipeline, r, folder / f"peft{r}") for r in (rank + k, rank)}
+        adapter = train_at_random(pipeline.unet, rank, k)
+        adapter.save(folder / "whole.safetensors")
+        adapter.save(folder / "compact.safetensors", compact=True)
+        exported = export_lora(adapter, folder / "export")
+        adapter.remove()
+        own = {"native": folder / "whole.safetensors", "native, compact": folder / "compact.safetensors"}
+        files = {**own, "export for diffusers": exported, **peers}
+        calls: dict[str, Callable[[], object]] = {
+            way: (lambda p=path: load_adapter(pipeline.unet, p).remove()) for way, path in own.items()
+        }
+        for way in files.keys() - own.keys():
+            calls[way] = lambda p=files[way]: _load_stock(pipeline, p)
+        times = interleaved(calls, settings)
+        both, lora = peers
+        rows: list[list[str | float]] = []
+        for way, path in files.items():
+            bytes_ = path.stat().st_size
+            sizes = [bytes_ / peers[both].stat().st_size, bytes_ / peers[lora].stat().st_size]
+            rows.append([way, bytes_ / 1e6, *sizes, milliseconds(times[way]), ratio(times, way, both)])
+    columns = ("file", "MB", f"/ {both}", f"/ {lora}", "load and unload, ms", f"/ {both}")
+    title = f"SD 1.5 UNet (width x {size.width:g}), attention, rank {rank}, k = {k}"
+    return [Table(title, columns, rows)]
+
+
+def peft_file(pipeline: Any, rank: int, folder: Path) -> Path:
+    """The file that diffusers' DreamBooth script writes: PEFT's LoRA in the UNet, saved by the pipeline's class."""
+    pipeline.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS["sd15"]["attention only"]))
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(pipeline.unet))
+    pipeline.unet.delete_adapters("default")
+    pipeline.unload_lora_weights()
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+def _load_stock(pipeline: Any, path: Path) -> None:
+    pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
+    pipeline.unload_lora_weights()

@@ -1,0 +1,125 @@
+"""How the benchmarks measure: side by side in one run, interleaved in both orders, and compared round by round."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dash_vision.cli import UsageError
+from dash_vision.files import write_json
+from dash_vision.versions import installed_versions
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_PACKAGES = ("torch", "peft", "diffusers", "timm")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where and how often to measure. clock: "wall", or "cpu" for processor time of this process, which other work on
+    the machine disturbs less; it says nothing about threads that wait, so use it with one thread."""
+
+    device: torch.device
+    dtype: torch.dtype
+    rounds: int
+    clock: str = "wall"
+
+    def __post_init__(self) -> None:
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise UsageError("--device is cuda, and this torch finds no CUDA device; take --device cpu")
+        if self.clock == "cpu" and self.device.type == "cuda":
+            raise UsageError("--clock cpu does not see what a GPU does; leave it out with --device cuda")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a title; the first column says what was measured."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | float]]
+
+    def __str__(self) -> str:
+        lines = [self.title, "", f"| {' | '.join(self.columns)} |"]
+        lines.append(f"| --- | {' | '.join('---:' for _ in self.columns[1:])} |")
+        lines += [f"| {' | '.join(_text(cell) for cell in row)} |" for row in self.rows]
+        return "\n".join(lines)
+
+
+def _text(cell: str | float) -> str:
+    return cell if isinstance(cell, str) else f"{cell:.3g}" if cell < 100 else f"{cell:.0f}"
+
+
+def interleaved(calls: Mapping[str, Callable[[], object]], settings: Settings) -> dict[str, list[float]]:
+    """Seconds of every call by name, one number a round: the mean of two runs, one in each order of the calls."""
+    for call in calls.values():  # the first call pays for what the others find ready
+        call()
+    names = list(calls)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(settings.rounds):
+        found = dict.fromkeys(names, 0.0)
+        for name in [*names, *reversed(names)]:
+            found[name] += seconds(calls[name], settings) / 2
+        for name in names:
+            times[name].append(found[name])
+    return times
+
+
+def seconds(call: Callable[[], object], settings: Settings) -> float:
+    """How long one call takes; on CUDA between two events on its stream."""
+    if settings.device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+    clock = time.process_time if settings.clock == "cpu" else time.perf_counter
+    begin = clock()
+    call()
+    return clock() - begin
+
+
+def ratio(times: Mapping[str, Sequence[float]], name: str, peer: str) -> float:
+    """Median over the rounds of `name`'s time over `peer`'s in the same round."""
+    return statistics.median(a / b for a, b in zip(times[name], times[peer], strict=True))
+
+
+def milliseconds(times: Sequence[float]) -> float:
+    """The median, in ms."""
+    return 1000 * statistics.median(times)
+
+
+def machine(settings: Settings) -> dict[str, str]:
+    """What the numbers were measured on and with."""
+    device = torch.cuda.get_device_name() if settings.device.type == "cuda" else _processor()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    place = {"device": device, "threads": f"{torch.get_num_threads()} on {cores} cores", "clock": settings.clock}
+    return {**place, "system": f"{platform.system()} {platform.machine()}", **installed_versions(_PACKAGES)}
+
+
+def _processor() -> str:
+    """The processor with the vector instructions that torch uses of it."""
+    return f"{platform.processor() or platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def publish(name: str, tables: Sequence[Table], settings: Settings, file: Path | None) -> None:
+    """Print the tables under the command and the machine; write the same to a JSON file."""
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    about = machine(settings)
+    number = str(settings.dtype).removeprefix("torch.")
+    print(f"`{command}`\n\n{number}, {settings.rounds} rounds; {', '.join(f'{k} {v}' for k, v in about.items())}")
+    for table in tables:
+        print(f"\n{table}")
+    if file is not None:
+        content: dict[str, Any] = {"benchmark": name, "command": command, "dtype": number, "rounds": settings.rounds}
+        write_json(file, {**content, "machine": about, "tables": [asdict(table) for table in tables]})

@@ -1,0 +1,127 @@
+"""The networks that whole steps are measured on: random weights in the shapes of public models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from dash_vision import DashConfig, inject
+
+from .exactness import SD15, SDXL, build
+from .measure import Settings
+
+_UNET_ALL = r".*transformer_blocks\.\d+\.(?:attn[12]\.(?:to_q|to_k|to_v|to_out\.0)|ff\.net\.(?:0\.proj|2))"
+_UNET_ATTENTION = r".*\.attn[12]\.(?:to_q|to_k|to_v|to_out\.0)"
+# What is adapted, as a regular expression that PEFT reads alike.
+TARGETS = {
+    "vit": {
+        "all block linears": r"blocks\.\d+\.(?:attn\.(?:qkv|proj)|mlp\.fc[12])",
+        "attention only": r"blocks\.\d+\.attn\.qkv",
+    },
+    "sd15": {"all block linears": _UNET_ALL, "attention only": _UNET_ATTENTION},
+    "sdxl": {"all block linears": _UNET_ALL, "attention only": _UNET_ATTENTION},
+}
+TITLES = {"vit": "ViT-B/16", "sd15": "SD 1.5 UNet", "sdxl": "SDXL UNet"}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of the real thing to measure. width: share of a UNet's channels; depth: blocks of the ViT (of 12);
+    side: of the UNet's latent."""
+
+    width: float = 1.0
+    depth: int = 12
+    batch: int = 8
+    side: int = 64
+
+    def of(self, name: str) -> str:
+        """In words, for a table."""
+        if name == "vit":
+            return f"{self.depth} blocks, batch {self.batch}"
+        return f"width x {self.width:g}, latent {self.side} x {self.side}"
+
+
+def network(name: str, size: Size, settings: Settings) -> nn.Module:
+    """The frozen network, in training mode."""
+    if name == "vit":
+        torch.manual_seed(0)
+        model: nn.Module = timm.create_model("vit_base_patch16_224", depth=size.depth, num_classes=100)
+    else:
+        model = build(SD15 if name == "sd15" else SDXL, size.width)
+    return model.to(settings.device, settings.dtype).requires_grad_(False).train()
+
+
+def example(name: str, model: nn.Module, size: Size, settings: Settings) -> dict[str, Any]:
+    """Keyword arguments of one forward pass."""
+    generator = torch.Generator().manual_seed(2)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(settings.device, settings.dtype)
+
+    if name == "vit":
+        return {"x": noise(size.batch, 3, 224, 224)}
+    config: Any = model.config
+    inputs = {
+        "sample": noise(1, 4, size.side, size.side),
+        "timestep": torch.tensor([500], device=settings.device),
+        "encoder_hidden_states": noise(1, 77, config.cross_attention_dim),
+    }
+    if config.addition_embed_type == "text_time":
+        times = torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]]).to(settings.device, settings.dtype)
+        inputs["added_cond_kwargs"] = {"text_embeds": noise(1, 1280), "time_ids": times}
+    return inputs
+
+
+def dashed(model: nn.Module, target: str, rank: int, k: int) -> nn.Module:
+    """`model` with a launched adapter."""
+    adapter = inject(model, DashConfig(rank=rank, dash_k=k, target=target))
+    for _, w in adapter.weights():  # directions cost the same whichever they are: no need to decompose
+        nn.init.orthogonal_(w.U)
+        nn.init.orthogonal_(w.V)
+    return model
+
+
+def peft_lora(model: nn.Module, target: str, rank: int) -> nn.Module:
+    """`model` with PEFT's LoRA."""
+    return inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=target), model)
+
+
+def _require_grad_before_the_blocks(name: str, model: nn.Module) -> None:
+    """An adapter's backward pass ends at its first layer: it does not go through the ViT's patches or the UNet's first
+    convolution, and neither should that of the frozen network."""
+    first = model.blocks[0] if name == "vit" else model.down_blocks[0]  # type: ignore[index]
+
+    def mark(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args = tuple(a.detach().requires_grad_() for a in args)
+        return args, {k: v.detach().requires_grad_() if k == "hidden_states" else v for k, v in kwargs.items()}
+
+    first.register_forward_pre_hook(mark, with_kwargs=True)
+
+
+def training_step(
+    name: str, model: nn.Module, size: Size, settings: Settings
+) -> tuple[Callable[[], None], torch.optim.Optimizer | None]:
+    """A whole step: forward, backward, AdamW; for a model without parameters to train, the gradient of what goes into
+    its blocks instead."""
+    inputs = example(name, model, size, settings)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4) if trained else None
+    if optimizer is None:
+        _require_grad_before_the_blocks(name, model)
+
+    def step() -> None:
+        out = model(**inputs)
+        (out if isinstance(out, Tensor) else out[0]).float().square().mean().backward()
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step, optimizer

@@ -1,0 +1,90 @@
+"""The benchmarks run, on tiny sizes, and say what they measured; how they compare is checked on known numbers."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks.__main__ import main
+from benchmarks.measure import Settings, Table, interleaved, milliseconds, ratio, seconds
+
+TINY = ["--width", "0.1", "--side", "8", "--depth", "1", "--batch", "1"]
+COMMANDS = {
+    "layer": ["--tokens", "0.02", "--shapes", "SD 1.5 to_q, 320", "ViT-B/16 proj"],
+    "step": [*TINY, "--models", "vit"],
+    "memory": [*TINY, "--models", "vit"],
+    "launch": [*TINY, "--models", "sd15"],
+    "load": TINY,
+    "scale": ["--tokens", "0.02", "--processes"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_prints_and_stores_its_tables(name, tmp_path, capsys):
+    file = tmp_path / "result.json"
+    assert main([name, "--rounds", "1", "--json", str(file), *COMMANDS[name]]) == 0
+    printed, stored = capsys.readouterr().out, json.loads(file.read_text())
+    assert stored["machine"]["torch"] == torch.__version__.split("+")[0]
+    assert stored["benchmark"] == name
+    for table in stored["tables"]:
+        assert table["title"] in printed
+        assert table["rows"]
+        for row in table["rows"]:
+            assert len(row) == len(table["columns"])
+            assert f"| {row[0]} |" in printed
+            assert all(value > 0 for value in row if not isinstance(value, str))
+
+
+def test_calls_are_interleaved_in_both_orders():
+    order = []
+    settings = Settings(torch.device("cpu"), torch.float32, 2)
+    times = interleaved({name: lambda n=name: order.append(n) for name in "abc"}, settings)
+    assert "".join(order) == "abc" + "abccba" * 2
+    assert {name: len(found) for name, found in times.items()} == {"a": 2, "b": 2, "c": 2}
+
+
+def test_ratios_are_taken_round_by_round():
+    # A machine that is ten times slower in one round does not move the ratio.
+    times = {"own": [1.0, 10.0, 1.2], "peer": [2.0, 20.0, 2.4]}
+    assert ratio(times, "own", "peer") == 0.5
+    assert milliseconds(times["own"]) == 1200
+
+
+def test_the_processor_clock_does_not_count_waiting():
+    import time
+
+    settings = Settings(torch.device("cpu"), torch.float32, 1, "cpu")
+    assert seconds(lambda: time.sleep(0.3), settings) < 0.2
+    assert seconds(lambda: time.sleep(0.3), Settings(torch.device("cpu"), torch.float32, 1)) >= 0.3
+
+
+def test_a_table_is_markdown():
+    assert str(Table("T", ("what", "s"), [["a", 0.123456], ["b", 1234.5]])).splitlines() == [
+        "T",
+        "",
+        "| what | s |",
+        "| --- | ---: |",
+        "| a | 0.123 |",
+        "| b | 1234 |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["layer", "--rounds", "0"], "a whole number of 1 or more, got '0'"),
+        (["step", "--width", "2"], "above 0 and up to 1, got '2'"),
+        (["launch", "--depth", "none"], "a whole number of 1 or more, got 'none'"),
+        (["layer", "--clock", "cpu", "--device", "cuda"], "cuda"),
+        (["layer", "--rounds", "1", *COMMANDS["layer"], "--json", "/dev/null/x.json"], "give another --json"),
+    ],
+)
+def test_bad_settings_are_one_sentence(words, said, capsys):
+    try:
+        code = main(words)
+    except SystemExit as stopped:
+        code = stopped.code
+    assert code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
