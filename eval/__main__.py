@@ -1,9 +1,17 @@
 """python -m eval figure --subject DIR --adapter lora=OUT1 --adapter dash=OUT2 --prompts "a {} in the snow" ... OUT.png
-python -m eval vtab RESULTS... [--style markdown|latex|csv] [--published] [-o FILE]"""
+python -m eval vtab RESULTS... [--style markdown|latex|csv] [--published] [-o FILE]
+python -m eval curves RUNS... OUT.png
+python -m eval report RUNS... -o report.html
+python -m eval subject --subject DIR --adapter lora=OUT1 --adapter dash=OUT2 -o OUT
+python -m eval directions RUN [--truth RUN_OR_FULL] OUT.png
+
+Exit status: 0; 1 when something was left out, one sentence for each on stderr; 2 when nothing could be made.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +19,7 @@ from typing import Any
 
 from dash_vision.files import replacing
 
+from .prompts import CLIP, DINO, PROMPT_LISTS
 from .runs import EvalError
 
 
@@ -44,67 +53,198 @@ def _parser() -> argparse.ArgumentParser:
         description="The paper's figure of visual results. Repeat --subject with its --adapter and --prompts to stack "
         "subjects; {} in a prompt stands for the subject's name.",
     )
-    figure.add_argument("--subject", action=_Begin, dest="blocks", metavar="DIR", help="folder of the input pictures")
-    figure.add_argument(
-        "--adapter", action=_Into, dest="adapters", metavar="NAME=OUT", help="a run, and its method's name"
-    )
-    figure.add_argument("--prompts", action=_Into, nargs="+", metavar="PROMPT", help="one tile per method for each")
-    figure.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
-    figure.add_argument("--base", help="where the base is now (default: as the run says)")
-    figure.add_argument("--num_inference_steps", type=int, help="sampling steps (default: the run's)")
-    figure.add_argument("--guidance_scale", type=float, help="guidance (default: the run's)")
+    _add_sampling(figure, "one tile per method for each")
     figure.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     figure.add_argument("out", type=Path, metavar="OUT", help="the .png or .pdf to write; comes last")
+    figure.set_defaults(run=_figure)
     vtab = commands.add_parser("vtab", help="the accuracy table of VTAB-1k papers")
     vtab.add_argument("results", type=Path, nargs="+", metavar="RESULTS", help="result.json files, or folders of them")
     vtab.add_argument("--style", choices=("markdown", "latex", "csv"), default="markdown", help="default: markdown")
     vtab.add_argument("--published", action="store_true", help="add rows of the literature, marked as such")
     vtab.add_argument("-o", "--out", type=Path, metavar="FILE", help="write to a file instead of the terminal")
+    vtab.set_defaults(run=_vtab)
+    _add_curves(commands)
+    _add_report(commands)
+    _add_subject(commands)
+    _add_directions(commands)
     return top
 
 
+def _add_runs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUNS", help="output folders of runs, or folders that hold some"
+    )
+
+
+def _add_sampling(parser: argparse.ArgumentParser, prompts: str) -> None:
+    """What to sample, from which adapters, and how."""
+    parser.add_argument("--subject", action=_Begin, dest="blocks", metavar="DIR", help="folder of the input pictures")
+    parser.add_argument(
+        "--adapter", action=_Into, dest="adapters", metavar="NAME=OUT", help="a run, and its method's name"
+    )
+    parser.add_argument("--prompts", action=_Into, nargs="+", metavar="PROMPT", help=prompts)
+    parser.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
+    parser.add_argument("--base", help="where the base is now (default: as the run says)")
+    parser.add_argument("--num_inference_steps", type=int, help="sampling steps (default: the run's)")
+    parser.add_argument("--guidance_scale", type=float, help="guidance (default: the run's)")
+
+
+def _add_subject(commands: Any) -> None:
+    subject = commands.add_parser(
+        "subject",
+        help="the DreamBooth protocol: DINO, CLIP-I and CLIP-T",
+        description="Draws 4 pictures for each of the protocol's 25 prompts with every adapter and with the base "
+        "alone, and scores them. Pictures that are there already are kept. Under `accelerate launch -m eval subject "
+        "...` the processes share the work.",
+    )
+    _add_sampling(subject, "instead of the protocol's list; {} stands for the subject")
+    subject.add_argument("--prompt_list", choices=tuple(PROMPT_LISTS), help="default: live for cats and dogs")
+    subject.add_argument("--images_per_prompt", type=int, default=4, metavar="N", help="default: 4")
+    subject.add_argument("--batch_size", type=int, default=4, metavar="N", help="pictures at once (default: 4)")
+    subject.add_argument("--device", help="default: the GPU where there is one")
+    subject.add_argument(
+        "--clip", metavar="NAME", help=f"hub id or folder (default: {CLIP}; the miniature's own for it)"
+    )
+    subject.add_argument(
+        "--dino", metavar="NAME", help=f"timm model, or none (default: {DINO}; none for the miniature)"
+    )
+    subject.add_argument("--dino_checkpoint", metavar="FILE", help="its weights (.safetensors), instead of the hub's")
+    subject.add_argument(
+        "--keep_token", action="store_true", help="compare CLIP-T with the prompt that has the rare word"
+    )
+    subject.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder of pictures and result")
+    subject.set_defaults(run=_subject)
+
+
+def _add_curves(commands: Any) -> None:
+    curves = commands.add_parser("curves", help="loss and accuracy against step; what the dash learned, and where")
+    _add_runs(curves)
+    curves.add_argument("out", type=Path, metavar="OUT", help="the .png or .pdf to write; comes last")
+    curves.set_defaults(run=_curves)
+
+
+def _add_report(commands: Any) -> None:
+    report = commands.add_parser("report", help="one page of pictures, tables, curves and settings")
+    _add_runs(report)
+    report.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the .html to write")
+    report.set_defaults(run=_report)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0, or 2 with one sentence on stderr."""
+    """Run a command; the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     # OUT stands last, after a list of prompts that would swallow it: set it apart.
     if words[:1] == ["figure"] and len(words) > 1 and not words[-1].startswith("-"):
         words = ["figure", *words[1:-1], "--", words[-1]]
     args = _parser().parse_args(words)
+    # What libraries say that is no news to the user; before they are imported.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     try:
-        if args.command == "figure":
-            _figure(args)
-        else:
-            _vtab(args)
+        problems = args.run(args)
     except EvalError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # every process finds the same
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: {error.strerror or error}: {error.filename or args.out}", file=sys.stderr)
         return 2
-    return 0
+    for problem in problems:
+        print(f"error: left out: {problem}", file=sys.stderr)
+    return 1 if problems else 0
 
 
-def _figure(args: argparse.Namespace) -> None:
+def _add_directions(commands: Any) -> None:
+    directions = commands.add_parser(
+        "directions",
+        help="change rates, recall and accuracy, each beside its null baseline",
+        description="Change rate against singular index and, with --truth, how well the run's directions predict those "
+        "of another run or of full fine-tuning; beside each what random updates of the same rank give.",
+    )
+    directions.add_argument("run_folder", type=Path, metavar="RUN", help="a run of LoRA or LoRA-Dash")
+    directions.add_argument(
+        "--truth", type=Path, metavar="PATH", help="a run, or the folder or .safetensors file of a fully tuned model"
+    )
+    directions.add_argument(
+        "--layer", action="append", default=[], metavar="PART", help="show layers with PART in their name; repeatable"
+    )
+    directions.add_argument("--draws", type=int, default=100, metavar="N", help="random updates a layer (default: 100)")
+    directions.add_argument("--seed", type=int, default=0, help="of the random updates (default: 0)")
+    directions.add_argument("--base", help="where the base is now (default: as the run says)")
+    directions.add_argument("out", type=Path, metavar="OUT", help="the .png or .pdf to write; comes last")
+    directions.set_defaults(run=_directions)
+
+
+def _directions(args: argparse.Namespace) -> list[str]:
+    from .directions import make_directions
+
+    make_directions(args.run_folder, args.out, args.truth, args.layer, args.draws, args.seed, args.base)
+    return []
+
+
+def _subject(args: argparse.Namespace) -> list[str]:
+    blocks = args.blocks or []
+    if len(blocks) != 1:
+        raise EvalError(f"{len(blocks)} subjects given; this takes one --subject DIR with its --adapter NAME=OUT ...")
+    from .figure import Block
+    from .subject import Protocol, evaluate
+
+    (b,) = blocks
+    prompts = tuple(b["prompts"])
+    how = Protocol(
+        prompts=prompts,
+        prompt_list=args.prompt_list,
+        images_per_prompt=args.images_per_prompt,
+        seed=args.seed,
+        steps=args.num_inference_steps,
+        guidance=args.guidance_scale,
+        batch_size=args.batch_size,
+        base=args.base,
+        device=args.device,
+        clip=args.clip,
+        dino=args.dino,
+        dino_checkpoint=args.dino_checkpoint,
+        keep_token=args.keep_token,
+    )
+    evaluate(Block(b["subject"], tuple(b["adapters"]), prompts), args.out, how)
+    return []
+
+
+def _curves(args: argparse.Namespace) -> list[str]:
+    from .curves import make_curves
+
+    return make_curves(args.runs, args.out)
+
+
+def _report(args: argparse.Namespace) -> list[str]:
+    from .report import make_report
+
+    return make_report(args.runs, args.out)
+
+
+def _figure(args: argparse.Namespace) -> list[str]:
     if not args.blocks:
         raise EvalError("no --subject; give --subject DIR --adapter NAME=OUT --prompts PROMPT ... OUT.png")
     from .figure import Block, make_figure
 
     blocks = [Block(b["subject"], tuple(b["adapters"]), tuple(b["prompts"])) for b in args.blocks]
     make_figure(blocks, args.out, args.seed, args.base, args.num_inference_steps, args.guidance_scale, args.device)
+    return []
 
 
-def _vtab(args: argparse.Namespace) -> None:
+def _vtab(args: argparse.Namespace) -> list[str]:
     from .vtab import table
 
-    text, remarks = table(args.results, args.style, args.published)
+    text, remarks, problems = table(args.results, args.style, args.published)
     for remark in remarks:
         print(f"note: {remark}", file=sys.stderr)
     if args.out is None:
         print(text, end="")
-        return
+        return problems
     with replacing(args.out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(f"wrote {args.out}")
+    return problems
 
 
 if __name__ == "__main__":

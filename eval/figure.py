@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 from dash_vision.adapter_io import DIFFUSERS_NAME
 from dash_vision.files import replacing
 
-from .runs import DreamBoothRun, EvalError, load_pipeline, read_run
+from .runs import FORMATS, DreamBoothRun, EvalError, load_pipeline, read_run
 
 INK, PAPER = "#1b1f24", "#ffffff"
 TILE, GAP, ROOM, MARGIN = 256, 6, 26, 24
@@ -61,7 +61,10 @@ def make_figure(
     """
     if output.suffix.lower() not in (".png", ".pdf"):
         raise EvalError(f"the figure's name is {output}; it takes a name that ends in .png or .pdf")
-    checked = [(block, _check(block)) for block in blocks]
+    for block in blocks:
+        if not block.prompts:
+            raise EvalError(f'no prompts for {block.subject}; give --prompts "a {{}} in the snow" ...')
+    checked = [(block, check_block(block)) for block in blocks]
     sampled = [_sample(block, runs, seed, base, steps, guidance, device, say) for block, runs in checked]
     page = draw(sampled)
     story = {
@@ -86,12 +89,10 @@ def save(page: Image.Image, output: Path, story: dict[str, Any]) -> None:
             page.save(temporary, format="PDF", resolution=200, subject=json.dumps(story))
 
 
-def _check(block: Block) -> dict[str, DreamBoothRun]:
+def check_block(block: Block) -> dict[str, DreamBoothRun]:
     """The runs of a block, all on one base; everything that is wrong with it is found before a model is loaded."""
     if not block.adapters:
         raise EvalError(f"no adapter for {block.subject}; give --adapter NAME=FOLDER, for each method one")
-    if not block.prompts:
-        raise EvalError(f'no prompts for {block.subject}; give --prompts "a {{}} in the snow" ...')
     if not _pictures(block.subject):
         raise EvalError(f"there are no pictures in {block.subject}; give the folder of the input pictures")
     names = [name for name, _ in block.adapters]
@@ -144,7 +145,7 @@ def _sample(
     inputs = []
     for path in _pictures(block.subject):
         try:
-            with Image.open(path) as picture:
+            with Image.open(path, formats=FORMATS) as picture:
                 inputs.append(ImageOps.exif_transpose(picture).convert("RGB"))
         except (OSError, ValueError, SyntaxError):
             say(f"note: {path} is no readable picture; left out")

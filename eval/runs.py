@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dash_vision.adapter_io import DIFFUSERS_NAME
+from dash_vision.adapter_io import DIFFUSERS_NAME, NATIVE_NAME, AdapterFileError, AdapterState, read_native
 
 MINIATURE = "the embedded miniature"  # what a run.json calls it
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # not pillow's "all": EPS would run Ghostscript
 
 
 class EvalError(ValueError):
@@ -43,9 +46,113 @@ class DreamBoothRun:
         """What follows "a photo of" in the instance prompt; the whole prompt when it has another form."""
         return self.prompt.split(" of ", 1)[-1]
 
+    @property
+    def method(self) -> str:
+        """ "LoRA" or "LoRA-Dash"."""
+        return {"lora": "LoRA", "lora-dash": "LoRA-Dash"}.get(self.content["method"], str(self.content["method"]))
+
+    @property
+    def launch(self) -> int | None:
+        """The step after which the dash was launched."""
+        return next((int(p["after_step"]) for p in self.content["phases"] if p["phase"] == "dash"), None)
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of every optimizer step."""
+        return [float(value) for value in self.content["losses"]]
+
     def argument(self, name: str) -> Any:
         """A setting of the run."""
         return self.content["arguments"][name]
+
+
+@dataclass(frozen=True)
+class VtabRun:
+    """A run of train_vtab.py: the folder of its result.json, or of a val_result.json where test was left closed."""
+
+    folder: Path
+    content: dict[str, Any]
+
+    @property
+    def method(self) -> str:
+        """As train_vtab.py calls it, "LoRA" and "LoRA-Dash" spelled out."""
+        name = str(self.content["method"])
+        return {"lora": "LoRA", "dash": "LoRA-Dash"}.get(name, name)
+
+    @property
+    def launch(self) -> int | None:
+        """The step after which the dash was launched."""
+        launch = self.content.get("launch")
+        return int(launch["step"]) if launch else None
+
+    @property
+    def scores(self) -> list[tuple[int, float, float | None]]:
+        """(optimizer step, training loss, accuracy on val200 in percent) at every epoch's end of the chosen candidate's
+        training on train800."""
+        selection = self.content["selection"]
+        curve = selection["curves"][selection["candidate"]]
+        steps = -(-self.content["sizes"]["images"]["train800"] // self.content["arguments"]["batch_size"])
+        return [(int(s["epoch"]) * steps, float(s["train_loss"]), s["val_accuracy"]) for s in curve]
+
+
+Run = DreamBoothRun | VtabRun
+
+
+def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """Every run in folders and, where they are none themselves, below them; and one sentence for each that is broken.
+
+    A broken run costs itself only.
+    """
+    runs: list[Run] = []
+    problems = []
+    for path in dict.fromkeys(Path(p).expanduser() for p in paths):
+        folders = [path]
+        if path.is_dir() and not _record(path):
+            names = ("run.json", "result.json", "val_result.json")
+            folders = sorted({file.parent for name in names for file in path.rglob(name)})
+            if not folders:
+                problems.append(
+                    f"{path} holds no run.json and no result.json; give the output folders of finished runs"
+                )
+        for folder in folders:
+            record = _record(folder)
+            try:
+                runs.append(read_vtab_run(folder) if record and record.name != "run.json" else read_run(folder))
+            except EvalError as error:
+                problems.append(str(error))
+    return runs, problems
+
+
+def _record(folder: Path) -> Path | None:
+    files = (folder / name for name in ("run.json", "result.json", "val_result.json"))
+    return next((file for file in files if file.is_file()), None)
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A short name for each run, no two alike: its method where that tells them apart, else its folder as well."""
+    names = [run.method for run in runs]
+    if len({type(run) for run in runs}) > 1 or any(isinstance(run, VtabRun) for run in runs):
+        names = [
+            f"{run.content['task']}, {run.method}, seed {run.content['seed']}" if isinstance(run, VtabRun) else name
+            for run, name in zip(runs, names, strict=True)
+        ]
+    for depth in (1, 2, 3, None):
+        if len(set(names)) == len(names):
+            break
+        parts = ["/".join(run.folder.resolve().parts[-depth if depth else 0 :]) for run in runs]
+        names = [f"{run.method} ({part})" for run, part in zip(runs, parts, strict=True)]
+    return names
+
+
+def native_adapters(run: Run) -> dict[str, AdapterState]:
+    """Component -> adapter of the run's native file; empty where it has none. Raises EvalError for a broken one."""
+    path = run.folder / NATIVE_NAME
+    if not path.is_file():
+        return {}
+    try:
+        return read_native(path)
+    except AdapterFileError as error:
+        raise EvalError(str(error)) from None
 
 
 def read_run(folder: str | Path) -> DreamBoothRun:
@@ -56,21 +163,52 @@ def read_run(folder: str | Path) -> DreamBoothRun:
         raise EvalError(f"there is no folder {folder}; give the --output_dir of a run of train_dreambooth.py")
     if not path.is_file():
         raise EvalError(f"{folder} holds no run.json; its run has not finished, or it is no run of train_dreambooth.py")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EvalError(f"{path} cannot be read ({error}); finish the run again") from None
+    content = read_json(path)
     run = DreamBoothRun(folder, content)
     try:
         if content["kind"] != "dreambooth":
             raise EvalError(f"{path} is of a {content['kind']} run; this takes runs of train_dreambooth.py")
-        for needed in (run.base, run.base_fingerprint, run.prompt, content["arguments"], content["method"]):
-            assert needed is not None
-    except (KeyError, TypeError, AttributeError, AssertionError):
+        needed = (run.base, run.base_fingerprint, run.prompt, content["arguments"], run.method, content["versions"])
+        if None in needed or not all(map(math.isfinite, run.losses)) or (run.launch or 0) < 0:
+            raise ValueError
+    except EvalError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise EvalError(f"{path} is of another version of dash-vision; make the run again") from None
     if not (folder / DIFFUSERS_NAME).is_file():
         raise EvalError(f"{folder} has no {DIFFUSERS_NAME}; make the run again")
     return run
+
+
+def read_vtab_run(folder: Path) -> VtabRun:
+    """The run in `folder`. Raises EvalError when its record is cut short or of another version."""
+    path = _record(folder)
+    assert path is not None
+    run = VtabRun(folder, read_json(path))
+    try:
+        complete = run.scores and run.content["task"] and run.method and run.content["versions"]
+        if not complete or not isinstance(run.content["seed"], int) or (run.launch or 0) < 0:
+            raise ValueError
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError):
+        raise EvalError(f"{path} is no result of this version of train_vtab.py; make the run again") from None
+    return run
+
+
+def read_json(path: Path) -> Any:
+    """What a file of JSON holds. Raises EvalError when it is cut short or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EvalError(f"{path} cannot be read ({error}); finish the run again") from None
+
+
+def no_loading_bars() -> None:
+    """Keep diffusers and transformers from drawing a bar for each model that they load."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def load_pipeline(run: DreamBoothRun, base: str | None = None) -> Any:
@@ -80,6 +218,7 @@ def load_pipeline(run: DreamBoothRun, base: str | None = None) -> Any:
     """
     import diffusers
 
+    no_loading_bars()
     name = base or run.base
     if name == MINIATURE:
         from dash_vision.miniature import pipeline_path

@@ -112,12 +112,13 @@ def published_rows() -> list[Row]:
     return rows
 
 
-def table(paths: Sequence[Path], style: str, published: bool) -> tuple[str, list[str]]:
-    """(the table as "markdown", "latex" or "csv", remarks on what is missing or broken). Raises EvalError.
+def table(paths: Sequence[Path], style: str, published: bool) -> tuple[str, list[str], list[str]]:
+    """(the table as "markdown", "latex" or "csv", remarks on it, a sentence on each broken result). Raises EvalError.
 
     The best measured value of a column is bold; published rows stand apart and never take part in that.
     """
-    results, remarks = read_results(paths)
+    results, problems = read_results(paths)
+    remarks = []
     rows = measured_rows(results)
     if not rows and not published:
         where = ", ".join(map(str, paths))
@@ -131,7 +132,7 @@ def table(paths: Sequence[Path], style: str, published: bool) -> tuple[str, list
             remarks.append(f"{row.method}: no result for {', '.join(missing)}; shown as a dash, and no mean over them")
         remarks += [f"{row.method}: {note}" for note in sorted(row.notes)]
     writers = {"markdown": _markdown, "latex": _latex, "csv": _csv}
-    return writers[style](rows, published_rows() if published else []), remarks
+    return writers[style](rows, published_rows() if published else []), remarks, problems
 
 
 # -- writing

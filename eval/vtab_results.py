@@ -1,4 +1,4 @@
-"""result.json files of train_vtab.py: those that are whole, and one remark for each that is not."""
+"""result.json files of train_vtab.py: those that are whole, and one sentence for each that is not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Result:
 
 
 def read_results(paths: Sequence[Path]) -> tuple[list[Result], list[str]]:
-    """Results in files and, searched through, folders; and remarks on those left out. Raises EvalError.
+    """Results in files and, searched through, folders; and a sentence on each that is broken. Raises EvalError.
 
     A file that is cut short or of another version costs its own result only. A run that kept its test images closed
     has no place in a table of test accuracies, and is named.
@@ -34,15 +34,15 @@ def read_results(paths: Sequence[Path]) -> tuple[list[Result], list[str]]:
         if not path.exists():
             raise EvalError(f"there is nothing at {path}; give result.json files or folders that hold some")
         files += sorted(path.rglob("result.json")) if path.is_dir() else [path]
-    results, remarks = [], []
+    results, problems = [], []
     for file in files:
         try:
             results.append(_result(json.loads(file.read_text(encoding="utf-8"))))
-        except (OSError, ValueError) as error:
-            remarks.append(f"left out {file}: it cannot be read ({error})")
-        except (KeyError, TypeError, AttributeError):
-            remarks.append(f"left out {file}: it is no result of this version of train_vtab.py")
-    return results, remarks
+        except (OSError, ValueError, RecursionError) as error:
+            problems.append(f"{file} cannot be read ({error})")
+        except (KeyError, TypeError, AttributeError, OverflowError):
+            problems.append(f"{file} is no result of this version of train_vtab.py")
+    return results, problems
 
 
 def _result(content: dict[str, Any]) -> Result:

@@ -158,8 +158,8 @@ def results(folder, method, accuracies, seeds=(0,), **changes):
 def test_means_spreads_and_the_best_in_bold(tmp_path):
     results(tmp_path, "dash", dict.fromkeys(TASKS, 60.0), seeds=(0, 1, 2))
     results(tmp_path, "lora", {**dict.fromkeys(TASKS, 50.0), "svhn": 90.0}, seeds=(0, 1, 2))
-    text, remarks = table([tmp_path], "markdown", published=True)
-    assert remarks == []
+    text, remarks, problems = table([tmp_path], "markdown", published=True)
+    assert remarks == problems == []
     head, _, dash, lora, *others = [[c.strip() for c in line.strip("|\n ").split("|")] for line in text.splitlines()]
     assert len(head) == 2 + 19 + 5
     svhn = head.index("SVHN")
@@ -181,11 +181,12 @@ def test_missing_cells_stay_missing(tmp_path):
     results(tmp_path, "lora", {"cifar": 60.0}, test_accuracy=None)
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "result.json").write_text('{"task": "ci')
-    text, remarks = table([tmp_path], "markdown", published=False)
+    text, remarks, problems = table([tmp_path], "markdown", published=False)
     row = [c.strip() for c in text.splitlines()[2].strip("|").split("|")]
     assert row[2] == "70.0"  # nothing to compare with: not bold
     assert row[3:] == ["–"] * 23  # noqa: RUF001
-    said = "\n".join(remarks)
+    assert len(problems) == 2
+    said = "\n".join(remarks + problems)
     assert "cut" in said
     assert "mini_count" in said
     assert "no result for caltech101" in said
@@ -194,13 +195,13 @@ def test_missing_cells_stay_missing(tmp_path):
 
 def test_notes_on_comparability(tmp_path):
     results(tmp_path, "dash", {"cifar": 70.0}, official_split=False)
-    _, remarks = table([tmp_path], "markdown", published=True)
+    _, remarks, _ = table([tmp_path], "markdown", published=True)
     assert any("not the official split; not comparable with published numbers" in remark for remark in remarks)
 
 
 def test_csv_and_latex(tmp_path, capsys):
     results(tmp_path, "my_method", {"cifar": 70.25}, seeds=(0, 1))
-    text, _ = table([tmp_path], "csv", published=False)
+    text, _, _ = table([tmp_path], "csv", published=False)
     rows = list(csv.DictReader(io.StringIO(text)))
     assert len(rows) == 24
     assert rows[0] == {
@@ -218,6 +219,16 @@ def test_csv_and_latex(tmp_path, capsys):
     assert {line.count("&") for line in body} == {25}
     assert r"my\_method" in latex
     assert r"full$^\dagger$" in latex
+
+
+def test_a_broken_result_costs_the_exit_status_and_not_the_table(tmp_path, capsys):
+    results(tmp_path, "dash", {"cifar": 70.0})
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "result.json").write_text('{"task": "ci')
+    assert main(["vtab", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "70.0" in said.out
+    assert sum("cut" in line for line in said.err.splitlines()) == 1
 
 
 def test_tables_of_nothing_are_one_sentence(tmp_path, capsys):

@@ -1,0 +1,114 @@
+"""What the paper shows about task-specific directions, each beside what chance gives (arXiv 2409.01035).
+
+For a frozen weight W = sum_i sigma_i u_i v_i^T and an update dW, the change rate of a direction is delta_i =
+|u_i^T dW v_i| / (sigma_i + eps). The division favours small sigma_i whatever dW is: two independent random updates of
+one W agree on many of their top directions. So every overlap here has a null: the same number from random updates of
+the same rank.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .directions import Directions, change_rates, top_directions
+
+FEW, PREDICTED, MANY = 4, 8, 16  # the paper's numbers of true and predicted directions
+
+
+class LowRank(NamedTuple):
+    """dW = B A with A [r, in] and B [out, r], any floating dtype; a scaling is within B."""
+
+    A: Tensor
+    B: Tensor
+
+
+Update = LowRank | Tensor  # or a dense dW [out, in]
+
+
+class Overlap(NamedTuple):
+    """How well predicted directions meet the true ones, both in 0..1.
+
+    recall: |top-8 predicted and top-4 true| / 4. accuracy: |top-8 predicted and top-16 true| / 8.
+    """
+
+    recall: float
+    accuracy: float
+
+
+def update_rates(directions: Directions, update: Update, eps: float = 1e-6) -> Tensor:
+    """Change rate of every direction under `update`, [p], float64. Raises ValueError where shapes do not fit."""
+    U, sigma, V = directions
+    out, in_ = U.shape[0], V.shape[1]
+    if isinstance(update, LowRank):
+        if update.A.shape[1] != in_ or update.B.shape != (out, update.A.shape[0]):
+            raise ValueError(
+                f"an update of B {tuple(update.B.shape)} and A {tuple(update.A.shape)} does not fit a weight of "
+                f"{out} x {in_}"
+            )
+        return change_rates(directions, update.A, update.B, eps=eps)
+    if update.shape != (out, in_):
+        raise ValueError(f"an update of {tuple(update.shape)} does not fit a weight of {out} x {in_}")
+    projected = ((U.T @ update.detach().to(U)) * V).sum(dim=1)
+    return projected.abs() / (sigma + eps)
+
+
+def overlap(predicted: Tensor, true: Tensor) -> Overlap:
+    """Recall and accuracy of predicted against true change rates, both [p].
+
+    With fewer directions than the paper's numbers all there are count. Raises ValueError for lengths that differ.
+    """
+    if predicted.shape != true.shape or predicted.ndim != 1:
+        raise ValueError(
+            f"change rates of one layer have one length, got {tuple(predicted.shape)}, {tuple(true.shape)}"
+        )
+    p = len(true)
+    few, chosen, many = (
+        set(top_directions(rates, min(n, p)).tolist())
+        for rates, n in ((true, FEW), (predicted, PREDICTED), (true, MANY))
+    )
+    return Overlap(len(chosen & few) / len(few), len(chosen & many) / len(chosen))
+
+
+def random_update(directions: Directions, rank: int | None, generator: torch.Generator) -> Update:
+    """An update of standard normal factors of `rank`, or a dense standard normal one for None, float64 on the CPU.
+
+    Its scale does not matter to the order of change rates, nor hence to an overlap.
+    """
+    out, in_ = directions.U.shape[0], directions.V.shape[1]
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    return normal(out, in_) if rank is None else LowRank(normal(rank, in_), normal(out, rank))
+
+
+def null_overlaps(
+    directions: Directions, predicted_rank: int | None, true_rank: int | None, draws: int, seed: int, eps: float = 1e-6
+) -> list[Overlap]:
+    """Overlaps of `draws` pairs of independent random updates of these ranks (None: dense)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rates(rank: int | None) -> Tensor:
+        return update_rates(directions, random_update(directions, rank, generator), eps)
+
+    return [overlap(rates(predicted_rank), rates(true_rank)) for _ in range(draws)]
+
+
+def null_rates(directions: Directions, update: Update, draws: int, seed: int, eps: float = 1e-6) -> Tensor:
+    """Change rates [draws, p] under random updates of the rank and the Frobenius norm of `update`."""
+    generator = torch.Generator().manual_seed(seed)
+    rank = update.A.shape[0] if isinstance(update, LowRank) else None
+    size = norm(update)
+    drawn = (random_update(directions, rank, generator) for _ in range(draws))
+    return torch.stack([update_rates(directions, random, eps) * (size / max(norm(random), 1e-300)) for random in drawn])
+
+
+def norm(update: Update) -> float:
+    """Frobenius norm; of a low-rank update without forming it: tr((B^T B) (A A^T))^(1/2)."""
+    if isinstance(update, LowRank):
+        A, B = update.A.detach().double(), update.B.detach().double()
+        return ((B.T @ B) * (A @ A.T)).sum().clamp(min=0).sqrt().item()
+    return update.detach().double().norm().item()

@@ -1,0 +1,130 @@
+"""What runs recorded while they trained: loss and accuracy against step, and what the dash learned where.
+
+Everything comes from run.json, result.json and the native adapter files; no model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .figure import save
+from .plot import Panel, Point, Series, draw, running_mean, thinned
+from .runs import DreamBoothRun, EvalError, Run, VtabRun, find_runs, labels, native_adapters
+
+# The projections of one block keep one colour through a chart.
+_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out", "qkv", "proj", "fc1", "fc2")
+
+
+def make_curves(paths: Sequence[Path], output: Path, say: Callable[[str], None] = print) -> list[str]:
+    """Draw the curves of the runs at `paths` to `output` (.png or .pdf); the problems of those left out.
+
+    Raises EvalError when there is nothing to draw.
+    """
+    check_picture_name(output)
+    runs, problems = find_runs(paths)
+    if not runs:
+        raise EvalError("; ".join(problems) or "no runs; give output folders of train_dreambooth.py or train_vtab.py")
+    panels, broken = all_panels(runs)
+    page = draw(panels, 2, f"{len(runs)} runs: {', '.join(labels(runs))}" if len(runs) > 1 else labels(runs)[0])
+    save(page, output, {"runs": [str(run.folder) for run in runs]})
+    say(f"{output}: {len(panels)} charts of {len(runs)} runs")
+    return problems + broken
+
+
+def check_picture_name(output: Path) -> None:
+    """Raises EvalError for a picture file that is not .png or .pdf."""
+    if output.suffix.lower() not in (".png", ".pdf"):
+        raise EvalError(f"the picture's name is {output}; it takes a name that ends in .png or .pdf")
+
+
+def all_panels(runs: Sequence[Run]) -> tuple[list[Panel], list[str]]:
+    """Every chart that these runs allow, and the problems of adapters that cannot be read."""
+    names = labels(runs)
+    dreambooth = [(n, r) for n, r in zip(names, runs, strict=True) if isinstance(r, DreamBoothRun)]
+    vtab = [(n, r) for n, r in zip(names, runs, strict=True) if isinstance(r, VtabRun)]
+    panels = []
+    if dreambooth:
+        panels.append(_dreambooth_loss(dreambooth))
+    if vtab:
+        panels += _vtab(vtab)
+    problems = []
+    for name, run in zip(names, runs, strict=True):
+        try:
+            panels += adapter_panels(name, run)
+        except EvalError as error:
+            problems.append(str(error))
+    return panels, problems
+
+
+def _dreambooth_loss(runs: Sequence[tuple[str, DreamBoothRun]]) -> Panel:
+    longest = max(len(run.losses) for _, run in runs)
+    window = max(1, longest // 20)
+    raw, smooth = [], []
+    for colour, (name, run) in enumerate(runs):
+        steps = range(1, len(run.losses) + 1)
+        raw.append(Series("", thinned(list(zip(steps, run.losses, strict=True))), colour, "faint"))
+        means = running_mean(run.losses, window)
+        # The mean begins where it has its full window.
+        smooth.append(Series(name, thinned(list(zip(steps, means, strict=True))[window - 1 :]), colour))
+    title = f"Training loss, mean of {window} steps (pale: each step)"
+    return Panel(title, "optimizer step", "loss", [*raw, *smooth], _launches([run for _, run in runs]))
+
+
+def _vtab(runs: Sequence[tuple[str, VtabRun]]) -> list[Panel]:
+    loss, accuracy = [], []
+    for colour, (name, run) in enumerate(runs):
+        loss.append(Series(name, [(step, value) for step, value, _ in run.scores], colour))
+        measured: list[Point] = [(step, float(value)) for step, _, value in run.scores if value is not None]
+        if measured:
+            accuracy.append(Series(name, measured, colour))
+    marks = _launches([run for _, run in runs])
+    panels = [Panel("Training loss on train800, mean of each epoch", "optimizer step", "loss", loss, marks)]
+    if accuracy:
+        panels.append(Panel("Accuracy on val200", "optimizer step", "percent", accuracy, marks))
+    return panels
+
+
+def _launches(runs: Sequence[Run]) -> list[tuple[float, str]]:
+    steps = sorted({run.launch for run in runs if run.launch is not None})
+    return [(step, f"dash launched after step {step}") for step in steps]
+
+
+def adapter_panels(name: str, run: Run) -> list[Panel]:
+    """Per component of a launched adapter: the learned shifts, and where in the spectra the directions lie.
+
+    Empty for runs without a dash. Raises EvalError for a broken adapter file.
+    """
+    panels = []
+    adapters = {c: s for c, s in native_adapters(run).items() if s.launched and s.config.dash_k}
+    for component, state in adapters.items():
+        shifts: dict[str, list[Point]] = {}
+        places: dict[str, list[Point]] = {}
+        for layer, module in enumerate(state.kinds, start=1):
+            out, in_, _, _ = state.size(module)
+            last = max(1, min(out, in_) - 1)
+            kind = _projection(module)
+            shifts.setdefault(kind, []).extend((layer, v) for v in state.tensors[f"{module}.dsigma"].tolist())
+            places.setdefault(kind, []).extend((layer, i / last) for i in state.tensors[f"{module}.indices"].tolist())
+        whose = name if len(adapters) == 1 else f"{name}, {component}"
+        x = f"layer, of {len(state.kinds)} in the model's order"
+        panels += [
+            Panel(f"Learned shifts of singular values: {whose}", x, "shift of the singular value", _dots(shifts)),
+            Panel(
+                f"Where the chosen directions lie in the spectrum: {whose}",
+                x,
+                "0: largest singular value, 1: smallest",
+                _dots(places),
+                bounds=(-0.04, 1.04),
+            ),
+        ]
+    return panels
+
+
+def _projection(module: str) -> str:
+    found = [part for part in module.split(".") if part in _PROJECTIONS]
+    return found[-1] if found else module.rsplit(".", 1)[-1]
+
+
+def _dots(points: dict[str, list[Point]]) -> list[Series]:
+    return [Series(kind, values, colour, "dots") for colour, (kind, values) in enumerate(points.items())]

@@ -1,0 +1,349 @@
+"""The paper's analysis of change rates, on a run and, for overlaps, on a second run or full fine-tuning.
+
+Every chart carries its null: the same number from independent random updates of the same rank. The base is loaded for
+its frozen weights; adapters are read from native files, their way there from a run's checkpoints.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from dash_vision.adapter_io import NATIVE_NAME, AdapterState, compare_probes, probe_weight, read_notes
+from dash_vision.analysis import LowRank, Overlap, Update, null_overlaps, null_rates, overlap, update_rates
+from dash_vision.checkpoint import CheckpointError, load_checkpoint
+from dash_vision.directions import Directions, singular_directions
+from dash_vision.layer import weight_matrix
+
+from .curves import check_picture_name
+from .figure import save
+from .plot import Panel, Point, Series, draw
+from .runs import DreamBoothRun, EvalError, Run, find_runs, labels, load_pipeline, native_adapters
+
+TRAINED_NAME = "trained.safetensors"  # of a VTAB run without an adapter
+FULL_NAMES = (TRAINED_NAME, "unet/diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors")
+_TAIL = 0.1  # of the spectrum
+_LEAST_TAIL = 24  # directions
+_SORTED = 48
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where updates come from: a run's adapter, or the weights of a fully fine-tuned model."""
+
+    name: str
+    state: AdapterState | None
+    weights: Path | None
+
+
+@dataclass
+class Layer:
+    """What was found in one layer."""
+
+    module: str
+    at: dict[int, Overlap]  # by optimizer step
+    null: list[Overlap]
+
+
+def make_directions(
+    run: Path,
+    output: Path,
+    truth: Path | None = None,
+    layers: Sequence[str] = (),
+    draws: int = 100,
+    seed: int = 0,
+    base: str | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Draw the analysis of `run` to `output` (.png or .pdf). Raises EvalError.
+
+    truth: a second run, or a fully fine-tuned model, whose directions the run's are to predict. layers: parts of the
+    names of layers whose change rates are shown (default: the first, the middle and the last).
+    """
+    check_picture_name(output)
+    if draws < 2:
+        raise EvalError(f"--draws is {draws}; a null needs 2 or more")
+    found, source = _source(run)
+    state = source.state
+    if state is None or state.config.rank == 0:
+        raise EvalError(f"{run} has no low-rank update to predict directions from; give a run of LoRA or LoRA-Dash")
+    other = _truth(truth, source) if truth else None
+    shown = _shown(list(state.kinds), layers)
+    model = _base(found, base)
+    frozen = _frozen(model, state, run)
+    say(f"{len(frozen)} layers, {draws} random updates each for the null, seed {seed}")
+    steps = _steps(found, state)
+    panels: list[Panel] = []
+    analysed: list[Layer] = []
+    for number, (module, W) in enumerate(frozen.items()):
+        if other is None and module not in shown:
+            continue
+        directions = singular_directions(W)
+        if module in shown:
+            panels += _rate_panels(module, directions, state, draws, seed + number)
+        if other is not None:
+            analysed.append(_overlaps(module, W, directions, source, other, steps, draws, seed + number))
+    if other is not None:
+        panels = _overlap_panels(analysed, other, state) + panels
+        if source.state and other.state and _seed(run) is not None and _seed(run) == _seed(truth):
+            say("note: both runs have one seed, so their updates began alike: their overlap owes something to that")
+    foot = source.name + (f" against {other.name}" if other else "") + f"; null: {draws} random updates a layer, "
+    page = draw(panels, 3, f"{foot}of the same rank and norm, seed {seed}; bands: 5 to 95 percent of them.")
+    save(page, output, {"run": str(run), "truth": str(truth) if truth else None, "draws": draws, "seed": seed})
+    say(f"{output}: {len(panels)} charts")
+
+
+# -- reading
+
+
+def _source(path: Path) -> tuple[Run, Source]:
+    """The one run at `path` and its adapter, of the UNet or of the ViT."""
+    runs, problems = find_runs([path])
+    if problems or len(runs) != 1:
+        raise EvalError("; ".join(problems) or f"{path} holds {len(runs)} runs; give the folder of one")
+    states = native_adapters(runs[0])
+    if states:
+        state = states.get("unet") or next(iter(states.values()))
+        return runs[0], Source(_name(runs[0]), state, None)
+    weights = _full_weights(path)
+    if weights is None:
+        raise EvalError(f"{path} has no {NATIVE_NAME}; the analysis takes runs of LoRA, LoRA-Dash or full fine-tuning")
+    return runs[0], Source(_name(runs[0]), None, weights)
+
+
+def _name(run: Run) -> str:
+    return run.folder.name if isinstance(run, DreamBoothRun) else labels([run])[0]
+
+
+def _truth(path: Path, source: Source) -> Source:
+    weights = _full_weights(path)
+    is_run = any((path / name).is_file() for name in ("run.json", "result.json", "val_result.json"))
+    truth = Source(path.name, None, weights) if weights and not is_run else _source(path)[1]
+    if truth.state is not None:
+        assert source.state is not None
+        common = truth.state.kinds.keys() & source.state.kinds.keys()
+        mine = {m: source.state.probes[m] for m in common}
+        if not common or compare_probes(mine, {m: truth.state.probes[m] for m in common}):
+            raise EvalError(f"{path} was trained on another base than {source.name}; their directions have no relation")
+    return truth
+
+
+def _full_weights(path: Path) -> Path | None:
+    if path.is_file() and path.suffix == ".safetensors":
+        return path
+    return next((path / name for name in FULL_NAMES if (path / name).is_file()), None)
+
+
+def _base(run: Run, base: str | None) -> nn.Module:
+    """The frozen model that a run was trained on."""
+    if isinstance(run, DreamBoothRun):
+        return load_pipeline(run, base).unet
+    from dash_vision.classification.backbones import Backbone, BackboneError, build
+
+    path = run.folder / NATIVE_NAME
+    try:
+        about = read_notes(path)["dash_vision_vtab"]
+        backbone = Backbone.from_dict({**about["backbone"], **({"checkpoint": base} if base else {})})
+        return build(backbone, len(about["classes"]))
+    except (KeyError, TypeError):
+        raise EvalError(f"{path} does not say which model it was trained on; make the run again") from None
+    except (BackboneError, OSError) as error:
+        raise EvalError(f"cannot load the base of {run.folder} ({error}); name its weights by --base") from None
+
+
+def _frozen(model: nn.Module, state: AdapterState, path: Path) -> dict[str, Tensor]:
+    """Module -> its frozen weight [out, in]. Raises EvalError when the model is not the one trained on."""
+    modules = dict(model.named_modules())
+    missing = [m for m in state.kinds if m not in modules]
+    if missing or compare_probes({m: probe_weight(modules[m]) for m in state.kinds}, state.probes):
+        raise EvalError(f"{path} was trained on another base than the one loaded; name the right one by --base")
+    return {m: weight_matrix(modules[m]).detach() for m in state.kinds}
+
+
+def _steps(run: Run, state: AdapterState) -> dict[int, Mapping[str, Tensor]]:
+    """Optimizer step -> the adapter's A and B by "module.A", "module.B", from the checkpoints and the final file."""
+    found: dict[int, Mapping[str, Tensor]] = {}
+    for path in run.folder.glob("checkpoint-*.safetensors"):
+        try:
+            saved = load_checkpoint(path)
+            tensors = saved["adapters"]["unet"]
+            if all(f"{m}.{key}" in tensors for m in state.kinds for key in "AB"):
+                found[int(saved["step"])] = tensors
+        except (CheckpointError, KeyError, TypeError, ValueError) as error:
+            raise EvalError(f"{path} cannot be read ({error}); remove it to do without that step") from None
+    final = run.content.get("steps") or run.content.get("optimizer_steps", {}).get("retrain") or 0
+    found[int(final)] = state.tensors
+    return dict(sorted(found.items()))
+
+
+def _seed(path: Path | None) -> Any:
+    runs = find_runs([path])[0] if path else []
+    return runs[0].content.get("seed") if runs else None
+
+
+def _shown(modules: Sequence[str], parts: Sequence[str]) -> list[str]:
+    if not parts:
+        return list(dict.fromkeys(modules[i] for i in (0, len(modules) // 2, len(modules) - 1)))
+    chosen = []
+    for part in parts:
+        found = [m for m in modules if part in m]
+        if not found:
+            raise EvalError(f"no adapted layer has {part!r} in its name; some are {', '.join(modules[:3])}")
+        chosen += found
+    return list(dict.fromkeys(chosen))
+
+
+# -- updates
+
+
+def _low_rank(tensors: Mapping[str, Tensor], module: str, scaling: float) -> LowRank:
+    """The LoRA part, which the method predicts from."""
+    return LowRank(tensors[f"{module}.A"], tensors[f"{module}.B"] * scaling)
+
+
+def _learned(source: Source, module: str, W: Tensor, directions: Directions) -> Update | None:
+    """All that was learned in a layer; None where it was not trained."""
+    state = source.state
+    if state is None:
+        return _difference(source, module, W)
+    if module not in state.kinds:
+        return None
+    A, B = _low_rank(state.tensors, module, state.config.scaling)
+    if state.launched and state.config.dash_k:
+        indices, shifts = state.tensors[f"{module}.indices"], state.tensors[f"{module}.dsigma"].double()
+        A = torch.cat([A.double(), directions.V[indices]])
+        B = torch.cat([B.double(), directions.U[:, indices] * shifts], dim=1)
+    return LowRank(A, B)
+
+
+def _difference(source: Source, module: str, W: Tensor) -> Tensor | None:
+    assert source.weights is not None
+    key = f"{module}.weight"
+    try:
+        with safe_open(source.weights, "pt") as file:
+            if key not in file.keys():  # noqa: SIM118 (no mapping)
+                return None
+            tuned = file.get_tensor(key).flatten(1)
+    except (SafetensorError, OSError) as error:
+        raise EvalError(f"{source.weights} is no complete .safetensors file ({error})") from None
+    if tuned.shape != W.shape:
+        raise EvalError(f"{source.weights}: {key} is {tuple(tuned.shape)}, the base's is {tuple(W.shape)}")
+    return tuned.double() - W.double()
+
+
+# -- charts
+
+
+def _rate_panels(module: str, directions: Directions, state: AdapterState, draws: int, seed: int) -> Iterator[Panel]:
+    """Change rate against index: all of it, its tail, and sorted, each with its null."""
+    update = _low_rank(state.tensors, module, state.config.scaling)
+    rates = update_rates(directions, update, state.config.eps)
+    null = null_rates(directions, update, draws, seed, state.config.eps)
+    p = len(rates)
+    tail = min(p, max(_LEAST_TAIL, round(_TAIL * p)))
+    chosen: list[int] = state.tensors[f"{module}.indices"].tolist() if state.launched else []
+    dots = [(float(i), float(rates[i])) for i in chosen]
+    for title, first in (("whole spectrum", 0), (f"last {tail}", p - tail)):
+        series = [*_null(null[:, first:], first), Series("trained", _points(rates[first:], first), 0)]
+        if dots:
+            series.append(Series("chosen at launch", [d for d in dots if d[0] >= first], 4, "dots"))
+        yield Panel(f"{module}: {title}", "index, 0: largest singular value", "change rate", series, log=True)
+    falling, null_falling = rates.sort(descending=True).values, null.sort(dim=1, descending=True).values
+    n = min(p, _SORTED)
+    series = [*_null(null_falling[:, :n], 0), Series("trained", _points(falling[:n], 0), 0)]
+    yield Panel(f"{module}: sorted, largest {n}", "rank of the change rate", "change rate", series, log=True)
+
+
+def _points(values: Tensor, first: int) -> list[Point]:
+    return [(float(first + i), v) for i, v in enumerate(values.tolist())]
+
+
+def _null(draws: Tensor, first: int) -> list[Series]:
+    low, middle, high = torch.quantile(draws, torch.tensor([0.05, 0.5, 0.95], dtype=draws.dtype), dim=0)
+    return [
+        Series("null", _points(low, first), 7, "band", _points(high, first)),
+        Series("", _points(middle, first), 7, "faint"),
+    ]
+
+
+def _overlaps(
+    module: str,
+    W: Tensor,
+    directions: Directions,
+    source: Source,
+    truth: Source,
+    steps: Mapping[int, Mapping[str, Tensor]],
+    draws: int,
+    seed: int,
+) -> Layer:
+    assert source.state is not None
+    config = source.state.config
+    update = _learned(truth, module, W, directions)
+    if update is None:
+        return Layer(module, {}, [])
+    true = update_rates(directions, update, config.eps)
+    at = {
+        step: overlap(update_rates(directions, _low_rank(tensors, module, config.scaling), config.eps), true)
+        for step, tensors in steps.items()
+    }
+    rank = update.A.shape[0] if isinstance(update, LowRank) else None
+    return Layer(module, at, null_overlaps(directions, config.rank, rank, draws, seed, config.eps))
+
+
+def _overlap_panels(layers: Sequence[Layer], truth: Source, state: AdapterState) -> list[Panel]:
+    """Recall and accuracy over layers at the last step, and their means over the steps that were kept."""
+    layers = [layer for layer in layers if layer.at]
+    if not layers:
+        raise EvalError(f"{truth.name} has none of the run's layers; give a model of the same kind")
+    panels = []
+    steps = list(layers[0].at)
+    for colour, measure in ((0, "recall"), (1, "accuracy")):
+        numbers = range(1, len(layers) + 1)
+        low, middle, high = zip(*(_quantiles([getattr(o, measure) for o in x.null]) for x in layers), strict=True)
+        last = [(float(n), getattr(x.at[steps[-1]], measure)) for n, x in zip(numbers, layers, strict=True)]
+        series = [
+            Series("null", _at(numbers, low), 7, "band", _at(numbers, high)),
+            Series("", _at(numbers, middle), 7, "faint"),
+            Series(measure, last, colour, "dots"),
+        ]
+        title = f"{measure.capitalize()} of {_size(state)} against {truth.name}, step {steps[-1]}"
+        panels.append(
+            Panel(title, f"layer, of {len(layers)} in the model's order", measure, series, bounds=(-0.04, 1.04))
+        )
+    return [*panels, _over_steps(layers, steps)]
+
+
+def _over_steps(layers: Sequence[Layer], steps: Sequence[int]) -> Panel:
+    series = []
+    for colour, measure in ((0, "recall"), (1, "accuracy")):
+        means = [statistics.fmean(getattr(x.at[step], measure) for x in layers) for step in steps]
+        # One draw of the null is one random update in every layer.
+        drawn = zip(*([getattr(o, measure) for o in x.null] for x in layers), strict=True)
+        low, _, high = _quantiles([statistics.fmean(values) for values in drawn])
+        band = _at((0, steps[-1]), (low, low)), _at((0, steps[-1]), (high, high))
+        series += [
+            Series(f"null, {measure}", band[0], colour, "band", band[1]),
+            Series(measure, _at(steps, means), colour),
+        ]
+    return Panel("Mean over layers", "optimizer step", "recall, accuracy", series, bounds=(-0.04, 1.04))
+
+
+def _size(state: AdapterState) -> str:
+    return f"LoRA of rank {state.config.rank}"
+
+
+def _at(places: Sequence[int] | range, values: Sequence[float]) -> list[Point]:
+    return [(float(x), v) for x, v in zip(places, values, strict=True)]
+
+
+def _quantiles(values: Sequence[float]) -> tuple[float, float, float]:
+    found = torch.quantile(torch.tensor(values, dtype=torch.float64), torch.tensor([0.05, 0.5, 0.95]).double())
+    low, middle, high = found.tolist()
+    return low, middle, high

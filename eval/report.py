@@ -1,0 +1,425 @@
+"""One page from what runs left on disk: pictures, tables, curves, settings and versions in a single HTML file.
+
+The page loads nothing: pictures are in it as data, charts as SVG. report.html beside this file has its style and its
+few lines of JavaScript.
+"""
+
+from __future__ import annotations
+
+import base64
+import statistics
+from collections.abc import Callable, Sequence
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from dash_vision.files import replacing
+
+from .curves import all_panels
+from .plot import svg
+from .runs import FORMATS, DreamBoothRun, EvalError, Run, VtabRun, find_runs, labels
+from .scores import RESULT, cells, describe, read_result, rows
+
+TEMPLATE = Path(__file__).with_name("report.html")
+KINDS = ((DreamBoothRun, "DreamBooth"), (VtabRun, "VTAB"))
+PLACES = ("output_dir", "cache_dir", "latent_cache_dir")  # where a run wrote is no setting of it
+# Least and greatest width of an enlarged picture: a sheet has small print, a tile is to fit on the screen.
+SHEET, TILE = 'data-least="900px" data-most="1500px"', 'data-least="0px" data-most="78vh"'
+NOTHING = "–"  # noqa: RUF001 (as in the accuracy table)
+
+
+class Cell(NamedTuple):
+    """A table's cell: its text, and the number it is sorted by where the text is not that number."""
+
+    text: str
+    value: float | None = None
+
+
+def make_report(paths: Sequence[Path], output: Path, say: Callable[[str], None] = print) -> list[str]:
+    """Write the page of the runs at `paths` to `output`; the problems of what was left out, which the page names too.
+
+    Raises EvalError when there is nothing to report.
+    """
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise EvalError(f"the report's name is {output}; it takes a name that ends in .html")
+    subjects, rest, failed = _subject_results(paths)
+    runs, problems = find_runs(rest)
+    problems = failed + problems
+    if not runs and not subjects:
+        raise EvalError("; ".join(problems) or "no runs; give output folders of train_dreambooth.py or train_vtab.py")
+    names = labels(runs)
+    sheets, broken = _sheets(runs, names)
+    panels, unread = all_panels(runs)
+    drawn = f'<div class="charts">{"".join(f"<div>{svg(p)}</div>" for p in panels)}</div>' if panels else ""
+    problems = problems + broken + unread
+    sections = [
+        ("pictures", "Pictures", _pictures(sheets)),
+        ("subjects", "Subjects", "".join(_subject(folder, result) for folder, result in subjects)),
+        ("accuracy", "Accuracy", _accuracy([run for run in runs if isinstance(run, VtabRun)])),
+        ("curves", "Curves", drawn),
+        ("runs", "Runs", _dreambooth_table(runs, names)),
+        ("settings", "Settings", _settings(runs, names)),
+        ("versions", "Versions", _versions(runs, names)),
+    ]
+    page = _page([(key, title, body) for key, title, body in sections if body], runs, len(subjects), problems)
+    with replacing(output) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    say(f"{output}: {len(runs) + len(subjects)} results, {len(page.encode()) / 1e6:.1f} MB")
+    return problems
+
+
+def _page(sections: Sequence[tuple[str, str, str]], runs: Sequence[Run], subjects: int, problems: Sequence[str]) -> str:
+    counts = [(sum(isinstance(run, kind) for run in runs), f"{name} run") for kind, name in KINDS]
+    counts.append((subjects, "measured subject"))
+    *most, last = [f"{n} {name}{'s' if n > 1 else ''}" for n, name in counts if n]
+    what = f"{', '.join(most)} and {last}" if most else last
+    links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in sections)
+    left_out = ""
+    if problems:
+        items = "".join(f"<li>{escape(problem)}</li>" for problem in problems)
+        left_out = f'<div class="left-out" role="note"><b>Left out</b><ul>{items}</ul></div>'
+    body = "\n".join(f'<section><h2 id="{key}">{title}</h2>{content}</section>' for key, title, content in sections)
+    head = f'<header><h1>LoRA-Dash: {what}</h1><p class="soft">Made by <code>python -m eval report</code> from what the'
+    page = f"{head} runs left on disk.</p></header><nav>{links}</nav>{left_out}\n{body}"
+    return TEMPLATE.read_text(encoding="utf-8").replace("@TITLE@", f"LoRA-Dash: {what}").replace("@BODY@", page)
+
+
+# -- measured subjects
+
+
+def _subject_results(
+    paths: Sequence[Path],
+) -> tuple[list[tuple[Path, dict[str, Any]]], list[Path], list[str]]:
+    """Results of `python -m eval subject` among the paths, the other paths, and what cannot be read."""
+    results, rest, problems = [], [], []
+    for path in paths:
+        if not (path / RESULT).is_file():
+            rest.append(path)
+            continue
+        try:
+            results.append((path, read_result(path)))
+        except EvalError as error:
+            problems.append(str(error))
+    return results, rest, problems
+
+
+def _subject(folder: Path, result: dict[str, Any]) -> str:
+    """The tables of one subject, and for its first prompts the pictures with sliders between methods."""
+    metrics = list(result["backbones"])
+    body = [
+        [
+            Cell(row["name"]),
+            *(
+                Cell(text, row["scores"].get(m, {}).get("mean"))
+                for m, text in zip(metrics, cells(row, metrics), strict=True)
+            ),
+        ]
+        for row in rows(result)
+    ]
+    parts = [f"<h3>{escape(result['subject'])}</h3>", table(["method", *metrics], body, " ".join(describe(result)))]
+    if result["differences"]:
+        paired = [
+            [
+                Cell(d["methods"]),
+                *(
+                    Cell(text, d["scores"][m]["mean"])
+                    for m, text in zip(metrics, cells(d, metrics, "+.3f"), strict=True)
+                ),
+            ]
+            for d in result["differences"]
+        ]
+        parts.append(table(["paired difference", *metrics], paired, "Differences between methods, paired by prompt."))
+    parts.append(f'<div class="tiles">{"".join(_tiles(folder, result))}</div>')
+    return "".join(parts)
+
+
+def _tiles(folder: Path, result: dict[str, Any]) -> list[str]:
+    """The first picture of every prompt: LoRA against LoRA-Dash where both are there, else the first method's."""
+    methods = [(name, m) for name, m in result["methods"].items() if m["run"] is not None]
+    kinds = {m["method"]: (name, m) for name, m in reversed(methods)}
+    pair = [kinds[kind] for kind in ("LoRA", "LoRA-Dash") if kind in kinds]
+    chosen = pair if len(pair) == 2 else methods[:1]
+    tiles = []
+    for number, prompt in enumerate(result["prompts"]):
+        shown = []
+        for name, method in chosen:
+            try:
+                data = as_data((folder / method["pictures"] / f"{number:02d}-00.png").read_bytes())
+            except (OSError, ValueError):
+                break  # the pictures are not kept with the result
+            shown.append((name, data, f"{name}: {prompt}, generated picture"))
+        if len(shown) == 2:
+            tiles.append(compare(shown[0], shown[1], prompt, room=TILE))
+        elif len(shown) == len(chosen):
+            tiles.append(enlargeable(shown[0][1], shown[0][2], prompt, room=TILE))
+    return tiles
+
+
+# -- pictures
+
+
+class Sheet(NamedTuple):
+    """A DreamBooth run's samples.png."""
+
+    name: str
+    run: DreamBoothRun
+    size: tuple[int, int]
+    data: str
+
+    @property
+    def noise(self) -> tuple[Any, ...]:
+        """What two sheets must have in common for their tiles to start from the same noise under the same prompts."""
+        names = ("validation_prompt", "num_inference_steps", "guidance_scale", "resolution", "num_validation_images")
+        run = self.run
+        asked = tuple(str(run.content["arguments"].get(name)) for name in names)
+        return (run.base_fingerprint, run.prompt, run.content.get("seed"), self.size, *asked)
+
+    @property
+    def alt(self) -> str:
+        base = f"on the base {self.run.base}"
+        return f"samples of {self.name} {base}: inputs above, below the base and the trained model per prompt"
+
+
+def _sheets(runs: Sequence[Run], names: Sequence[str]) -> tuple[list[Sheet], list[str]]:
+    sheets, problems = [], []
+    for name, run in zip(names, runs, strict=True):
+        if not isinstance(run, DreamBoothRun):
+            continue
+        path = run.folder / "samples.png"
+        try:
+            with Image.open(path, formats=FORMATS) as picture:
+                picture.load()
+                size = picture.size
+            sheets.append(Sheet(name, run, size, as_data(path.read_bytes())))
+        except FileNotFoundError:
+            problems.append(f"{run.folder} has no samples.png; its run was stopped while it drew its pictures")
+        except (OSError, ValueError, SyntaxError) as error:
+            problems.append(f"{path} is no readable picture ({error}); make the run again")
+    return sheets, problems
+
+
+def _pictures(sheets: Sequence[Sheet]) -> str:
+    """A slider for every LoRA-Dash sheet that has a LoRA sheet from the same noise, of the same rank where there is
+    one; the others by themselves."""
+    parts, shown = [], set()
+    for dash in sheets:
+        rivals = [s for s in sheets if s.run.method == "LoRA" and s.noise == dash.noise]
+        if dash.run.method != "LoRA-Dash" or not rivals:
+            continue
+        same_rank = [s for s in rivals if s.run.argument("rank") == dash.run.argument("rank")]
+        lora = (same_rank or rivals)[0]
+        caption = f"{lora.run.prompt}. The lowest row: left of the line {lora.name}, right of it {dash.name}. Drag it."
+        parts.append(compare((lora.name, lora.data, lora.alt), (dash.name, dash.data, dash.alt), caption))
+        shown |= {lora.name, dash.name}
+    for sheet in sheets:
+        if sheet.name not in shown:
+            parts.append(enlargeable(sheet.data, sheet.alt, f"{sheet.name}: {sheet.run.prompt}"))
+    return "\n".join(parts)
+
+
+def compare(left: tuple[str, str, str], right: tuple[str, str, str], caption: str, room: str = SHEET) -> str:
+    """Two pictures of one size, each (name, data, alternative text), over each other with a slider between them.
+
+    room: SHEET or TILE, how wide the picture is when it is enlarged.
+    """
+    names = f"<b>{escape(left[0])}</b>"
+    over = f'<img class="over" src="{left[1]}" alt="{escape(left[2])}">'
+    under = f'<img src="{right[1]}" alt="{escape(right[2])}">'
+    label = escape(f"how much of {left[0]} is shown over {right[0]}, in percent")
+    return (
+        f'<figure class="compare" {room}><div class="bar">{names}'
+        f'<button class="plain enlarge">Enlarge</button><b>{escape(right[0])}</b></div><div class="frame">{under}{over}'
+        f'<input type="range" min="0" max="100" value="50" aria-label="{label}"><span class="line"></span></div>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def enlargeable(data: str, alt: str, caption: str, room: str = SHEET) -> str:
+    """A picture that a click enlarges; room: see `compare`."""
+    return (
+        f'<figure {room}><button class="frame zoom" aria-label="enlarge: {escape(alt)}">'
+        f'<img src="{data}" alt="{escape(alt)}"></button><figcaption>{escape(caption)}</figcaption></figure>'
+    )
+
+
+def as_data(content: bytes) -> str:
+    """A data: address of a picture's file."""
+    with Image.open(BytesIO(content), formats=FORMATS) as picture:
+        kind = (picture.format or "png").lower()
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+# -- tables
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str) -> str:
+    """A table that its reader can sort by any column."""
+    heads = "".join(f'<th scope="col"><button>{escape(name)}</button></th>' for name in head)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    return (
+        f'<p class="caption">{escape(caption)}</p><div class="scroll"><table class="sortable" '
+        f'aria-label="{escape(caption)}"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _cell(cell: Cell) -> str:
+    value = "" if cell.value is None else f' data-v="{cell.value!r}"'
+    return f"<td{value}>{escape(cell.text)}</td>"
+
+
+def number(value: float | int | None, form: str = "{:,}") -> Cell:
+    """A number in a table; NOTHING where there is none."""
+    return Cell(NOTHING) if value is None else Cell(form.format(value), float(value))
+
+
+def _accuracy(runs: Sequence[VtabRun]) -> str:
+    """Per task and method the mean over seeds, then every run."""
+    if not runs:
+        return ""
+    tested: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        accuracy = run.content.get("test_accuracy")
+        if accuracy is not None:
+            tested.setdefault((run.content["task"], run.method), []).append(float(accuracy))
+    methods = list(dict.fromkeys(method for _, method in tested))
+    means = [
+        [Cell(task), *(_spread(tested.get((task, method), [])) for method in methods)]
+        for task in dict.fromkeys(task for task, _ in tested)
+    ]
+    notes = [
+        f"{run.content['task']} is {'synthetic' if run.content.get('synthetic') else 'not the official split'}"
+        for run in runs
+        if run.content.get("synthetic") or not run.content.get("official_split")
+    ]
+    caption = "Test accuracy in percent: mean and sample standard deviation over seeds (number of seeds)."
+    caption += "".join(f" Note: {note}." for note in dict.fromkeys(notes))
+    summary = table(["task", *methods], means, caption) if means else ""
+    head = ["task", "method", "seed", "epoch", "val200", "test", "parameters", "seconds"]
+    every = []
+    for run in runs:
+        c = run.content
+        parameters = c["sizes"].get("parameters", {}).get("trained_without_head")
+        every.append(
+            [
+                Cell(str(c["task"])),
+                Cell(run.method),
+                number(c["seed"]),
+                number(c.get("selected_epoch")),
+                number(c.get("val_accuracy"), "{:.1f}"),
+                number(c.get("test_accuracy"), "{:.2f}"),
+                number(parameters),
+                number(c.get("seconds", {}).get("total"), "{:.1f}"),
+            ]
+        )
+    note = "Every run. epoch: chosen on val200; accuracies in percent; parameters: trained, without the head."
+    return summary + table(head, every, note)
+
+
+def _spread(values: Sequence[float]) -> Cell:
+    if not values:
+        return Cell(NOTHING)
+    mean = statistics.fmean(values)
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return Cell(f"{mean:.1f}{deviation} ({len(values)})", mean)
+
+
+def _dreambooth_table(runs: Sequence[Run], names: Sequence[str]) -> str:
+    body = []
+    for name, run in zip(names, runs, strict=True):
+        if not isinstance(run, DreamBoothRun):
+            continue
+        c = run.content
+        last = run.losses[-max(1, len(run.losses) // 10) :]
+        body.append(
+            [
+                Cell(name),
+                number(run.argument("rank")),
+                number(run.argument("dash_k")),
+                number(c.get("trainable_parameters")),
+                number(c.get("steps")),
+                number(run.launch),
+                number(run.argument("learning_rate"), "{:g}"),
+                number(c.get("seed")),
+                number(statistics.fmean(last) if last else None, "{:.4f}"),
+                number(c.get("timings_s", {}).get("train"), "{:.1f}"),
+            ]
+        )
+    if not body:
+        return ""
+    head = ["run", "rank", "k", "parameters", "steps", "launch", "rate", "seed", "last loss", "seconds"]
+    note = "DreamBooth runs. last loss: mean of the last tenth of the steps; seconds: of training alone."
+    return table(head, body, note)
+
+
+def _settings(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """One table for each kind of run, at first of the settings in which its runs differ."""
+    parts = []
+    for kind, title in KINDS:
+        chosen = [(name, run) for name, run in zip(names, runs, strict=True) if isinstance(run, kind)]
+        columns = [
+            {key: _plain(v) for key, v in run.content["arguments"].items() if key not in PLACES} for _, run in chosen
+        ]
+        if not columns:
+            continue
+        identity = f"settings-{title.lower()}"
+        box, only = "", bool(_differing(columns))
+        if only:
+            label = f'<input type="checkbox" class="differences" data-table="{identity}" checked> only what differs'
+            box = f"<label>{label}</label>"
+        heading = f"<h3>{title}</h3>" if len({type(run) for run in runs}) > 1 else ""
+        parts.append(heading + box + _side_by_side(columns, [name for name, _ in chosen], identity, only))
+    return "".join(parts)
+
+
+def _versions(runs: Sequence[Run], names: Sequence[str]) -> str:
+    if not runs:
+        return ""
+    columns = [{**run.content["versions"], "device": _plain(run.content.get("device"))} for run in runs]
+    differing = _differing(columns)
+    said = f"They differ in {', '.join(differing)}." if differing else "The same for every run."
+    if len(runs) == 1:
+        said = "What the run was made with."
+    every = _side_by_side(columns, names, "all-versions")
+    return f"<p>{escape(said)}</p><details><summary>All versions</summary>{every}</details>"
+
+
+def _differing(columns: Sequence[dict[str, str]]) -> list[str]:
+    """The names whose values differ among the columns that have them."""
+    keys = dict.fromkeys(key for column in columns for key in column)
+    return [key for key in keys if len({column[key] for column in columns if key in column}) > 1]
+
+
+def _side_by_side(
+    columns: Sequence[dict[str, str]], names: Sequence[str], identity: str, only_differing: bool = False
+) -> str:
+    """Names down, runs across; the rows in which runs differ are marked, those without any value left out."""
+    keys = list(dict.fromkeys(key for column in columns for key, value in column.items() if value != NOTHING))
+    differing = set(_differing(columns))
+    head = "".join(f'<th scope="col" class="words">{escape(name)}</th>' for name in ("", *names))
+    shown = ' class="only-differences"' if only_differing else ""
+    lines = []
+    for key in keys:
+        values = "".join(f'<td class="words">{escape(column.get(key, NOTHING))}</td>' for column in columns)
+        kind = "differs" if key in differing else "same"
+        lines.append(f'<tr class="{kind}"><th scope="row">{escape(key)}</th>{values}</tr>')
+    return (
+        f'<div class="scroll"><table id="{identity}"{shown}><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _plain(value: Any) -> str:
+    if value is None or value == "" or value == []:
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(v)}" for key, v in value.items())
+    if isinstance(value, list):
+        return "; ".join(_plain(v) for v in value)
+    return str(value)

@@ -1,0 +1,343 @@
+"""The DreamBooth protocol: pictures of a subject under 25 prompts, scored by DINO, CLIP-I and CLIP-T.
+
+Pictures are drawn in batches, each from its own seed, and kept: a run that was stopped goes on with the missing ones,
+and another adapter can be added later. Under `accelerate launch` they are dealt out over the processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from dash_vision.adapter_io import DIFFUSERS_NAME
+from dash_vision.files import replacing, write_json
+from dash_vision.versions import installed_versions
+
+from .encoders import ClipEncoder, DinoEncoder
+from .figure import PICTURES, Block, check_block
+from .prompts import CLIP, DINO, PROMPT_LISTS, prompt_list
+from .runs import FORMATS, MINIATURE, DreamBoothRun, EvalError, load_pipeline, read_json
+from .scores import RESULT, differences, intervals, markdown
+
+FLOOR = "base (floor)"
+_NOISES = 1000  # numbers of starting noises kept for each prompt
+PACKAGES = ("dash-vision", "torch", "diffusers", "transformers", "timm")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How pictures are made and measured. prompts: with "{}" for the subject; () takes the protocol's list of the
+    subject's kind. clip, dino: backbones; None takes the protocol's, "none" leaves DINO out."""
+
+    prompts: tuple[str, ...] = ()
+    prompt_list: str | None = None
+    images_per_prompt: int = 4
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    batch_size: int = 4
+    base: str | None = None
+    device: str | None = None
+    clip: str | None = None
+    dino: str | None = None
+    dino_checkpoint: str | None = None
+    keep_token: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method's pictures: its prompts in full, its adapter (None: the base alone) and where they go."""
+
+    name: str
+    run: DreamBoothRun | None
+    prompts: tuple[str, ...]
+    folder: Path
+
+    def picture(self, prompt: int, number: int) -> Path:
+        """The file of picture `number` of a prompt."""
+        return self.folder / f"{prompt:02d}-{number:02d}.png"
+
+
+def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], None] = print) -> None:
+    """Draw what is missing, score everything, write subject.json and subject.md to `output`. Raises EvalError."""
+    from accelerate import PartialState
+
+    _check(how)
+    runs = check_block(block)
+    first = next(iter(runs.values()))
+    subject, kind = _without_article(first.subject), class_of(first)
+    listed = how.prompt_list or prompt_list(kind)
+    prompts = how.prompts or PROMPT_LISTS[listed]
+    settings = {
+        "seed": how.seed,
+        "num_inference_steps": how.steps or int(first.argument("num_inference_steps")),
+        "guidance_scale": float(first.argument("guidance_scale")) if how.guidance is None else how.guidance,
+        "resolution": int(first.argument("resolution")),
+        "base_fingerprint": first.base_fingerprint,
+    }
+    jobs = _jobs(runs, prompts, subject, kind, output)
+    real = _real_pictures(block.subject)
+    clip, dino = _encoders(first, how)  # before hours are spent on pictures that nothing could measure
+    # The others wait for the slowest one.
+    state = PartialState(cpu=how.device == "cpu", timeout=timedelta(days=1))
+    if not state.is_main_process:
+        say = _silent
+    say(f'{len(jobs)} methods x {len(prompts)} prompts x {how.images_per_prompt} pictures; "{jobs[0].prompts[0]}", ...')
+    for job in jobs:
+        _claim(job, settings)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        for job in jobs:
+            write_json(job.folder / "made.json", _identity(job, settings))
+    todo = [(job, _missing(job, how.images_per_prompt)[state.process_index :: state.num_processes]) for job in jobs]
+    state.wait_for_everyone()  # nobody may draw before all have seen what is missing
+    device = how.device or str(state.device)
+    if any(missing for _, missing in todo):
+        _draw(first, todo, settings, how, device, say)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return
+    texts = tuple(p.replace("{}", subject if how.keep_token else kind) for p in prompts)
+    scores = {job.name: _scores(job, texts, how.images_per_prompt, real, clip, dino) for job in jobs}
+    result = {
+        "kind": "subject",
+        "subject": subject,
+        "class": kind,
+        "prompt_list": "own" if how.prompts else listed,
+        "prompts": list(jobs[0].prompts),
+        "images_per_prompt": how.images_per_prompt,
+        **settings,
+        "base": first.base,
+        "backbones": _backbones(clip, dino),
+        "stand_in": clip.name.endswith(MINIATURE),
+        "token_in_clip_t": how.keep_token,
+        "ceiling": _ceiling(real, clip, dino),
+        "methods": _summaries(jobs, scores),
+        "differences": _differences(scores),
+        "versions": installed_versions(PACKAGES),
+    }
+    write_json(output / RESULT, result)
+    with replacing(output / "subject.md") as temporary:
+        temporary.write_text(markdown(result), encoding="utf-8")
+    say(markdown(result).split("\nPer prompt")[0].rstrip())
+    say(f"per prompt: {output / 'subject.md'}")
+
+
+def _silent(line: str) -> None:
+    """Only the main process speaks."""
+
+
+def _check(how: Protocol) -> None:
+    for name, value, least in (
+        ("images_per_prompt", how.images_per_prompt, 1),
+        ("batch_size", how.batch_size, 1),
+        ("seed", how.seed, 0),
+        ("num_inference_steps", 1 if how.steps is None else how.steps, 1),
+    ):
+        if value < least:
+            raise EvalError(f"--{name} is {value}; it takes a whole number of {least} or more")
+    if how.images_per_prompt > _NOISES:
+        raise EvalError(f"--images_per_prompt is {how.images_per_prompt}; it takes at most {_NOISES}")
+
+
+def class_of(run: DreamBoothRun) -> str:
+    """What the subject is, without the rare word: "cat" of the class prompt "a photo of cat"."""
+    return _without_article(str(run.content["class_prompt"]).split(" of ", 1)[-1])
+
+
+def _without_article(words: str) -> str:
+    return re.sub(r"^(?:an?|the) ", "", words.strip(), flags=re.IGNORECASE)
+
+
+def _jobs(runs: dict[str, DreamBoothRun], prompts: Sequence[str], subject: str, kind: str, output: Path) -> list[Job]:
+    named: list[tuple[str, DreamBoothRun | None, str]] = [(name, run, subject) for name, run in runs.items()]
+    named.append((FLOOR, None, kind))  # the rare word means nothing to the base
+    jobs = [
+        Job(name, run, tuple(p.replace("{}", words) for p in prompts), output / "pictures" / _slug(name))
+        for name, run, words in named
+    ]
+    folders = [job.folder for job in jobs]
+    if len(set(folders)) < len(folders):
+        raise EvalError(f"the adapters' names ({', '.join(runs)}) are too alike for folders; give clearer ones")
+    return jobs
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.").lower() or "method"
+
+
+# -- pictures
+
+
+def _identity(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
+    adapter = None
+    if job.run is not None:
+        adapter = hashlib.sha256((job.run.folder / DIFFUSERS_NAME).read_bytes()).hexdigest()
+    return {"adapter": adapter, "prompts": list(job.prompts), **settings}
+
+
+def _claim(job: Job, settings: dict[str, Any]) -> None:
+    """Raises EvalError when the folder holds pictures that were made otherwise."""
+    record = job.folder / "made.json"
+    if not record.is_file():
+        if list(job.folder.glob("*.png")):
+            raise EvalError(f"{job.folder} holds pictures of unknown origin; remove them or give another folder by -o")
+        return
+    was, now = read_json(record), _identity(job, settings)
+    different = [key for key in now if not isinstance(was, dict) or was.get(key) != now[key]]
+    if different:
+        raise EvalError(
+            f"{job.folder} holds pictures made with another {different[0]}; remove it, or give another folder by -o"
+        )
+
+
+def _missing(job: Job, count: int) -> list[tuple[int, int]]:
+    """(prompt, number) of every picture that is not there, or not whole."""
+    return [(p, n) for p in range(len(job.prompts)) for n in range(count) if _load(job.picture(p, n)) is None]
+
+
+def _load(path: Path) -> Image.Image | None:
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            return picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError):
+        return None
+
+
+def _draw(
+    first: DreamBoothRun,
+    todo: Sequence[tuple[Job, Sequence[tuple[int, int]]]],
+    settings: dict[str, Any],
+    how: Protocol,
+    device: str,
+    say: Callable[[str], None],
+) -> None:
+    from tqdm.auto import tqdm
+
+    pipeline = load_pipeline(first, how.base).to(device)
+    for job, missing in todo:
+        if not missing:
+            continue
+        if job.run is not None:
+            pipeline.load_lora_weights(str(job.run.folder), weight_name=DIFFUSERS_NAME)
+        with tqdm(total=len(missing), desc=job.name, disable=say is _silent) as bar:
+            for start in range(0, len(missing), how.batch_size):
+                batch = missing[start : start + how.batch_size]
+                # Each picture has its own generator, on the CPU: its noise is the same for every method, batch,
+                # process and device.
+                noises = [torch.Generator().manual_seed(how.seed * 100_003 + p * _NOISES + n) for p, n in batch]
+                pictures = pipeline(
+                    [job.prompts[p] for p, _ in batch],
+                    generator=noises,
+                    width=settings["resolution"],
+                    height=settings["resolution"],
+                    num_inference_steps=settings["num_inference_steps"],
+                    guidance_scale=settings["guidance_scale"],
+                ).images
+                for (p, n), picture in zip(batch, pictures, strict=True):
+                    with replacing(job.picture(p, n)) as temporary:
+                        picture.save(temporary, format="PNG")
+                bar.update(len(batch))
+        if job.run is not None:
+            pipeline.unload_lora_weights()
+
+
+def _real_pictures(folder: Path) -> list[Image.Image]:
+    pictures = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in PICTURES or path.name.startswith("."):
+            continue
+        try:
+            with Image.open(path, formats=FORMATS) as picture:
+                pictures.append(ImageOps.exif_transpose(picture).convert("RGB"))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise EvalError(f"{path} is no readable picture ({error}); remove or replace it") from None
+    return pictures
+
+
+# -- scores
+
+
+def _encoders(first: DreamBoothRun, how: Protocol) -> tuple[ClipEncoder, DinoEncoder | None]:
+    miniature = first.base == MINIATURE and how.base is None
+    device = how.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    clip = ClipEncoder(how.clip or (MINIATURE if miniature else CLIP), device)
+    name = how.dino or ("none" if miniature and not how.dino_checkpoint else DINO)
+    return clip, None if name == "none" else DinoEncoder(name, how.dino_checkpoint, device)
+
+
+def _backbones(clip: ClipEncoder, dino: DinoEncoder | None) -> dict[str, str]:
+    return {**({"DINO": dino.name} if dino else {}), "CLIP-I": clip.name, "CLIP-T": clip.name}
+
+
+def _scores(
+    job: Job,
+    texts: Sequence[str],
+    count: int,
+    real: Sequence[Image.Image],
+    clip: ClipEncoder,
+    dino: DinoEncoder | None,
+) -> dict[str, list[float]]:
+    """Metric -> its mean over the pictures of every prompt."""
+    pictures = []
+    for p in range(len(job.prompts)):
+        for n in range(count):
+            picture = _load(job.picture(p, n))
+            if picture is None:
+                raise EvalError(f"{job.picture(p, n)} vanished or cannot be read; start the command again")
+            pictures.append(picture)
+    seen = clip.pictures(pictures)
+    said = clip.texts(texts).repeat_interleave(count, dim=0)
+    found = {
+        "CLIP-I": (seen @ clip.pictures(real).T).mean(dim=1),
+        "CLIP-T": (seen * said).sum(dim=1),
+    }
+    if dino is not None:
+        found = {"DINO": (dino.pictures(pictures) @ dino.pictures(real).T).mean(dim=1), **found}
+    return {metric: values.view(-1, count).mean(dim=1).tolist() for metric, values in found.items()}
+
+
+def _ceiling(real: Sequence[Image.Image], clip: ClipEncoder, dino: DinoEncoder | None) -> dict[str, dict[str, float]]:
+    """Metric -> the mean similarity of two different real pictures; empty for a single one."""
+    if len(real) < 2:
+        return {}
+    found = {"CLIP-I": _between(clip.pictures(real))}
+    if dino is not None:
+        found = {"DINO": _between(dino.pictures(real)), **found}
+    return {metric: {"mean": value} for metric, value in found.items()}
+
+
+def _between(features: Tensor) -> float:
+    """Mean cosine over pairs of different rows."""
+    n = len(features)
+    return ((features @ features.T).sum().item() - n) / (n * (n - 1))
+
+
+def _summaries(jobs: Sequence[Job], scores: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+    summaries = {}
+    for job in jobs:
+        summary = {}
+        for metric, values in scores[job.name].items():
+            summary[metric] = {**intervals({job.name: values})[job.name]._asdict(), "per_prompt": values}
+        about = {"method": job.run.method, "run": job.run.folder.name} if job.run else {"method": "base", "run": None}
+        summaries[job.name] = {**about, "pictures": f"pictures/{job.folder.name}", "scores": summary}
+    return summaries
+
+
+def _differences(scores: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for metric in next(iter(scores.values())):
+        trained = {name: values[metric] for name, values in scores.items() if name != FLOOR}
+        for (second, first), interval in differences(trained).items():
+            entry = found.setdefault(f"{second} - {first}", {"methods": f"{second} - {first}", "scores": {}})
+            entry["scores"][metric] = interval._asdict()
+    return list(found.values())

@@ -1,0 +1,219 @@
+"""The analysis of change rates: its formulas written out, its nulls, and the charts that show both."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import save_base, save_pictures
+from PIL import Image
+from safetensors.torch import save_file
+from test_dreambooth import settings, train
+from vtab_helpers import trained_run
+
+from dash_vision.analysis import (
+    LowRank,
+    norm,
+    null_overlaps,
+    null_rates,
+    overlap,
+    random_update,
+    update_rates,
+)
+from dash_vision.directions import singular_directions
+from dash_vision.miniature import pipeline_path
+from eval.__main__ import main
+
+
+def matrix(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# -- formulas
+
+
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12), (16, 16)])
+def test_rates_are_the_paper_s_formula_for_low_rank_and_dense_updates(shape):
+    W, A, B = matrix(*shape), matrix(3, shape[1], seed=1), matrix(shape[0], 3, seed=2)
+    directions = singular_directions(W)
+    U, S, Vh = np.linalg.svd(W.numpy(), full_matrices=False)
+    expected = [abs(U[:, i] @ (B @ A).numpy() @ Vh[i]) / (S[i] + 1e-6) for i in range(min(shape))]
+    assert update_rates(directions, LowRank(A, B)).tolist() == pytest.approx(expected, rel=1e-6)
+    assert update_rates(directions, B @ A).tolist() == pytest.approx(expected, rel=1e-6)
+    assert norm(LowRank(A, B)) == pytest.approx(np.linalg.norm((B @ A).numpy()))
+
+
+def test_updates_of_another_layer_are_refused():
+    directions = singular_directions(matrix(6, 8))
+    for wrong in (matrix(8, 6), LowRank(matrix(2, 6), matrix(8, 2)), LowRank(matrix(2, 8), matrix(6, 3))):
+        with pytest.raises(ValueError, match="does not fit a weight of 6 x 8"):
+            update_rates(directions, wrong)
+
+
+def test_overlap_counts_as_the_paper_does():
+    true = torch.arange(40.0).flip(0)  # direction 0 is the truest
+    predicted = torch.zeros(40)
+    predicted[[0, 3, 7, 8, 15, 16, 30, 31]] = torch.arange(8.0) + 1
+    # Of the true four {0..3} two are predicted; of the predicted eight five are among the true sixteen {0..15}.
+    assert overlap(predicted, true) == (2 / 4, 5 / 8)
+    assert overlap(true, true) == (1, 1)
+    assert overlap(true, true.flip(0)) == (0, 0)
+    assert overlap(torch.tensor([1.0, 2]), torch.tensor([2.0, 1])) == (1, 1)  # both of two directions
+    with pytest.raises(ValueError, match="one length"):
+        overlap(torch.ones(4), torch.ones(5))
+
+
+def test_the_null_of_equal_singular_values_is_that_of_drawing_blindly():
+    """With equal singular values nothing is favoured: the chance is that of 8 (or 16) of p."""
+    p, draws = 64, 1000
+    directions = singular_directions(torch.eye(p, dtype=torch.float64) * 2)
+    found = null_overlaps(directions, None, None, draws, seed=0)
+    # A hypergeometric count has mean 8 * 4 / p of 4 and 8 * 16 / p of 8; of 1000 draws it deviates by 0.006 at most.
+    assert np.mean([o.recall for o in found]) == pytest.approx(8 / p, abs=0.02)
+    assert np.mean([o.accuracy for o in found]) == pytest.approx(16 / p, abs=0.02)
+
+
+def test_the_null_of_a_square_random_weight_is_far_above_chance():
+    """Why every overlap needs its null: independent updates agree, because small singular values are favoured."""
+    square = null_overlaps(singular_directions(matrix(256, 256)), 8, 8, 50, seed=1)
+    wide = null_overlaps(singular_directions(matrix(256, 1024)), 8, 8, 50, seed=1)
+    assert np.mean([o.recall for o in square]) > 0.5 > 0.3 > np.mean([o.recall for o in wide])
+
+
+def test_null_rates_have_the_update_s_rank_and_norm():
+    directions = singular_directions(matrix(20, 30))
+    update = LowRank(matrix(2, 30, seed=3), matrix(20, 2, seed=4) * 7)
+    drawn = null_rates(directions, update, 400, seed=5)
+    assert drawn.shape == (400, 20)
+    # E (u^T dW v)^2 = |dW|^2 / (out in) for a random dW: Gaussian factors have no preferred direction.
+    projected = drawn * (directions.sigma + 1e-6)
+    assert projected.square().mean().item() == pytest.approx(norm(update) ** 2 / 600, rel=0.1)
+    random = random_update(directions, 2, torch.Generator().manual_seed(0))
+    assert torch.linalg.matrix_rank(random.B @ random.A) == 2
+
+
+# -- charts
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """dash/ with checkpoints and lora/ on a tiny base of Stable Diffusion; vtab/ with a dash run and a full one."""
+    root = tmp_path_factory.mktemp("runs")
+    save_base(root / "sd")
+    save_base(root / "sd2", seed=5)
+    save_pictures(root / "cat")
+    few = {"max_train_steps": 6, "prelaunch_steps": 2, "num_inference_steps": 2, "checkpointing_steps": 2}
+    train(settings(root, root / "dash", checkpoints_total_limit=9, **few))
+    train(settings(root, root / "lora", dash_k=0, seed=1, **few))
+    train(settings(root, root / "other", base="sd2", **few))
+    for method in ("dash", "full"):
+        trained_run(root, methods=[method], output_dir=str(root / "vtab"))
+    return root
+
+
+def directions(*words):
+    return main(["directions", "--draws", "20", *map(str, words)])
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The panels that a command draws."""
+    import eval.directions as module
+
+    seen = []
+    original = module.draw
+    monkeypatch.setattr(module, "draw", lambda panels, *rest: seen.extend(panels) or original(panels, *rest))
+    return seen
+
+
+def test_every_chart_has_its_null(runs, tmp_path, drawn, capsys):
+    assert directions(runs / "dash", "--truth", runs / "lora", tmp_path / "d.png") == 0
+    assert "one seed" not in capsys.readouterr().out
+    titles = [panel.title for panel in drawn]
+    assert titles[:3] == [
+        "Recall of LoRA of rank 2 against lora, step 6",
+        "Accuracy of LoRA of rank 2 against lora, step 6",
+        "Mean over layers",
+    ]
+    assert len(titles) == 3 + 3 * 3
+    assert all(any(s.name.startswith("null") and s.style == "band" for s in panel.series) for panel in drawn)
+    assert [x for x, _ in drawn[2].series[1].points] == [2, 4, 6]
+    with Image.open(tmp_path / "d.png") as page:
+        assert json.loads(page.text["dash-vision"])["draws"] == 20
+
+
+def test_overlaps_are_those_of_the_files(runs, tmp_path, drawn):
+    """Recomputed from the LoRA files by NumPy's SVD."""
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import load_file
+
+    assert directions(runs / "lora", "--truth", runs / "dash", tmp_path / "d.png") == 0
+    unet = dict(UNet2DConditionModel.from_pretrained(runs / "sd/unet").named_modules())
+    files = {name: load_file(runs / name / "pytorch_lora_weights.safetensors") for name in ("lora", "dash")}
+    expected = []
+    native = load_file(runs / "lora/dash_adapter.safetensors")
+    for key in [k for k in native if k.endswith(".A")]:
+        module = key.removeprefix("unet/").removesuffix(".A")
+        U, S, Vh = np.linalg.svd(unet[module].weight.detach().double().numpy(), full_matrices=False)
+
+        def top(name, count, module=module, U=U, S=S, Vh=Vh):
+            A, B = (files[name][f"unet.{module}.lora_{x}.weight"].double().numpy() for x in "AB")
+            return set(np.argsort(-np.abs(np.diag(U.T @ (B @ A) @ Vh.T)) / (S + 1e-6))[:count])
+
+        expected.append(len(top("lora", 8) & top("dash", 4)) / 4)
+    found = [value for _, value in next(s for s in drawn[0].series if s.name == "recall").points]
+    assert sorted(found) == pytest.approx(sorted(expected))
+
+
+def test_a_vision_transformer_against_full_fine_tuning(runs, tmp_path, drawn, capsys):
+    run = next((runs / "vtab").rglob("dash/*/result.json")).parent
+    full = next((runs / "vtab").rglob("full/*/result.json")).parent
+    for truth in (full, full / "trained.safetensors"):
+        drawn.clear()
+        assert directions(run, "--truth", truth, "--layer", "blocks.1.attn", tmp_path / "v.png") == 0
+        assert [p.title for p in drawn if ":" in p.title] == [
+            f"blocks.1.attn.{name}: {part}"
+            for name in ("qkv", "proj")
+            for part in ("whole spectrum", "last 24", "sorted, largest 32")
+        ]
+        assert "chosen at launch" in [s.name for s in drawn[-3].series]
+
+
+def test_one_run_needs_no_truth(runs, tmp_path, drawn):
+    assert directions(runs / "lora", "--layer", "mid_block", tmp_path / "one.pdf") == 0
+    assert {panel.title.split(".")[0] for panel in drawn} == {"mid_block"}
+    assert all(panel.log for panel in drawn)
+
+
+def test_equal_seeds_are_pointed_out(runs, tmp_path, capsys):
+    assert directions(runs / "dash", "--truth", runs / "dash", tmp_path / "d.png") == 0
+    assert "both runs have one seed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["RUNS/dash", "--truth", "RUNS/other", "x.png"], "another base"),
+        (["RUNS/dash", "--base", "RUNS/sd2", "x.png"], "another base"),
+        (["RUNS/dash", "--base", "MINIATURE", "x.png"], "another base"),
+        (["RUNS/dash", "--layer", "nothing", "x.png"], "no adapted layer has 'nothing'"),
+        (["RUNS/dash", "--truth", "RUNS/cat", "x.png"], "holds no run.json"),
+        (["RUNS/dash", "--truth", "RUNS/cut.safetensors", "x.png"], "no complete .safetensors file"),
+        (["RUNS/dash", "--truth", "RUNS/small.safetensors", "x.png"], "has none of the run's layers"),
+        (["RUNS/vtab", "x.png"], "holds 2 runs; give the folder of one"),
+        (["RUNS/nowhere", "x.png"], "there is no folder"),
+        (["RUNS/dash", "--draws", "1", "x.png"], "--draws is 1"),
+        (["RUNS/dash", "x.jpg"], "ends in .png or .pdf"),
+    ],
+)
+def test_bad_input_is_one_sentence(runs, tmp_path, capsys, words, sentence):
+    (runs / "cut.safetensors").write_bytes(b"123")
+    save_file({"a.weight": torch.zeros(2, 2)}, runs / "small.safetensors")
+    places = {"RUNS": str(runs), "MINIATURE": str(pipeline_path())}
+    for name, place in places.items():
+        words = [word.replace(name, place) for word in words]
+    assert main(["directions", *words[:-1], str(tmp_path / words[-1])]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / words[-1]).exists()

@@ -1,0 +1,368 @@
+"""Curves and the page: that charts show the numbers, that the page holds everything, and that a browser can use it."""
+
+import base64
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from helpers import save_base, save_pictures
+from PIL import Image
+from safetensors import safe_open
+from test_dreambooth import settings, train
+from vtab_helpers import trained_run
+
+from eval.__main__ import main
+from eval.curves import all_panels
+from eval.plot import Panel, Series, draw, running_mean, svg, thinned, ticks
+from eval.runs import find_runs, labels
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """dream/lora, dream/dash (the same noise) and vtab/ with two methods."""
+    root = tmp_path_factory.mktemp("runs")
+    save_base(root / "sd")
+    save_pictures(root / "cat")
+    few = {"max_train_steps": 6, "prelaunch_steps": 2, "num_inference_steps": 2}
+    train(settings(root, root / "dream" / "dash", **few))
+    train(settings(root, root / "dream" / "lora", dash_k=0, **few))
+    for method in ("dash", "lora"):
+        trained_run(root, methods=[method], output_dir=str(root / "vtab"))
+    return root
+
+
+# -- charts
+
+
+@pytest.mark.parametrize("window", [1, 4, 30])
+def test_a_running_mean_is_the_mean_of_the_last_values(window):
+    values = np.random.default_rng(0).normal(size=20)
+    means = running_mean(values.tolist(), window)
+    assert means == pytest.approx([values[max(0, i + 1 - window) : i + 1].mean() for i in range(20)])
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.3, 0.7), (3, 4000), (1e-7, 3e-7), (99.9, 100.1)])
+def test_ticks_are_few_round_numbers_inside(low, high):
+    found = ticks(low, high)
+    assert 2 <= len(found) <= 11
+    assert all(low - 1e-9 * abs(low) <= t <= high + 1e-9 * abs(high) for t in found)
+    step = found[1] - found[0]
+    assert np.diff(found) == pytest.approx(step)
+    assert step / 10 ** np.floor(np.log10(step) + 1e-9) == pytest.approx(round(step / 10 ** np.floor(np.log10(step))))
+
+
+def test_thinning_keeps_the_ends_and_the_order():
+    points = [(float(i), float(i * i)) for i in range(1234)]
+    few = thinned(points, 100)
+    assert len(few) <= 102
+    assert (few[0], few[-1]) == (points[0], points[-1])
+    assert few == sorted(few)
+
+
+def numbers(path):
+    return [tuple(map(float, pair.split())) for pair in path.removeprefix("M").rstrip("Z").split("L")]
+
+
+def test_a_chart_shows_its_numbers_at_its_ticks():
+    points = [(0.0, 0.0), (25.0, 1.0), (100.0, 4.0)]
+    drawing = svg(Panel("t", "x", "y", [Series("s", points)], marks=[(50.0, "half")]))
+    (line,) = [
+        numbers(d) for d in re.findall(r'class="l c0" d="([^"]+)" stroke-width="2', drawing) if d.count("L") == 2
+    ]
+    labels_at = {
+        text: (float(x), float(y)) for x, y, text in re.findall(r'x="([\d.]+)" y="([\d.]+)"[^>]*>(\d+)<', drawing)
+    }
+    # Ticks are labelled 4 px below the middle of their line; x labels stand centred under their place.
+    assert line[-1][1] == pytest.approx(labels_at["4"][1] - 4, abs=0.2)
+    assert line[-1][0] == pytest.approx(labels_at["100"][0], abs=0.2)
+    (x0, y0), (x1, y1), (x2, y2) = line
+    assert (x1 - x0) / (x2 - x0) == pytest.approx(0.25, abs=0.01)
+    assert (y1 - y0) / (y2 - y0) == pytest.approx(0.25, abs=0.01)
+    marked = {numbers(d)[0][0] for d in re.findall(r'class="l soft" d="([^"]+)"', drawing)}
+    assert list(marked) == [pytest.approx((x0 + x2) / 2, abs=0.2)]
+
+
+def test_pillow_draws_the_same_places_as_svg():
+    panel = Panel("", "x", "y", [Series("", [(0.0, 0.0), (10.0, 10.0)])])
+    page = np.asarray(draw([panel])).astype(int)
+    line = numbers(re.search(r'class="l c0" d="([^"]+)"', svg(panel))[1])
+    blue = np.argwhere(page[..., 2] - page[..., 0] > 90)  # nothing else is blue
+    top, bottom = blue[blue[:, 0].argmin()], blue[blue[:, 0].argmax()]
+    for found, expected in ((bottom, line[0]), (top, line[1])):
+        assert found[1] / 2 - 28 == pytest.approx(expected[0], abs=2)
+        assert found[0] / 2 - 28 == pytest.approx(expected[1], abs=2)
+
+
+def test_logarithmic_axes_leave_out_what_has_no_logarithm():
+    drawing = svg(Panel("", "x", "y", [Series("s", [(0, 1.0), (1, 0.0), (2, 10.0), (3, 100.0)])], log=True))
+    (line,) = [numbers(d) for d in re.findall(r'class="l c0" d="([^"]+)"', drawing) if d.count("L") == 2]
+    assert line[1][1] - line[0][1] == pytest.approx(line[2][1] - line[1][1], abs=0.2)
+
+
+# -- curves
+
+
+def test_curves_are_what_the_runs_recorded(runs):
+    found, problems = find_runs([runs / "dream", runs / "vtab"])
+    assert (problems, labels(found)[:2]) == ([], ["LoRA-Dash", "LoRA"])
+    panels, _ = all_panels(found)
+    loss = panels[0]
+    assert loss.marks == [(2, "dash launched after step 2")]
+    recorded = json.loads((runs / "dream/dash/run.json").read_text())["losses"]
+    assert list(loss.series[0].points) == [(i + 1, v) for i, v in enumerate(recorded)]
+    val = next(p for p in panels if p.title == "Accuracy on val200")
+    curve = json.loads(next((runs / "vtab").rglob("dash/*/result.json")).read_text())["selection"]["curves"][0]
+    # 24 training images in batches of 8 are 3 steps an epoch.
+    assert list(val.series[0].points) == [(3 * s["epoch"], s["val_accuracy"]) for s in curve]
+    with safe_open(runs / "dream/dash/dash_adapter.safetensors", "pt") as file:
+        shifts = {k: file.get_tensor(k) for k in file.keys() if k.endswith(".dsigma")}  # noqa: SIM118
+        indices = [file.get_tensor(k) for k in file.keys() if k.endswith(".indices")]  # noqa: SIM118
+    learned = next(p for p in panels if p.title == "Learned shifts of singular values: LoRA-Dash")
+    drawn = sorted(v for s in learned.series for _, v in s.points)
+    assert drawn == pytest.approx(sorted(v for t in shifts.values() for v in t.tolist()))
+    assert {s.name for s in learned.series} == {"to_q", "to_k", "to_v", "to_out"}
+    places = next(p for p in panels if p.title.startswith("Where the chosen") and p.title.endswith(": LoRA-Dash"))
+    heights = [v for s in places.series for _, v in s.points]
+    assert len(heights) == sum(map(len, indices))
+    assert min(heights) >= 0
+    assert max(heights) <= 1
+
+
+def test_curves_of_good_runs_are_drawn_beside_broken_ones(runs, tmp_path, capsys):
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut/run.json").write_text('{"kind": "dreamb')
+    assert main(["curves", str(runs / "dream"), str(tmp_path / "cut"), str(tmp_path / "c.png")]) == 1
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert "cut" in said.err
+    assert "3 charts of 2 runs" in said.out
+    with Image.open(tmp_path / "c.png") as page:
+        assert page.width > 1500
+    assert main(["curves", str(tmp_path / "cut"), str(tmp_path / "d.png")]) == 2
+    assert main(["curves", str(runs / "dream"), str(tmp_path / "d.gif")]) == 2
+    assert not (tmp_path / "d.png").exists()
+    assert main(["curves", str(runs / "vtab"), str(tmp_path / "v.pdf")]) == 0
+    assert (tmp_path / "v.pdf").read_bytes().startswith(b"%PDF")
+
+
+# -- the page
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes, and the text of the page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.words = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+@pytest.fixture(scope="module")
+def page(runs):
+    assert main(["report", str(runs / "dream"), str(runs / "vtab"), "-o", str(runs / "report.html")]) == 0
+    return runs / "report.html"
+
+
+def test_the_page_is_one_file_with_everything_in_it(runs, page):
+    text = page.read_text()
+    elements = Elements(text)
+    sources = [a["src"] for a in elements.all("img")]
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    pictures = {base64.b64decode(source.partition(",")[2]) for source in sources}
+    assert pictures == {(runs / "dream" / name / "samples.png").read_bytes() for name in ("dash", "lora")}
+    assert not [a for tag in ("link", "iframe", "object") for a in elements.all(tag)]
+    assert not [a for a in elements.all("script") if "src" in a]
+    assert all(a["href"].startswith("#") for a in elements.all("a"))
+    assert not re.search(r"url\(\"?https?:|@import|fetch\(", text)
+    ids = [a["id"] for _, a in elements.found if "id" in a]
+    assert len(set(ids)) == len(ids)
+    assert {a["href"][1:] for a in elements.all("a")} <= set(ids)
+
+
+def test_pictures_and_controls_have_words(page):
+    elements = Elements(page.read_text())
+    assert all(len(a["alt"]) > 20 for a in elements.all("img"))
+    assert all(a.get("role") == "img" and a["aria-label"] for a in elements.all("svg"))
+    assert [a["aria-label"] for a in elements.all("input") if a["type"] == "range"]
+
+
+def test_tables_hold_the_recorded_numbers(runs, page):
+    words = Elements(page.read_text()).words
+    result = json.loads(next((runs / "vtab").rglob("dash/*/result.json")).read_text())
+    assert f"{result['test_accuracy']:.2f}" in words
+    record = json.loads((runs / "dream/dash/run.json").read_text())
+    assert f"{record['trainable_parameters']:,}" in words
+    assert record["versions"]["torch"] in words
+    assert "cifar is not the official split" in "".join(words)
+
+
+def test_what_users_write_stays_text(runs, tmp_path):
+    shutil.copytree(runs / "dream/lora", tmp_path / "lora")
+    record = json.loads((tmp_path / "lora/run.json").read_text())
+    record["instance_prompt"] = record["arguments"]["instance_prompt"] = '<script>alert("x")</script>'
+    (tmp_path / "lora/run.json").write_text(json.dumps(record))
+    assert main(["report", str(tmp_path / "lora"), "-o", str(tmp_path / "r.html")]) == 0
+    elements = Elements((tmp_path / "r.html").read_text())
+    assert len(elements.all("script")) == 1  # the page's own
+    assert any('alert("x")' in word for word in elements.words)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda f: (f / "run.json").write_text('{"kind": "dre'), "cannot be read"),
+        (lambda f: (f / "run.json").write_text('{"kind": "dreambooth"}'), "another version"),
+        (lambda f: (f / "run.json").write_text('["dreambooth"]'), "another version"),
+        (lambda f: (f / "samples.png").write_bytes((f / "samples.png").read_bytes()[:300]), "no readable picture"),
+        (lambda f: (f / "samples.png").unlink(), "no samples.png"),
+        (lambda f: (f / "dash_adapter.safetensors").write_bytes(b"1234"), "no complete .safetensors file"),
+        (lambda f: shutil.rmtree(f), "there is no folder"),
+        (lambda f: [p.unlink() for p in f.glob("*.json")], "holds no run.json"),
+    ],
+)
+def test_a_broken_run_is_one_sentence_and_the_others_are_reported(runs, tmp_path, capsys, damage, sentence):
+    shutil.copytree(runs / "dream/dash", tmp_path / "broken")
+    damage(tmp_path / "broken")
+    words = ["report", str(tmp_path / "broken"), str(runs / "dream/lora"), "-o", str(tmp_path / "r.html")]
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert sentence in said
+    written = Elements((tmp_path / "r.html").read_text())
+    assert any(sentence in word for word in written.words)
+    assert any("samples of LoRA on the base" in a["alt"] for a in written.all("img"))
+
+
+def test_nothing_to_report_is_an_error(tmp_path, capsys):
+    assert main(["report", str(tmp_path), "-o", str(tmp_path / "r.html")]) == 2
+    assert main(["report", str(tmp_path), "-o", str(tmp_path / "r.pdf")]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
+    assert not (tmp_path / "r.html").exists()
+
+
+# -- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's headless Chromium."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("there is no chromium with chromedriver (Debian: apt-get install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+def show(browser, page, width=1200, scheme="light"):
+    wishes = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+    media = {"features": [{"name": name, "value": value} for name, value in wishes.items()]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(page.as_uri())
+
+
+def find(browser, selector):
+    return browser.find_elements("css selector", selector)
+
+
+def test_the_slider_uncovers_the_other_method(browser, page):
+    show(browser, page)
+    (frame,) = find(browser, ".compare .frame")
+    (over,) = find(browser, ".compare .over")
+
+    def shown():  # of LoRA: the part of its picture that is not clipped away
+        clip = browser.execute_script("return getComputedStyle(arguments[0]).clipPath", over)
+        cut = [float(v) for v in re.findall(r"([\d.]+)(?:%|px)", clip)]
+        return 100 - cut[1]
+
+    from selenium.webdriver import ActionChains, Keys
+
+    assert shown() == pytest.approx(50)
+    ActionChains(browser).move_to_element_with_offset(frame, frame.size["width"] // 4, 20).click().perform()
+    assert shown() == pytest.approx(75, abs=1)
+    find(browser, ".compare input")[0].send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
+    assert shown() == pytest.approx(73, abs=1)
+
+
+def test_a_click_enlarges_and_escape_closes(browser, page):
+    from selenium.webdriver import ActionChains, Keys
+
+    show(browser, page, width=390)
+    (dialog,) = find(browser, "dialog")
+    assert not dialog.is_displayed()
+    small = find(browser, ".compare img")[0].size["width"]
+    find(browser, ".compare .enlarge")[0].click()
+    assert dialog.is_displayed()
+    assert find(browser, "dialog img")[0].size["width"] > 2 * small
+    ActionChains(browser).send_keys(Keys.ESCAPE).perform()
+    assert not dialog.is_displayed()
+
+
+def test_tables_sort_by_a_click(browser, page):
+    show(browser, page)
+    table = next(t for t in find(browser, "table.sortable") if "val200" in t.text)
+    heads = [h.text for h in table.find_elements("css selector", "thead th")]
+    column = next(i for i, text in enumerate(heads) if "parameters" in text)
+
+    def values():
+        rows = table.find_elements("css selector", "tbody tr")
+        return [int(r.find_elements("css selector", "td")[column].text.replace(",", "")) for r in rows]
+
+    before = values()
+    assert len(set(before)) == 2
+    button = table.find_elements("css selector", "thead button")[column]
+    button.click()
+    assert values() == sorted(before)
+    button.click()
+    assert values() == sorted(before, reverse=True)
+
+
+def test_the_settings_that_differ_come_first_and_all_on_request(browser, page):
+    show(browser, page)
+    box = find(browser, "input.differences")[0]
+    seen = {r.find_element("css selector", "th").text for r in find(browser, "#settings-dreambooth tbody tr")}
+    assert {name for name in seen if name} == {"dash_k"}
+    box.click()
+    seen = {r.find_element("css selector", "th").text for r in find(browser, "#settings-dreambooth tbody tr")}
+    assert {"rank", "learning_rate", "seed"} <= seen
+
+
+def test_a_phone_needs_no_sideways_scrolling_and_dark_is_dark(browser, page):
+    show(browser, page, width=360)
+    assert browser.execute_script("return document.scrollingElement.scrollWidth") <= 360
+    brightness = {}
+    for scheme in ("light", "dark"):
+        show(browser, page, scheme=scheme)
+        for part in ("background-color", "color"):
+            rgb = find(browser, "body")[0].value_of_css_property(part)
+            brightness[scheme, part] = sum(map(int, re.findall(r"\d+", rgb)[:3]))
+    assert brightness["light", "background-color"] > 700 > 250 > brightness["light", "color"]
+    assert brightness["dark", "background-color"] < 150 < 600 < brightness["dark", "color"]
+
+
+def test_the_page_asks_for_nothing_and_reports_no_error(browser, page):
+    show(browser, page)
+    loaded = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert [name for name in loaded if not name.startswith("data:")] == []
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
