@@ -48,6 +48,7 @@ def test_defaults_are_the_published_recipe(tmp_path):
     assert run.settings.weight_decay == 1e-4
     embedded = one_run(tmp_path, task=["mini_location"], epochs=None, model=None, random_weights=False)
     assert (embedded.epochs, embedded.warmup_epochs, embedded.model) == (16, 1, "miniature")
+    assert embedded.learning_rate == 1e-2
     assert one_run(tmp_path, methods=["full"]).learning_rate == 1e-4
     assert one_run(tmp_path, model=None).model == "vit_base_patch16_224.augreg_in21k"
 
@@ -287,12 +288,16 @@ def test_a_signal_leaves_a_checkpoint_and_its_own_exit_status(data):
 # -- devices and processes
 
 
-def test_a_device_that_is_not_there_is_explained():
+def test_a_device_that_is_not_there_is_explained(monkeypatch):
     with pytest.raises(UsageError, match="there is no device 'cuda:77'"):
         make_runtime("cuda:77")
     with pytest.raises(UsageError, match="there is no device 'abacus'"):
         make_runtime("abacus")
-    assert make_runtime("cpu") == Runtime(torch.device("cpu"))
+    assert make_runtime("cpu", "no") == Runtime(torch.device("cpu"))
+    for fast in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda fast=fast: fast)
+        assert make_runtime("cpu").bf16 is fast
+        assert make_runtime("cpu", "bf16").bf16
 
 
 def test_bf16_autocast_trains_and_keeps_float32_weights(data):

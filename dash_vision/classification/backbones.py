@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-MINIATURE = "miniature"
+from .config import MINIATURE
+
 MINIATURE_WEIGHTS = Path(__file__).parent / "weights" / "miniature_vit.safetensors"
 MINIATURE_SHAPE: dict[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4}
 

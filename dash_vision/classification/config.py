@@ -18,6 +18,7 @@ from .tasks import Task, find_tasks, plain
 METHODS = ("dash", "lora", "linear", "full", "bitfit")
 NORMALIZATIONS = ("checkpoint", "imagenet", "half", "none")
 RULES = ("best_val", "last")
+MINIATURE = "miniature"  # the embedded model
 DEFAULT_MODEL = "vit_base_patch16_224.augreg_in21k"
 SEARCHABLE = ("learning_rate", "weight_decay", "alpha", "dash_lr_scale", "prelaunch_steps", "dash_k", "rank", "eps")
 
@@ -111,7 +112,11 @@ class VtabConfig:
     warmup_epochs: int | None = option(None, TRAIN, "epochs of linear warm-up", shown_default="a tenth of the epochs")
     batch_size: int = option(64, TRAIN, "images per optimizer step, over all processes")
     learning_rate: float | None = option(
-        None, TRAIN, "AdamW's peak rate", shown_default="1e-3; full: 1e-4", aliases=["lr"]
+        None,
+        TRAIN,
+        "AdamW's peak rate",
+        shown_default="1e-3; full: 1e-4; the miniature: ten times that",
+        aliases=["lr"],
     )
     weight_decay: float = option(1e-4, TRAIN, "AdamW's weight decay")
     drop_path: float = option(0.1, TRAIN, "stochastic depth of the base (linear probing: 0)")
@@ -134,7 +139,7 @@ class VtabConfig:
 
     device: str = option("auto", MACHINE, "auto, cpu, cuda, cuda:1, mps, ...")
     mixed_precision: str = option(
-        "auto", MACHINE, "autocast; auto is bf16 on a GPU and no on a CPU", choices=["auto", "no", "bf16"]
+        "auto", MACHINE, "autocast; auto is bf16 on a GPU, and on a CPU with AMX", choices=["auto", "no", "bf16"]
     )
     compile: bool = option(False, MACHINE, "compile the model with torch.compile")
     eval_batch_size: int = option(256, MACHINE, "images per forward pass in evaluation")
@@ -227,7 +232,7 @@ class Run:
 
     @property
     def model(self) -> str:
-        return self.settings.model or ("miniature" if self.task.embedded else DEFAULT_MODEL)
+        return self.settings.model or (MINIATURE if self.task.embedded else DEFAULT_MODEL)
 
     @property
     def epochs(self) -> int:
@@ -240,7 +245,8 @@ class Run:
 
     @property
     def learning_rate(self) -> float:
-        return self.settings.learning_rate or (1e-4 if self.method == "full" else 1e-3)
+        usual = 1e-4 if self.method == "full" else 1e-3
+        return self.settings.learning_rate or (10 * usual if self.model == MINIATURE else usual)
 
     @property
     def drop_path(self) -> float:

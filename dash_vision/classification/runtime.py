@@ -82,10 +82,17 @@ def make_runtime(device: str = "auto", mixed_precision: str = "auto") -> Runtime
         chosen, rank, world = state.device, state.process_index, state.num_processes
     else:
         chosen, rank, world = _device(device), 0, 1
-    bf16 = chosen.type == "cuda" if mixed_precision == "auto" else mixed_precision == "bf16"
+    bf16 = _fast_in_bf16(chosen) if mixed_precision == "auto" else mixed_precision == "bf16"
     if chosen.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
     return Runtime(chosen, bf16, rank, world)
+
+
+def _fast_in_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware. On a CPU without AMX bf16 is the slower one."""
+    if device.type == "cpu":
+        return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())  # torch tells it nowhere else
+    return device.type == "cuda"
 
 
 def _device(name: str) -> torch.device:
