@@ -176,7 +176,9 @@ def trainers(folder: Path) -> list[Trainer]:
         return [*words.split(), *map(str, paths), "--pretrained_model_name_or_path", str(folder / "sd")]
 
     def vtab(out: Path) -> list[str]:
-        run = one_run(folder, output_dir=str(out), checkpoint_every=1, selection="last", drop_path=0.0)
+        # float32 on every machine: in bf16 the same batch, split over processes, is rounded elsewhere.
+        exact = {"mixed_precision": "no", "drop_path": 0.0}
+        run = one_run(folder, output_dir=str(out), checkpoint_every=1, selection="last", **exact)
         return shlex.split(command(run))[2:]
 
     place = "cifar/dash/seed-0"

@@ -403,7 +403,6 @@ def build(settings: Settings, stages: Sequence[str] = STAGES) -> None:
     if settings.device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"--device {settings.device}: PyTorch finds no CUDA device here; use --device cpu")
     settings.work.mkdir(parents=True, exist_ok=True)
-    torch.set_flush_denormal(True)  # numbers too small for full speed count as zero
     steps = {
         "data": make_data,
         "tokenizer": make_tokenizer,
@@ -423,6 +422,10 @@ def build(settings: Settings, stages: Sequence[str] = STAGES) -> None:
         if any(found.get(key) != value for key, value in wanted.items()):
             raise ValueError(f"{settings.work} was begun with {found}, not {wanted}; use another --work folder")
     settings_file.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
-    for stage in stages:
-        print(f"stage {stage}", flush=True)
-        steps[stage](settings)
+    torch.set_flush_denormal(True)  # numbers too small for full speed count as zero
+    try:
+        for stage in stages:
+            print(f"stage {stage}", flush=True)
+            steps[stage](settings)
+    finally:
+        torch.set_flush_denormal(False)
