@@ -36,14 +36,22 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | PathLike[str], text: str) -> None:
+    """`text` in UTF-8, written at once."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: str | PathLike[str], value: Any) -> None:
     """`value` as indented JSON, written at once."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 class FolderInUse(Exception):
-    """Another process holds the folder: a sentence that names it."""
+    """Another process holds `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"another run is writing to {folder}")
 
 
 class FolderLock:
@@ -62,7 +70,7 @@ class FolderLock:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.release()
-            raise FolderInUse(f"another run is writing to {folder}") from None
+            raise FolderInUse(folder) from None
         except (ImportError, OSError):
             return
         for left in folder.glob(f".*{_TEMPORARY}"):

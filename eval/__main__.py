@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dash_vision.files import replacing
+from dash_vision.files import write_text
 
 from .prompts import CLIP, DINO, PROMPT_LISTS
 from .runs import EvalError
@@ -241,8 +241,7 @@ def _vtab(args: argparse.Namespace) -> list[str]:
     if args.out is None:
         print(text, end="")
         return problems
-    with replacing(args.out) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(args.out, text)
     print(f"wrote {args.out}")
     return problems
 

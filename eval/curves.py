@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .figure import save
+from .figure import check_picture_name, save
 from .plot import Panel, Point, Series, draw, running_mean, thinned
 from .runs import DreamBoothRun, EvalError, Run, VtabRun, find_runs, labels, native_adapters
 
@@ -30,12 +30,6 @@ def make_curves(paths: Sequence[Path], output: Path, say: Callable[[str], None] 
     save(page, output, {"runs": [str(run.folder) for run in runs]})
     say(f"{output}: {len(panels)} charts of {len(runs)} runs")
     return problems + broken
-
-
-def check_picture_name(output: Path) -> None:
-    """Raises EvalError for a picture file that is not .png or .pdf."""
-    if output.suffix.lower() not in (".png", ".pdf"):
-        raise EvalError(f"the picture's name is {output}; it takes a name that ends in .png or .pdf")
 
 
 def all_panels(runs: Sequence[Run]) -> tuple[list[Panel], list[str]]:

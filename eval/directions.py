@@ -22,8 +22,7 @@ from dash_vision.checkpoint import CheckpointError, load_checkpoint
 from dash_vision.directions import Directions, singular_directions
 from dash_vision.layer import weight_matrix
 
-from .curves import check_picture_name
-from .figure import save
+from .figure import check_picture_name, save
 from .plot import Panel, Point, Series, draw
 from .runs import DreamBoothRun, EvalError, Run, find_runs, labels, load_pipeline, native_adapters
 

@@ -59,8 +59,7 @@ def make_figure(
 
     steps, guidance: of the sampler; None takes those of each block's first run.
     """
-    if output.suffix.lower() not in (".png", ".pdf"):
-        raise EvalError(f"the figure's name is {output}; it takes a name that ends in .png or .pdf")
+    check_picture_name(output, "figure")
     for block in blocks:
         if not block.prompts:
             raise EvalError(f'no prompts for {block.subject}; give --prompts "a {{}} in the snow" ...')
@@ -89,11 +88,17 @@ def save(page: Image.Image, output: Path, story: dict[str, Any]) -> None:
             page.save(temporary, format="PDF", resolution=200, subject=json.dumps(story))
 
 
+def check_picture_name(output: Path, what: str = "picture") -> None:
+    """Raises EvalError for a file to draw that is not .png or .pdf."""
+    if output.suffix.lower() not in (".png", ".pdf"):
+        raise EvalError(f"the {what}'s name is {output}; it takes a name that ends in .png or .pdf")
+
+
 def check_block(block: Block) -> dict[str, DreamBoothRun]:
     """The runs of a block, all on one base; everything that is wrong with it is found before a model is loaded."""
     if not block.adapters:
         raise EvalError(f"no adapter for {block.subject}; give --adapter NAME=FOLDER, for each method one")
-    if not _pictures(block.subject):
+    if not picture_files(block.subject):
         raise EvalError(f"there are no pictures in {block.subject}; give the folder of the input pictures")
     names = [name for name, _ in block.adapters]
     if len(set(names)) < len(names):
@@ -107,10 +112,17 @@ def check_block(block: Block) -> dict[str, DreamBoothRun]:
     return runs
 
 
-def _pictures(folder: Path) -> list[Path]:
+def picture_files(folder: Path) -> list[Path]:
+    """The pictures in a folder by their names' ends, sorted; none where there is no folder."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture the right way up, RGB. Raises OSError, ValueError or SyntaxError, as pillow does, for what is none."""
+    with Image.open(path, formats=FORMATS) as picture:
+        return ImageOps.exif_transpose(picture).convert("RGB")
 
 
 def _sample(
@@ -143,10 +155,9 @@ def _sample(
             columns[number].append(pipeline(prompt, generator=noise, **settings).images[0])
         pipeline.unload_lora_weights()
     inputs = []
-    for path in _pictures(block.subject):
+    for path in picture_files(block.subject):
         try:
-            with Image.open(path, formats=FORMATS) as picture:
-                inputs.append(ImageOps.exif_transpose(picture).convert("RGB"))
+            inputs.append(open_picture(path))
         except (OSError, ValueError, SyntaxError):
             say(f"note: {path} is no readable picture; left out")
     return Sampled(block.subject.name, inputs, list(runs), prompts, columns)

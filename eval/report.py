@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from dash_vision.files import replacing
+from dash_vision.files import write_text
 
 from .curves import all_panels
 from .plot import svg
@@ -65,8 +65,7 @@ def make_report(paths: Sequence[Path], output: Path, say: Callable[[str], None] 
         ("versions", "Versions", _versions(runs, names)),
     ]
     page = _page([(key, title, body) for key, title, body in sections if body], runs, len(subjects), problems)
-    with replacing(output) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(output, page)
     say(f"{output}: {len(runs) + len(subjects)} results, {len(page.encode()) / 1e6:.1f} MB")
     return problems
 

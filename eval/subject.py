@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from dash_vision.adapter_io import DIFFUSERS_NAME
-from dash_vision.files import replacing, write_json
+from dash_vision.files import replacing, write_json, write_text
 from dash_vision.versions import installed_versions
 
 from .encoders import ClipEncoder, DinoEncoder
-from .figure import PICTURES, Block, check_block
+from .figure import Block, check_block, open_picture, picture_files
 from .prompts import CLIP, DINO, PROMPT_LISTS, prompt_list
 from .runs import FORMATS, MINIATURE, DreamBoothRun, EvalError, load_pipeline, read_json
 from .scores import RESULT, differences, intervals, markdown
@@ -107,7 +107,8 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
     if not state.is_main_process:
         return
     texts = tuple(p.replace("{}", subject if how.keep_token else kind) for p in prompts)
-    scores = {job.name: _scores(job, texts, how.images_per_prompt, real, clip, dino) for job in jobs}
+    seen = _features(real, clip, dino)
+    scores = {job.name: _scores(job, texts, how.images_per_prompt, seen, clip, dino) for job in jobs}
     result = {
         "kind": "subject",
         "subject": subject,
@@ -120,15 +121,15 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
         "backbones": _backbones(clip, dino),
         "stand_in": clip.name.endswith(MINIATURE),
         "token_in_clip_t": how.keep_token,
-        "ceiling": _ceiling(real, clip, dino),
+        "ceiling": _ceiling(seen),
         "methods": _summaries(jobs, scores),
         "differences": _differences(scores),
         "versions": installed_versions(PACKAGES),
     }
     write_json(output / RESULT, result)
-    with replacing(output / "subject.md") as temporary:
-        temporary.write_text(markdown(result), encoding="utf-8")
-    say(markdown(result).split("\nPer prompt")[0].rstrip())
+    tables = markdown(result)
+    write_text(output / "subject.md", tables)
+    say(tables.split("\nPer prompt")[0].rstrip())
     say(f"per prompt: {output / 'subject.md'}")
 
 
@@ -253,12 +254,9 @@ def _draw(
 
 def _real_pictures(folder: Path) -> list[Image.Image]:
     pictures = []
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in PICTURES or path.name.startswith("."):
-            continue
+    for path in picture_files(folder):
         try:
-            with Image.open(path, formats=FORMATS) as picture:
-                pictures.append(ImageOps.exif_transpose(picture).convert("RGB"))
+            pictures.append(open_picture(path))
         except (OSError, ValueError, SyntaxError) as error:
             raise EvalError(f"{path} is no readable picture ({error}); remove or replace it") from None
     return pictures
@@ -279,11 +277,16 @@ def _backbones(clip: ClipEncoder, dino: DinoEncoder | None) -> dict[str, str]:
     return {**({"DINO": dino.name} if dino else {}), "CLIP-I": clip.name, "CLIP-T": clip.name}
 
 
+def _features(pictures: Sequence[Image.Image], clip: ClipEncoder, dino: DinoEncoder | None) -> dict[str, Tensor]:
+    """Metric that compares pictures with pictures -> their unit vectors [n, d]."""
+    return {**({"DINO": dino.pictures(pictures)} if dino else {}), "CLIP-I": clip.pictures(pictures)}
+
+
 def _scores(
     job: Job,
     texts: Sequence[str],
     count: int,
-    real: Sequence[Image.Image],
+    real: dict[str, Tensor],
     clip: ClipEncoder,
     dino: DinoEncoder | None,
 ) -> dict[str, list[float]]:
@@ -295,25 +298,16 @@ def _scores(
             if picture is None:
                 raise EvalError(f"{job.picture(p, n)} vanished or cannot be read; start the command again")
             pictures.append(picture)
-    seen = clip.pictures(pictures)
+    seen = _features(pictures, clip, dino)
     said = clip.texts(texts).repeat_interleave(count, dim=0)
-    found = {
-        "CLIP-I": (seen @ clip.pictures(real).T).mean(dim=1),
-        "CLIP-T": (seen * said).sum(dim=1),
-    }
-    if dino is not None:
-        found = {"DINO": (dino.pictures(pictures) @ dino.pictures(real).T).mean(dim=1), **found}
+    found = {metric: (features @ real[metric].T).mean(dim=1) for metric, features in seen.items()}
+    found["CLIP-T"] = (seen["CLIP-I"] * said).sum(dim=1)
     return {metric: values.view(-1, count).mean(dim=1).tolist() for metric, values in found.items()}
 
 
-def _ceiling(real: Sequence[Image.Image], clip: ClipEncoder, dino: DinoEncoder | None) -> dict[str, dict[str, float]]:
+def _ceiling(real: dict[str, Tensor]) -> dict[str, dict[str, float]]:
     """Metric -> the mean similarity of two different real pictures; empty for a single one."""
-    if len(real) < 2:
-        return {}
-    found = {"CLIP-I": _between(clip.pictures(real))}
-    if dino is not None:
-        found = {"DINO": _between(dino.pictures(real)), **found}
-    return {metric: {"mean": value} for metric, value in found.items()}
+    return {metric: {"mean": _between(features)} for metric, features in real.items() if len(features) > 1}
 
 
 def _between(features: Tensor) -> float:

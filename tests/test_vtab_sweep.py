@@ -208,7 +208,7 @@ def test_results_are_collected_from_the_folders(folder):
     trained_run(folder, epochs=2, prelaunch_steps=2, methods=["linear"])
     (folder / "runs" / "stray").mkdir()
     (folder / "runs" / "stray" / "result.json").write_text("[]")
-    assert [r["method"] for r in read_results(folder / "runs")] == ["linear"]
+    assert [r["method"] for r in read_results(folder / "runs")[0]] == ["linear"]
     assert render(summarize([]))[0] == "no results yet"
 
 

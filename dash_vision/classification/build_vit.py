@@ -212,10 +212,11 @@ def _train(plan: BuildPlan, model: VisionTransformer, pixels: np.ndarray, labels
         for group in optimizer.param_groups:
             group["lr"] = rates.rate(step) * min(1.0, (step + 1) / warmup)
         images, numbers = batch_at(plan, pixels, step)
+        images = images.to(plan.device)
         with torch.autocast(plan.device, torch.bfloat16):
-            head = model(images.to(plan.device)).float()
+            head = model(images).float()
         asked = question_loss(head, labels[numbers].to(plan.device))
-        drawn = thumbnail_loss(head, images.to(plan.device))
+        drawn = thumbnail_loss(head, images)
         loss = asked + drawn
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

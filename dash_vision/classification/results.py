@@ -42,19 +42,18 @@ def _is_accuracy(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= 100
 
 
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """All results under an output folder, in the order of their paths; val-only ones where there is no full one."""
-    return [result for path in _result_files(folder) if (result := read_result(path)) is not None]
-
-
-def unusable_results(folder: Path) -> list[Path]:
-    """The files that are named like a result and are none: `read_results` leaves them out."""
-    return [path for path in _result_files(folder) if read_result(path) is None]
-
-
-def _result_files(folder: Path) -> list[Path]:
+def read_results(folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
+    """All results under an output folder, in the order of their paths, val-only ones where there is no full one; and
+    the files that are named like a result and are none."""
     val_only = (p for p in folder.rglob(VAL_RESULT) if not (p.parent / RESULT).exists())
-    return [*sorted(folder.rglob(RESULT)), *sorted(val_only)]
+    results, unusable = [], []
+    for path in [*sorted(folder.rglob(RESULT)), *sorted(val_only)]:
+        result = read_result(path)
+        if result is None:
+            unusable.append(path)
+        else:
+            results.append(result)
+    return results, unusable
 
 
 def figure(result: dict[str, Any]) -> float:

@@ -99,7 +99,7 @@ def _claimed(folder: Path, runtime: Runtime) -> Iterator[None]:
     except FolderInUse:
         taken = True
     if runtime.any(taken):
-        raise FolderInUse(f"another run is writing to {folder}")
+        raise FolderInUse(folder)
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from ..files import FolderInUse, write_json
 from ..signals import StopRequest
 from .config import Run, VtabConfig
 from .loop import NonFiniteLoss, Trainer
-from .results import read_results, render, summarize, unusable_results
+from .results import read_results, render, summarize
 from .run import execute, finished, open_data
 from .runtime import Runtime, make_runtime
 from .tasks import find_task
@@ -150,10 +150,11 @@ def line_of(result: dict[str, Any]) -> str:
 
 def write_summary(folder: Path) -> list[str]:
     """Summarize every result under `folder` into summary.json; the table's lines, and what was left out of it."""
-    summary = summarize(read_results(folder))
+    results, unusable = read_results(folder)
+    summary = summarize(results)
     if summary["methods"]:
         write_json(folder / SUMMARY, summary)
-    lines, unusable = render(summary), unusable_results(folder)
+    lines = render(summary)
     if unusable:
         shown = ", ".join(one_line(path) for path in unusable[:3]) + (", ..." if len(unusable) > 3 else "")
         lines.append(f"left out, being cut short or no result: {len(unusable)} ({shown}); run those again")

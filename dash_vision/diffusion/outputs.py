@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..adapter_io import DIFFUSERS_NAME, NATIVE_NAME, adapter_state, export_states, fingerprint, write_native
-from ..files import replacing, write_json
+from ..files import replacing, write_json, write_text
 from ..versions import installed_versions
 from .config import default_validation_prompts
 from .families import MINIATURE
@@ -194,8 +194,7 @@ dash-vision's own format, for further work with it: `python -m dash_vision inspe
 | --- | --- |
 {table}
 """
-    with replacing(run.output / "README.md") as temporary:
-        temporary.write_text(card, encoding="utf-8")
+    write_text(run.output / "README.md", card)
 
 
 def _dash_words(k: int) -> str:
