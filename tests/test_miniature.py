@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dash_vision import miniature
@@ -256,6 +257,7 @@ def test_the_command_individual_writes_instances_and_held_out_pictures(tmp_path:
         ["build", "--work", "OUT", "--stages", "unet"],
         ["build", "--work", "OUT", "--stages", "data", "--scenes", "17"],
         ["build", "--work", "OUT", "--unet-steps", "0"],
+        ["build", "--work", "OUT", "--init", "OUT"],
         ["report", "--work", "OUT", "--weights", "OUT"],
     ],
 )
@@ -270,6 +272,30 @@ def test_a_work_folder_of_other_settings_is_refused(tmp_path: Path, capsys) -> N
     (tmp_path / "settings.json").write_text('{"scenes": 500, "seed": 3}')
     assert main(["build", "--work", str(tmp_path), "--stages", "tokenizer"]) == 1
     assert "another --work folder" in capsys.readouterr().err
+
+
+def test_a_build_that_goes_on_from_exported_weights_keeps_their_latents_and_words(tmp_path: Path) -> None:
+    counts = [word for name in ("vae", "unet", "clip") for word in (f"--{name}-steps", "1")]
+    arguments = ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "out"), "--init", str(miniature.WEIGHTS)]
+    assert main(["build", *arguments, "--scenes", "500", "--processes", "1", *counts]) == 0
+    before, after = (load_weights(folder) for folder in (miniature.WEIGHTS, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    parts = {name.split(".")[0] for name in changed}
+    assert parts >= {"pipeline/vae", "pipeline/unet", "pipeline/text_encoder", "clip"}
+    assert not [name for name in changed if name.startswith(("pipeline/vae.encoder", "pipeline/vae.quant_conv"))]
+    for file in ("pipeline/tokenizer/tokenizer.json", "pipeline/vae/config.json"):
+        assert json.loads((miniature.WEIGHTS / file).read_text()) == json.loads((tmp_path / "out" / file).read_text())
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """Every tensor under a folder of exported weights, by "folder.name"."""
+    found = {}
+    for file in sorted(folder.rglob("*.safetensors")):
+        if file.parent != folder:
+            prefix = file.parent.relative_to(folder).as_posix()
+            found |= {f"{prefix}.{name}": tensor for name, tensor in load_file(file).items()}
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ the training loop

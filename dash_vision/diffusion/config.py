@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cli import UsageError, option
+from ..directions import SELECTIONS
 
 BASE, DATA, DASH, TRAIN, OPTIM, PRIOR, SAVE, SHOW, MACHINE = (
     "base model",
@@ -90,6 +91,9 @@ class DreamBoothConfig:
     lora_dropout: float = option(0.0, DASH, "dropout on the update's input")
     dash_k: int = option(8, DASH, "task-specific directions per layer; 0 trains plain LoRA")
     prelaunch_steps: int = option(100, DASH, "optimizer steps of plain LoRA before the dash")
+    dash_selection: str = option(
+        "change_rate", DASH, "how directions are chosen; others are controls", choices=SELECTIONS
+    )
     dash_eps: float = option(1e-6, DASH, "added to the singular values that change rates are divided by")
     dash_lr: float | None = option(
         None, DASH, "learning rate of the singular-value shifts", shown_default="learning_rate"

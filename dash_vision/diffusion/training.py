@@ -289,7 +289,7 @@ class DreamBoothRun:
         torch.manual_seed(c.seed)
         adapters = {}
         for name, target in self._targets().items():
-            config = DashConfig(c.rank, c.lora_alpha, c.dash_k, target, c.lora_dropout, c.dash_eps)
+            config = DashConfig(c.rank, c.lora_alpha, c.dash_k, target, c.lora_dropout, c.dash_eps, c.dash_selection)
             try:
                 adapters[name] = inject(getattr(self.base.pipeline, name), config)
             except ValueError as error:

@@ -30,7 +30,7 @@ def _build_settings(args: argparse.Namespace) -> Settings:
     from .build import Settings
 
     settings = Settings(args.work, args.output or Path(__file__).parent / "weights", args.device, seed=args.seed)
-    settings.compile = args.compile
+    settings.compile, settings.init = args.compile, args.init
     settings.scenes = args.scenes or settings.scenes
     settings.processes = args.processes or settings.processes
     for name in ("vae", "unet", "clip"):
@@ -83,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--stages", nargs="+", metavar="STAGE", help="only these: data tokenizer vae latents unet clip export"
     )
+    train.add_argument("--init", type=Path, metavar="FOLDER", help="go on from exported weights instead of random ones")
     train.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     train.add_argument("--compile", action="store_true", help="compile the UNet's step (minutes first, then faster)")
     train.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")

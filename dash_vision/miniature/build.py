@@ -1,7 +1,8 @@
 """Trains the miniature from seeds: renders, tokenizer, VAE, UNet with its text encoder, CLIP, export.
 
 `python -m dash_vision.miniature build --work DIR` runs the stages in order. Each leaves its result in the work folder
-and is skipped when that is there; a stage that was stopped goes on from its last checkpoint.
+and is skipped when that is there; a stage that was stopped goes on from its last checkpoint. With `--init FOLDER` every
+network starts from exported weights instead of random ones, and the VAE's encoder, hence the latents, stays theirs.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class Settings:
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
     seed: int = 0
     compile: bool = False  # the UNet's step, by torch.compile
+    init: Path | None = None  # exported weights to start from
     vae: Plan = VAE_PLAN
     unet: Plan = UNET_PLAN
     clip: Plan = CLIP_PLAN
@@ -120,7 +122,11 @@ def make_data(settings: Settings) -> None:
 
 def make_tokenizer(settings: Settings) -> None:
     """tokenizer/."""
-    if not (settings.work / "tokenizer" / "tokenizer_config.json").exists():
+    if (settings.work / "tokenizer" / "tokenizer_config.json").exists():
+        return
+    if settings.init:
+        shutil.copytree(settings.init / "pipeline" / "tokenizer", settings.work / "tokenizer", dirs_exist_ok=True)
+    else:
         write_tokenizer(settings.work / "tokenizer", PROMPT_LENGTH)
 
 
@@ -142,7 +148,12 @@ def train_vae(settings: Settings) -> None:
     device = settings.device
     pictures = _load_pictures(settings)
     torch.manual_seed(settings.seed)
-    vae = new_vae().to(device).to(memory_format=torch.channels_last)  # its wide, shallow convolutions are faster so
+    vae = new_vae()
+    if settings.init:
+        vae = type(vae).from_pretrained(settings.init / "pipeline" / "vae").train()
+        for encoding in (vae.encoder, vae.quant_conv):
+            encoding.requires_grad_(False)
+    vae.to(device).to(memory_format=torch.channels_last)  # its wide, shallow convolutions are faster so
     fit = Fit("vae", {"vae": vae}, settings.vae, settings.work, settings.seed)
 
     def loss_at(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -166,10 +177,11 @@ def train_vae(settings: Settings) -> None:
     fit.run(loss_at)
     fit.use_averages()
     vae.eval()
-    with torch.no_grad():
-        sample = to_tensor(pictures[:2000])
-        latents = torch.cat([vae.encode(x.to(device)).latent_dist.mean for x in sample.split(250)])
-    vae.register_to_config(scaling_factor=1 / latents.std().item())
+    if not settings.init:
+        with torch.no_grad():
+            sample = to_tensor(pictures[:2000])
+            latents = torch.cat([vae.encode(x.to(device)).latent_dist.mean for x in sample.split(250)])
+        vae.register_to_config(scaling_factor=1 / latents.std().item())
     _save_model(vae, settings.work / "vae")
     fresh = fresh_pictures(500)
     with torch.no_grad():
@@ -221,12 +233,16 @@ def prompt_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
 def _denoiser(settings: Settings) -> tuple[Any, Any, Fit, CLIPTokenizer]:
     tokenizer = load_tokenizer(settings)
     torch.manual_seed(settings.seed + 1)
-    unet = new_unet().to(settings.device)
+    unet = new_unet()
+    text: Any = new_text_encoder(tokenizer)
+    if settings.init:
+        unet = type(unet).from_pretrained(settings.init / "pipeline" / "unet").train()
+        text = type(text).from_pretrained(settings.init / "pipeline" / "text_encoder").train()
+    unet.to(settings.device)
     if settings.device == "cpu":
         # The backward pass of PyTorch's fused attention took 40% of a step on CPU; the plain product is faster there.
         unet.set_attn_processor(AttnProcessor())
         unet.to(memory_format=torch.channels_last)  # with torch.compile 50 pictures/s instead of 44 on 2 cores
-    text: Any = new_text_encoder(tokenizer)
     text.to(settings.device)
     if settings.device == "cpu":
         text.set_attn_implementation("eager")
@@ -293,6 +309,8 @@ def train_clip(settings: Settings) -> None:
     tokenizer = load_tokenizer(settings)
     torch.manual_seed(settings.seed + 2)
     clip: Any = new_clip(tokenizer)
+    if settings.init:
+        clip = type(clip).from_pretrained(settings.init / "clip").train()
     clip.to(device)
     if device == "cpu":
         clip.set_attn_implementation("eager")
@@ -402,6 +420,10 @@ def build(settings: Settings, stages: Sequence[str] = STAGES) -> None:
     """Run the stages in order; those whose result is in the work folder are skipped."""
     if settings.device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"--device {settings.device}: PyTorch finds no CUDA device here; use --device cpu")
+    if settings.init and not (settings.init / "pipeline").is_dir():
+        raise ValueError(
+            f"--init {settings.init}: there is no {settings.init / 'pipeline'}; give a folder that a build exported"
+        )
     settings.work.mkdir(parents=True, exist_ok=True)
     steps = {
         "data": make_data,
@@ -416,7 +438,7 @@ def build(settings: Settings, stages: Sequence[str] = STAGES) -> None:
         if stage not in steps:
             raise ValueError(f"unknown stage {stage!r}; stages: {', '.join(STAGES)}")
     settings_file = settings.work / "settings.json"
-    wanted = {"scenes": settings.scenes, "seed": settings.seed}
+    wanted = {"scenes": settings.scenes, "seed": settings.seed, "init": settings.init and str(settings.init)}
     if settings_file.exists():
         found = json.loads(settings_file.read_text(encoding="utf-8"))
         if any(found.get(key) != value for key, value in wanted.items()):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 STEPS, GUIDANCE = 25, 4.0
 FRESH = 1000
-JUDGE_PLAN = Plan(steps=300, learning_rate=2e-3, batch_size=96, warmup=30, cooldown=0.5, muon=2e-3, save_every=100)
+JUDGE_PLAN = Plan(steps=1500, learning_rate=2e-3, batch_size=96, warmup=30, cooldown=0.5, muon=2e-3, save_every=100)
 PLACES = (None, *SETTINGS)
 QUESTIONS: dict[str, tuple[str | None, ...]] = {"subject": (*KINDS,), "setting": PLACES, "colour": (*COLOURS,)}
 
@@ -51,21 +51,27 @@ class Judge(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for fan_in, fan_out, stride in (
-            (3, 32, 2),
-            (32, 64, 2),
+            (3, 32, 1),
+            (32, 48, 2),
+            (48, 64, 2),
             (64, 64, 1),
             (64, 128, 2),
             (128, 128, 1),
             (128, 192, 2),
+            (192, 192, 1),
         ):
             layers += [nn.Conv2d(fan_in, fan_out, 3, stride, 1), nn.GroupNorm(8, fan_out), nn.SiLU()]
         self.body = nn.Sequential(*layers)
         self.heads = nn.ModuleList(nn.Linear(2 * 192, len(answers)) for answers in QUESTIONS.values())
 
+    def features(self, pictures: Tensor) -> Tensor:
+        """What the answers are read from, [N, 384]."""
+        maps = self.body(pictures)
+        return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
+
     def forward(self, pictures: Tensor) -> list[Tensor]:
         """Logits [N, answers] for each question of `QUESTIONS`."""
-        maps = self.body(pictures)
-        features = torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
+        features = self.features(pictures)
         return [head(features) for head in self.heads]
 
     @torch.no_grad()

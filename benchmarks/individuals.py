@@ -1,0 +1,277 @@
+"""DreamBooth on individuals of the miniature's world, of which other pictures are known.
+
+`python -m benchmarks.individuals OUT --work DIR`
+
+For every individual and every arm (a set of trainer flags) the command line of a user is run: train_dreambooth.py on
+five instance pictures. Then the trained model draws the individual in places that no instance picture shows, and each
+drawing is compared with a held-out render of it in the same place. Two other pictures stand in the drawing's stead for
+scale: the base model's answer to the same prompt from the same noise, and a second true render in another pose. "Way"
+is how far from the first to the second a drawing comes: 100% is as like the held-out render as another true one.
+What is there already is not made again, so a stopped command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from dash_vision import load_adapter
+from dash_vision.cli import UsageError
+from dash_vision.diffusion.families import Base, load_base
+from dash_vision.diffusion.sampling import Sampling, sample
+from dash_vision.files import replacing, write_json
+from dash_vision.miniature.build import prompt_ids
+from dash_vision.miniature.report import QUESTIONS, Judge, train_judge
+from dash_vision.miniature.scenes import (
+    Scene,
+    describe,
+    heldout_scenes,
+    individual,
+    instance_scenes,
+    random_pose,
+    render,
+    write_pictures,
+)
+
+TRAINER = Path(__file__).resolve().parents[1] / "train_dreambooth.py"
+TOKEN = "sks"
+MEASURES = ("CLIP-I", "judge's features")
+_SHEET = 6  # held-out places shown per individual
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A name for the tables, and the flags that the trainer gets."""
+
+    name: str
+    flags: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Arm:
+        """ "NAME=--flag value ..."; raises UsageError where there is no name."""
+        name, equals, flags = text.partition("=")
+        if not equals or not name or "/" in name:
+            raise UsageError(f'--arm takes NAME=FLAGS (such as LoRA="--dash_k 0"), got {text!r}')
+        return cls(name, tuple(flags.split()))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One individual: its folder, five scenes to learn from, held-out ones, and the same places in other poses."""
+
+    seed: int
+    folder: Path
+    seen: list[Scene]
+    heldout: list[Scene]
+    others: list[Scene]
+
+    @classmethod
+    def make(cls, seed: int, output: Path, places: int) -> Case:
+        """Individual number `seed`; its pictures are written where they are missing."""
+        subject, folder = individual(seed), output / str(seed)
+        seen = instance_scenes(subject, 5, seed)
+        heldout = heldout_scenes(subject, seen, places, seed)
+        rng = Random(f"other poses {seed}")
+        others = [Scene(subject, scene.setting, random_pose(rng)) for scene in heldout]
+        if not (folder / "instance").is_dir():
+            write_pictures(heldout, folder / "heldout", captions=True)
+            write_pictures(seen, folder / "instance")
+        return cls(seed, folder, seen, heldout, others)
+
+    @property
+    def kind(self) -> str:
+        """Its class word."""
+        return self.heldout[0].subject.kind
+
+    def prompts(self) -> list[str]:
+        """What the trained model is asked for: the rare word, the class and the place; no colour, no mark."""
+        return [f"a photo of {describe(scene, token=TOKEN, colour=False)}" for scene in self.heldout]
+
+
+def train(case: Case, arm: Arm, base: Path | None) -> dict[str, Any]:
+    """Run the trainer for one arm, unless its run is complete; returns its run.json."""
+    folder = case.folder / arm.name
+    record = folder / "run.json"
+    if not record.exists():
+        command = [sys.executable, str(TRAINER), "--instance_data_dir", str(case.folder / "instance")]
+        command += ["--instance_prompt", f"a photo of {TOKEN} {case.kind}", "--output_dir", str(folder)]
+        command += ["--checkpointing_steps", "0", "--validation_prompt", case.prompts()[0]]
+        command += ["--pretrained_model_name_or_path", str(base)] if base else []
+        done = subprocess.run([*command, *arm.flags], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UsageError(
+                f"individual {case.seed}, arm {arm.name}: the trainer failed: {done.stderr.strip()[-400:]}"
+            )
+    return dict(json.loads(record.read_text(encoding="utf-8")))
+
+
+def draw(case: Case, folder: Path, base: Base, settings: dict[str, Any], adapter: Path | None) -> Tensor:
+    """The model's answers to the prompts, drawn or read from `folder`: float32 [N, 3, 64, 64] in -1..1."""
+    prompts = case.prompts()
+    files = [folder / f"{i:02d}.png" for i in range(len(prompts))]
+    if not all(file.exists() for file in files):
+        folder.mkdir(parents=True, exist_ok=True)
+        size = (base.resolution, base.resolution)
+        how = Sampling(settings["num_inference_steps"], settings["guidance_scale"], size, len(prompts))
+        loaded = load_adapter(base.pipeline.unet, adapter) if adapter else None
+        pictures = sample(base, prompts, [(case.seed, i) for i in range(len(prompts))], how, torch.device("cpu"))
+        if loaded:
+            loaded.remove()
+        for file, picture in zip(files, pictures, strict=True):
+            with replacing(file) as temporary:
+                picture.save(temporary, format="PNG")
+    return torch.stack([to_pixels(Image.open(file)) for file in files])
+
+
+def to_pixels(picture: Image.Image) -> Tensor:
+    """float32 [3, 64, 64] in -1..1."""
+    data = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
+    return data.view(picture.height, picture.width, 3).permute(2, 0, 1).float() / 127.5 - 1
+
+
+class Eyes:
+    """What compares pictures: the miniature's CLIP, and a classifier trained on renders only."""
+
+    def __init__(self, judge: Judge) -> None:
+        from transformers import CLIPModel, CLIPTokenizer
+
+        from dash_vision.miniature import clip_path
+
+        self.judge = judge
+        self.clip: Any = CLIPModel.from_pretrained(clip_path(), dtype=torch.float32).eval()
+        self.nothing = prompt_ids(CLIPTokenizer.from_pretrained(clip_path()), [""])
+
+    @torch.no_grad()
+    def features(self, pictures: Tensor) -> dict[str, Tensor]:
+        """Unit vectors [N, D] of pictures [N, 3, 64, 64] by each of MEASURES."""
+        seen = self.clip(input_ids=self.nothing, pixel_values=pictures).image_embeds
+        return {
+            "CLIP-I": F.normalize(seen, dim=1),
+            "judge's features": F.normalize(self.judge.features(pictures), dim=1),
+        }
+
+    def likeness(self, pictures: Tensor, truth: Tensor) -> dict[str, float]:
+        """Mean cosine of each picture with the true one of the same place, by each of MEASURES."""
+        a, b = self.features(pictures), self.features(truth)
+        return {name: float((a[name] * b[name]).sum(1).mean()) for name in MEASURES}
+
+    def kept(self, pictures: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
+        """Shares of pictures that show the right place, and the right class."""
+        from dash_vision.miniature.report import labels
+
+        hits = (self.judge.answers(pictures) == torch.tensor([labels(scene) for scene in scenes])).float().mean(0)
+        names = list(QUESTIONS)
+        return {"place": float(hits[names.index("setting")]), "class": float(hits[names.index("subject")])}
+
+
+def way(low: float, value: float, high: float) -> float:
+    """Where `value` lies between `low` (0) and `high` (1)."""
+    return (value - low) / (high - low)
+
+
+def measure(case: Case, arms: Sequence[Arm], base: Base, weights: Path | None, eyes: Eyes) -> dict[str, Any]:
+    """Train, draw and score every arm on one individual."""
+    truth = torch.stack([to_pixels(render(scene)) for scene in case.heldout])
+    ceiling = eyes.likeness(torch.stack([to_pixels(render(scene)) for scene in case.others]), truth)
+    row: dict[str, Any] = {"seed": case.seed, "kind": case.kind, "another render": ceiling, "arms": {}}
+    for arm in arms:
+        run = train(case, arm, weights)
+        settings = run["arguments"]
+        # The base answers with the arm's own sampler settings: they may differ between arms.
+        style = f"base-{settings['num_inference_steps']}-{settings['guidance_scale']:g}"
+        floor = eyes.likeness(draw(case, case.folder / style, base, settings, None), truth)
+        folder = case.folder / arm.name
+        pictures = draw(case, folder / "pictures", base, settings, folder / "dash_adapter.safetensors")
+        found = eyes.likeness(pictures, truth)
+        row["arms"][arm.name] = {
+            "likeness": found,
+            "base": floor,
+            "way": {name: way(floor[name], found[name], ceiling[name]) for name in MEASURES},
+            **eyes.kept(pictures, case.heldout),
+            "seconds": run["seconds"],
+        }
+        shown = ", ".join(f"{name} {100 * w:.0f}%" for name, w in row["arms"][arm.name]["way"].items())
+        place = 100 * row["arms"][arm.name]["place"]
+        print(f"{case.seed} {case.kind}, {arm.name}: way {shown}; place right {place:.0f}%", flush=True)
+    return row
+
+
+def summary(rows: Sequence[dict[str, Any]], arms: Sequence[Arm], seed: int = 0) -> str:
+    """The table over all individuals: means with 95% bootstrap intervals over individuals."""
+    columns = [*(f"way, {name}" for name in MEASURES), "place right", "class right", "minutes a run"]
+    lines = [f"| arm | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
+    for arm in arms:
+        found = [row["arms"][arm.name] for row in rows]
+        cells = [_percent([one["way"][name] for one in found], seed) for name in MEASURES]
+        cells += [_percent([one[name] for one in found], seed) for name in ("place", "class")]
+        minutes = [one["seconds"] / 60 for one in found]
+        lines.append(f"| {arm.name} | {' | '.join(cells)} | {sum(minutes) / len(minutes):.1f} |")
+    return "\n".join(lines)
+
+
+def _percent(values: Sequence[float], seed: int) -> str:
+    data = torch.tensor(values, dtype=torch.float64)
+    draws = torch.randint(len(data), (2000, len(data)), generator=torch.Generator().manual_seed(seed))
+    low, high = torch.quantile(data[draws].mean(1), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return f"{100 * data.mean():.0f}% ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def sheet(cases: Sequence[Case], arms: Sequence[Arm], file: Path, zoom: int = 2) -> None:
+    """Per individual: two instance pictures, then held-out places in rows: true render, base, every arm."""
+    from dash_vision.miniature.scenes import contact_sheet
+
+    rows: list[Image.Image] = []
+    blank = Image.new("RGB", (64, 64), "white")
+    for case in cases:
+        run = json.loads((case.folder / arms[0].name / "run.json").read_text(encoding="utf-8"))["arguments"]
+        style = f"base-{run['num_inference_steps']}-{run['guidance_scale']:g}"
+        names = [style, *(f"{arm.name}/pictures" for arm in arms)]
+        lines = [[render(scene) for scene in case.heldout[:_SHEET]]]
+        lines += [[Image.open(case.folder / name / f"{i:02d}.png") for i in range(_SHEET)] for name in names]
+        for i, line in enumerate(lines):
+            rows += [render(case.seen[i]) if i < len(case.seen) else blank, *line]
+    contact_sheet(rows, _SHEET + 1, zoom).save(file, optimize=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; 0 on success, 2 with one sentence on stderr otherwise."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.individuals", description=__doc__.split("\n")[0])
+    parser.add_argument("output", type=Path, metavar="OUT", help="folder for runs, pictures and scores.json")
+    parser.add_argument("--work", type=Path, required=True, help="the miniature build's folder: renders for the judge")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="individuals (default: 0 to 9)")
+    parser.add_argument(
+        "--arm", action="append", metavar="NAME=FLAGS", help="repeatable (default: LoRA-Dash, no flags)"
+    )
+    parser.add_argument("--base", type=Path, help="a pipeline folder instead of the shipped miniature")
+    parser.add_argument("--places", type=int, default=12, help="held-out places an individual (default: 12)")
+    args = parser.parse_args(arguments)
+    try:
+        arms = [Arm.parse(text) for text in args.arm or ["LoRA-Dash="]]
+        cases = [Case.make(seed, args.output, args.places) for seed in args.seeds]
+        base = load_base(str(args.base) if args.base else None)
+        base.pipeline.set_progress_bar_config(disable=True)
+        eyes = Eyes(train_judge(args.work))
+        rows = [measure(case, arms, base, args.base, eyes) for case in cases]
+    except (UsageError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    write_json(args.output / "scores.json", {"arms": {arm.name: arm.flags for arm in arms}, "individuals": rows})
+    sheet(cases, arms, args.output / "sheet.png")
+    print(f"\n{summary(rows, arms)}\n\n{len(rows)} individuals: {args.output / 'scores.json'} and sheet.png beside it")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
