@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import fused
 from .directions import Spectrum, projections, select_directions, singular_directions
 
 
@@ -147,9 +148,13 @@ class DashLinear(nn.Module):
     # -- forward
 
     def forward(self, x: Tensor) -> Tensor:
+        active = [self.weights(name) for name in self._unmerged()]
+        if len(active) == 1 and fused.applies(self.base, active[0], x):
+            assert isinstance(self.base, nn.Linear)
+            return fused.linear(self.base, active[0], x)
         y = self.base(x)
-        for name in self._unmerged():
-            y = self._add_update(x, y, self.weights(name))
+        for w in active:
+            y = self._add_update(x, y, w)
         return y
 
     def _add_update(self, x: Tensor, y: Tensor, w: DashWeights) -> Tensor:

@@ -84,6 +84,7 @@ def test_4_the_launch_makes_no_new_parameters_or_buffers():
 
 def test_5_a_forward_makes_no_dense_update_and_no_decomposition(monkeypatch):
     model = nn.Sequential(nn.Linear(64, 96, bias=False))
+    frozen = model[0].weight.untyped_storage().data_ptr()
     inject(model, DashConfig(rank=2, dash_k=3, target=["0"])).launch()
     sizes = []
 
@@ -92,7 +93,7 @@ def test_5_a_forward_makes_no_dense_update_and_no_decomposition(monkeypatch):
             out = op(*args, **(kwargs or {}))
             assert "svd" not in str(op)
             assert "eigh" not in str(op)
-            if isinstance(out, torch.Tensor) and "transpose" not in str(op) and not str(op).startswith("aten.t."):
+            if isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() != frozen:  # a view is no new matrix
                 sizes.append(out.numel())
             return out
 

@@ -128,7 +128,7 @@ class StableDiffusionXL(StableDiffusion):
 
 FAMILIES = (StableDiffusion(), StableDiffusionXL())
 MINIATURE = "the embedded miniature"
-MINIATURE_DEFAULTS = Defaults(1e-3, 700, 4, 3.0, 25)
+MINIATURE_DEFAULTS = Defaults(1e-3, 700, 4, 2.0, 25)
 
 
 @dataclass

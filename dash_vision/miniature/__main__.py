@@ -85,7 +85,9 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--init", type=Path, metavar="FOLDER", help="go on from exported weights instead of random ones")
     train.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    train.add_argument("--compile", action="store_true", help="compile the UNet's step (minutes first, then faster)")
+    train.add_argument(
+        "--compile", action="store_true", help="compile the steps of VAE and UNet (minutes first, then faster)"
+    )
     train.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     train.add_argument("--processes", type=int, help="processes that render (default: one per core)")
     train.add_argument("--scenes", type=int, help="training scenes (default: 64000)")

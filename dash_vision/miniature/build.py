@@ -61,7 +61,7 @@ class Settings:
     scenes: int = 64_000
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
     seed: int = 0
-    compile: bool = False  # the UNet's step, by torch.compile
+    compile: bool = False  # the VAE's and the UNet's steps, by torch.compile
     init: Path | None = None  # exported weights to start from
     vae: Plan = VAE_PLAN
     unet: Plan = UNET_PLAN
@@ -155,14 +155,17 @@ def train_vae(settings: Settings) -> None:
             encoding.requires_grad_(False)
     vae.to(device).to(memory_format=torch.channels_last)  # its wide, shallow convolutions are faster so
     fit = Fit("vae", {"vae": vae}, settings.vae, settings.work, settings.seed)
+    encode, decode = vae.encode, vae.decode
+    if settings.compile:
+        encode, decode = torch.compile(encode), torch.compile(decode)
 
     def loss_at(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         index = torch.randint(len(pictures), (settings.vae.batch_size,), generator=generator)
         x = to_tensor(pictures[index]).to(device, memory_format=torch.channels_last)
         with torch.autocast(device, dtype=torch.bfloat16):
-            posterior = vae.encode(x).latent_dist
+            posterior = encode(x).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
-            y = vae.decode(posterior.mean + posterior.std * noise).sample
+            y = decode(posterior.mean + posterior.std * noise).sample
         y = y.float()
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()

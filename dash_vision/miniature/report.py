@@ -316,10 +316,19 @@ generator that copied its training set would be nearer to it than they are.
 ## How it was made
 
 `python -m dash_vision.miniature build --work DIR` renders the scenes and trains everything from seeds on a CPU; it goes
-on where it was stopped. `python -m dash_vision.miniature report --work DIR` rebuilds this page and its picture.
+on where it was stopped. `--init` goes on from exported weights: only the VAE's decoder is trained further, so that the
+latents stay what they are. The shipped weights were made by both, on one and two CPU cores:
+
+```
+python -m dash_vision.miniature build --work first --output first/weights
+python -m dash_vision.miniature build --work second --init first/weights --seed 1 --compile \\
+    --vae-steps 3000 --unet-steps 3400 --clip-steps 700
+```
+
+`python -m dash_vision.miniature report --work DIR` rebuilds this page and its picture.
 
 A DreamBooth subject that the base has not seen comes from
 `python -m dash_vision.miniature individual --seed 7 OUT/`: five instance pictures, and held-out pictures of the same
 individual in other places, which real photographs never give. One in six mixes of two colours and a pattern is kept
-out of the training scenes for these individuals.
+out of the training scenes for these individuals. [individuals.md](individuals.md) has what DreamBooth makes of ten.
 """
