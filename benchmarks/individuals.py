@@ -233,16 +233,17 @@ def sheet(cases: Sequence[Case], arms: Sequence[Arm], file: Path, zoom: int = 2)
     from dash_vision.miniature.scenes import contact_sheet
 
     rows: list[Image.Image] = []
+    shown = min(_SHEET, len(cases[0].heldout))
     blank = Image.new("RGB", (64, 64), "white")
     for case in cases:
         run = json.loads((case.folder / arms[0].name / "run.json").read_text(encoding="utf-8"))["arguments"]
         style = f"base-{run['num_inference_steps']}-{run['guidance_scale']:g}"
         names = [style, *(f"{arm.name}/pictures" for arm in arms)]
-        lines = [[render(scene) for scene in case.heldout[:_SHEET]]]
-        lines += [[Image.open(case.folder / name / f"{i:02d}.png") for i in range(_SHEET)] for name in names]
+        lines = [[render(scene) for scene in case.heldout[:shown]]]
+        lines += [[Image.open(case.folder / name / f"{i:02d}.png") for i in range(shown)] for name in names]
         for i, line in enumerate(lines):
             rows += [render(case.seen[i]) if i < len(case.seen) else blank, *line]
-    contact_sheet(rows, _SHEET + 1, zoom).save(file, optimize=True)
+    contact_sheet(rows, shown + 1, zoom).save(file, optimize=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
