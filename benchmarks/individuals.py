@@ -176,6 +176,14 @@ class Eyes:
         return {"place": float(hits[names.index("setting")]), "class": float(hits[names.index("subject")])}
 
 
+@torch.no_grad()
+def through_vae(base: Base, pictures: Tensor) -> Tensor:
+    """Pictures [N, 3, 64, 64] in -1..1 as the base's VAE gives them back: the best that any denoiser could draw."""
+    vae = base.pipeline.vae
+    decoded: Tensor = vae.decode(vae.encode(pictures).latent_dist.mean).sample
+    return decoded.clamp(-1, 1)
+
+
 def way(low: float, value: float, high: float) -> float:
     """Where `value` lies between `low` (0) and `high` (1)."""
     return (value - low) / (high - low)
@@ -184,7 +192,8 @@ def way(low: float, value: float, high: float) -> float:
 def measure(case: Case, arms: Sequence[Arm], base: Base, weights: Path | None, eyes: Eyes) -> dict[str, Any]:
     """Train, draw and score every arm on one individual."""
     truth = torch.stack([to_pixels(render(scene)) for scene in case.heldout])
-    ceiling = eyes.likeness(torch.stack([to_pixels(render(scene)) for scene in case.others]), truth)
+    others = torch.stack([to_pixels(render(scene)) for scene in case.others])
+    ceiling, coded = eyes.likeness(others, truth), eyes.likeness(through_vae(base, others), truth)
     row: dict[str, Any] = {"seed": case.seed, "kind": case.kind, "another render": ceiling, "arms": {}}
     for arm in arms:
         run = train(case, arm, weights)
@@ -199,6 +208,7 @@ def measure(case: Case, arms: Sequence[Arm], base: Base, weights: Path | None, e
             "likeness": found,
             "base": floor,
             "way": {name: way(floor[name], found[name], ceiling[name]) for name in MEASURES},
+            "way of the VAE": {name: way(floor[name], coded[name], ceiling[name]) for name in MEASURES},
             **eyes.kept(pictures, case.heldout),
             "seconds": run["seconds"],
         }
@@ -218,6 +228,9 @@ def summary(rows: Sequence[dict[str, Any]], arms: Sequence[Arm], seed: int = 0) 
         cells += [_percent([one[name] for one in found], seed) for name in ("place", "class")]
         minutes = [one["seconds"] / 60 for one in found]
         lines.append(f"| {arm.name} | {' | '.join(cells)} | {sum(minutes) / len(minutes):.1f} |")
+    limit = [row["arms"][arms[0].name]["way of the VAE"] for row in rows]
+    cells = [_percent([one[name] for one in limit], seed) for name in MEASURES]
+    lines.append(f"| another true render, through the VAE | {' | '.join(cells)} | | | |")
     return "\n".join(lines)
 
 

@@ -56,6 +56,7 @@ def test_a_run_trains_draws_and_scores_once_and_goes_on_from_what_is_there(tmp_p
     table = capsys.readouterr().out
     assert "| Dash |" in table
     assert "| LoRA |" in table
+    assert "| another true render, through the VAE |" in table
     (row,) = json.loads((tmp_path / "scores.json").read_text())["individuals"]
     for name, method in (("Dash", "lora-dash"), ("LoRA", "lora")):
         assert json.loads((tmp_path / "4" / name / "run.json").read_text())["method"] == method

@@ -322,7 +322,7 @@ latents stay what they are. The shipped weights were made by both, on one and tw
 ```
 python -m dash_vision.miniature build --work first --output first/weights
 python -m dash_vision.miniature build --work second --init first/weights --seed 1 --compile \\
-    --vae-steps 3000 --unet-steps 3400 --clip-steps 700
+    --vae-steps 3000 --unet-steps 3400 --clip-steps 1400
 ```
 
 `python -m dash_vision.miniature report --work DIR` rebuilds this page and its picture.
