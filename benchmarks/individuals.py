@@ -256,7 +256,8 @@ def sheet(cases: Sequence[Case], arms: Sequence[Arm], file: Path, zoom: int = 2)
         lines += [[Image.open(case.folder / name / f"{i:02d}.png") for i in range(shown)] for name in names]
         for i, line in enumerate(lines):
             rows += [render(case.seen[i]) if i < len(case.seen) else blank, *line]
-    contact_sheet(rows, shown + 1, zoom).save(file, optimize=True)
+    picture = contact_sheet(rows, shown + 1, zoom)
+    picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
