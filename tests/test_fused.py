@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -184,3 +185,56 @@ def test_dropout_applies_while_training_and_not_after() -> None:
     assert fused.applies(model[0].base, w, x)
     with torch.no_grad():
         assert not fused.applies(model[0].base, w, x)
+
+
+def test_an_activation_may_work_in_place_on_the_output() -> None:
+    layer = adapted()
+    x = torch.randn(2, 4, 7, dtype=torch.float64)
+    for found, expected in zip(
+        gradients(layer, x, nn.Sequential(layer, nn.LeakyReLU(inplace=True))),
+        gradients(layer, x, lambda x: F.leaky_relu(formula(layer, x))),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+def test_transforms_of_torch_func_and_tracing_see_the_plain_operations() -> None:
+    layer = adapted()
+    x, tangent = torch.randn(2, 4, 7, dtype=torch.float64)
+    (dense,) = (formula(layer, torch.eye(7, dtype=torch.float64)) - layer.base.bias).T[None]
+    torch.testing.assert_close(torch.func.jvp(layer, (x,), (tangent,))[1], tangent @ dense.T)
+    torch.testing.assert_close(torch.func.grad(lambda x: layer(x).sum())(x), dense.sum(0).expand(4, 7))
+    torch.testing.assert_close(torch.func.vmap(layer)(x), formula(layer, x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls tracing deprecated
+        traced = torch.jit.trace(layer, (x,))
+    torch.testing.assert_close(traced(tangent), formula(layer, tangent))
+
+
+def test_an_exchanged_forward_pass_is_called() -> None:
+    """Offloading by accelerate exchanges it on the module."""
+    layer = adapted()
+    x = torch.randn(4, 7, dtype=torch.float64)
+    plain = layer.base.forward
+    layer.base.forward = lambda x: plain(x) + 1
+    torch.testing.assert_close(layer(x), formula(layer, x) + 1)
+
+
+def test_hooks_of_all_modules_see_the_frozen_layer() -> None:
+    layer = adapted()
+    seen: list[nn.Module] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        layer(torch.randn(4, 7, dtype=torch.float64))
+    finally:
+        handle.remove()
+    assert layer.base in seen
+
+
+def test_autocast_leaves_double_precision_alone() -> None:
+    layer = adapted()
+    x = torch.randn(4, 7, dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.float64
+    torch.testing.assert_close(y, formula(layer, x))

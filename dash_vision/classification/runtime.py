@@ -89,9 +89,10 @@ def make_runtime(device: str = "auto", mixed_precision: str = "auto") -> Runtime
 
 
 def _fast_in_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware. On a CPU without AMX bf16 is the slower one."""
-    if device.type == "cpu":
-        return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())  # torch tells it nowhere else
+    """Whether the device multiplies bfloat16 matrices in hardware. On a CPU without such instructions bf16 is slower."""
+    if device.type == "cpu":  # torch tells it nowhere else
+        asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
     return device.type == "cuda"
 
 
