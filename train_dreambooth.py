@@ -103,8 +103,9 @@ def _make_accelerator(config: "DreamBoothConfig") -> "Accelerator":
     from accelerate.tracking import get_available_trackers
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 
-    from dash_vision.cli import UsageError
+    from dash_vision.cli import UsageError, refuse_sharding
 
+    refuse_sharding()
     if config.report_to not in (None, "all"):
         there = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
         if config.report_to not in there:

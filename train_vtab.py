@@ -13,7 +13,7 @@ from pathlib import Path
 from dash_vision.checkpoint import CheckpointError
 from dash_vision.classification.config import VtabConfig
 from dash_vision.classification.runtime import INTERRUPTED
-from dash_vision.cli import UsageError, one_line, parse
+from dash_vision.cli import UsageError, one_line, parse, reader_gone
 
 DESCRIPTION = (
     "Fine-tune a timm vision transformer on the 19 tasks of VTAB-1k with LoRA-Dash, or with what to compare it to."
@@ -68,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    except BrokenPipeError:
+        return reader_gone()
     except OSError as error:
         where = one_line(error.filename or "disk")
         print(f"error: {error.strerror or error}: {where}; check space and rights", file=sys.stderr)
@@ -83,7 +85,7 @@ def train(config: VtabConfig) -> int:
 
     runs = config.runs()
     if config.print_commands:
-        print("\n".join(command(run) for run in runs if finished(run) is None))
+        print("\n".join(command(run) for run in runs if finished(run) is None), flush=True)
         return 0
     if config.executor == "ray":
         tally, main_process = sweep_on_ray(runs), True

@@ -1,5 +1,7 @@
-"""python -m benchmarks layer|step|memory|launch|load|scale|exactness [--device cpu|cuda] [--dtype float32|bfloat16]
-[--json FILE]; `python -m benchmarks NAME --help` lists each one's settings."""
+"""python -m benchmarks NAME [--device cpu|cuda] [--dtype float32|bfloat16] [--json FILE]
+
+NAME is layer, step, memory, launch, dreambooth, vtab, load, scale or exactness; `python -m benchmarks NAME --help`
+lists each one's settings."""
 
 from __future__ import annotations
 
@@ -18,6 +20,8 @@ HELP = {
     "step": "a whole training step",
     "memory": "peak memory of a training step",
     "launch": "how long training stands still at the launch",
+    "dreambooth": "pictures a second of train_dreambooth.py",
+    "vtab": "seconds of a whole task of train_vtab.py",
     "load": "size of adapter files, and time to load them",
     "scale": "time against tokens, width, rank, k, layers and processes",
 }
@@ -54,6 +58,13 @@ def _measure(args: argparse.Namespace, settings: Settings) -> list[Table]:
         from . import scale
 
         return scale.measure(settings, args.tokens, args.processes)
+    if args.name in ("dreambooth", "vtab"):
+        from . import trainers
+
+        if args.name == "dreambooth":
+            return trainers.dreambooth(settings, args.base, args.rank, args.dash_k, args.steps)
+        given = (args.task, args.data_root, args.model, args.rank, args.dash_k, args.epochs, args.workers)
+        return trainers.vtab(settings, *given)
     from .models import Size
 
     size = Size(args.width, args.depth, args.batch, args.side)
@@ -97,6 +108,15 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--side", type=_positive, default=64, help="of the UNets' latents; SDXL has 128")
             command.add_argument("--depth", type=_positive, default=12, help="blocks of the ViT")
             command.add_argument("--batch", type=_positive, default=8, help="pictures for the ViT")
+        if name == "dreambooth":
+            command.add_argument("--base", metavar="NAME", help="hub id, folder or file; the miniature where left out")
+            command.add_argument("--steps", type=_positive, default=20, help="steps timed at once")
+        if name == "vtab":
+            command.add_argument("--task", default="caltech101", help="a task on disk")
+            command.add_argument("--data_root", metavar="DIR", help="$VTAB_ROOT or data/vtab-1k where left out")
+            command.add_argument("--model", default="miniature", help="miniature, or a timm name (random weights)")
+            command.add_argument("--epochs", type=_positive, default=4)
+            command.add_argument("--workers", type=int, default=0, help="of the plain loop's DataLoader")
         if name in ("step", "memory", "launch"):
             models = ("vit", "sd15", "sdxl")
             command.add_argument("--models", nargs="+", choices=models, default=list(models))

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from .adapter_io import FORMATS, AdapterFileError, AdapterState, export_states, read_native, read_notes
-from .cli import one_line
+from .cli import one_line, reader_gone
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -47,12 +47,14 @@ def main(arguments: list[str] | None = None) -> int:
             # Kept apart: converting adapters needs no timm.
             from .classification.trained import command_lines
 
-            print("\n".join(map(one_line, command_lines(args))))
+            print("\n".join(map(one_line, command_lines(args))), flush=True)
         else:
-            print("\n".join(map(one_line, describe(args.file))))
+            print("\n".join(map(one_line, describe(args.file))), flush=True)
     except (AdapterFileError, ValueError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        return reader_gone()
     except OSError as error:
         place = f"write {args.out}" if "out" in args else f"read {args.file if 'file' in args else args.adapter}"
         print(one_line(f"error: cannot {place}: {error.strerror or error}"), file=sys.stderr)

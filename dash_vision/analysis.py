@@ -72,6 +72,16 @@ def overlap(predicted: Tensor, true: Tensor) -> Overlap:
     return Overlap(len(chosen & few) / len(few), len(chosen & many) / len(chosen))
 
 
+def matches(first: Tensor, second: Tensor, count: int = PREDICTED) -> Tensor:
+    """Which of the top directions under two updates are the same, bool [count, count].
+
+    first, second: change rates [p] of one layer. Row i, column j: the direction of rank i + 1 in the first is that of
+    rank j + 1 in the second. With fewer directions than `count` all there are.
+    """
+    count = min(count, len(first))
+    return top_directions(first, count)[:, None] == top_directions(second, count)[None]
+
+
 def random_update(directions: Directions, rank: int | None, generator: torch.Generator) -> Update:
     """An update of standard normal factors of `rank`, or a dense standard normal one for None, float64 on the CPU.
 
@@ -95,6 +105,18 @@ def null_overlaps(
         return update_rates(directions, random_update(directions, rank, generator), eps)
 
     return [overlap(rates(predicted_rank), rates(true_rank)) for _ in range(draws)]
+
+
+def null_matches(
+    directions: Directions, first_rank: int | None, second_rank: int | None, draws: int, seed: int, eps: float = 1e-6
+) -> Tensor:
+    """`matches` of `draws` pairs of independent random updates of these ranks (None: dense), bool [draws, n, n]."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rates(rank: int | None) -> Tensor:
+        return update_rates(directions, random_update(directions, rank, generator), eps)
+
+    return torch.stack([matches(rates(first_rank), rates(second_rank)) for _ in range(draws)])
 
 
 def null_rates(directions: Directions, update: Update, draws: int, seed: int, eps: float = 1e-6) -> Tensor:

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import os
 import reprlib
 import sys
 import types
@@ -35,6 +36,29 @@ class UsageError(ValueError):
 def one_line(text: object) -> str:
     """`text` safe to print as one line: names in files may hold line feeds, terminal escapes and half characters."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+def reader_gone() -> int:
+    """After a BrokenPipeError: whoever read the output (`| head`) has seen enough. Returns the exit status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has nowhere to go
+    return 0
+
+
+# What accelerate launch says to its processes when a configuration splits the model over them.
+_SHARDED = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
+_SHARDED["Megatron-LM"] = "ACCELERATE_USE_MEGATRON_LM"
+
+
+def refuse_sharding() -> None:
+    """Raises UsageError when accelerate's configuration asks for a model in parts: singular directions take whole
+    weights, and adapters of a few million numbers are not worth splitting."""
+    for name, variable in _SHARDED.items():
+        if os.environ.get(variable, "false").lower() in _TRUE:
+            raise UsageError(
+                f"accelerate's configuration asks for {name}, which splits the model over the processes; here each one "
+                "holds the whole frozen base. Use several processes without it: accelerate launch --multi_gpu, or "
+                "`accelerate config` and distributed training without FSDP and DeepSpeed"
+            )
 
 
 def option(

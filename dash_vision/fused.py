@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as modules
 
 if TYPE_CHECKING:
     from .layer import DashWeights
 
 # A hook sees the layer's own output only when the layer itself is called.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)  # of all modules there are
 
 
 def applies(base: nn.Module, w: DashWeights, x: Tensor) -> bool:
@@ -38,7 +39,9 @@ def applies(base: nn.Module, w: DashWeights, x: Tensor) -> bool:
     if type(weight.data) is not Tensor or type(x.detach()) is not Tensor:
         return False
     # accelerate's offloading, for one, exchanges the method instead of registering a hook.
-    if "forward" in vars(base) or any(getattr(base, hooks) for hooks in _HOOKS) or _has_any_global_hook():
+    if "forward" in vars(base) or any(getattr(base, hooks) for hooks in _HOOKS):
+        return False
+    if any(getattr(modules, hooks) for hooks in _GLOBAL_HOOKS):
         return False
     if torch.is_autocast_enabled(x.device.type):
         return torch.float64 not in (x.dtype, weight.dtype)  # which autocast leaves alone

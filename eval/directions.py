@@ -17,7 +17,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dash_vision.adapter_io import NATIVE_NAME, AdapterState, compare_probes, probe_weight, read_notes
-from dash_vision.analysis import LowRank, Overlap, Update, null_overlaps, null_rates, overlap, update_rates
+from dash_vision.analysis import (
+    LowRank,
+    Overlap,
+    Update,
+    matches,
+    null_matches,
+    null_overlaps,
+    null_rates,
+    overlap,
+    update_rates,
+)
 from dash_vision.checkpoint import CheckpointError, load_checkpoint
 from dash_vision.directions import Directions, singular_directions
 from dash_vision.layer import weight_matrix
@@ -33,7 +43,7 @@ _LEAST_TAIL = 24  # directions
 _SORTED = 48
 
 
-@dataclass(frozen=True)
+@dataclass
 class Source:
     """Where updates come from: a run's adapter, or the weights of a fully fine-tuned model."""
 
@@ -74,12 +84,15 @@ def make_directions(
     if state is None or state.config.rank == 0:
         raise EvalError(f"{run} has no low-rank update to predict directions from; give a run of LoRA or LoRA-Dash")
     other = _truth(truth, source) if truth else None
+    if truth and other and other.name == source.name:  # told apart by the folders they are in
+        source.name, other.name = (f"{path.resolve().parent.name}/{source.name}" for path in (run, truth))
     shown = _shown(list(state.kinds), layers)
     model = _base(found, base)
     frozen = _frozen(model, state, run)
     say(f"{len(frozen)} layers, {draws} random updates each for the null, seed {seed}")
     steps = _steps(found, state)
     panels: list[Panel] = []
+    grids: list[Panel] = []
     analysed: list[Layer] = []
     for number, (module, W) in enumerate(frozen.items()):
         if other is None and module not in shown:
@@ -89,8 +102,10 @@ def make_directions(
             panels += _rate_panels(module, directions, state, draws, seed + number)
         if other is not None:
             analysed.append(_overlaps(module, W, directions, source, other, steps, draws, seed + number))
+            if module in shown:
+                grids += _match_panels(module, W, directions, source, other, draws, seed + number)
     if other is not None:
-        panels = _overlap_panels(analysed, other, state) + panels
+        panels = _overlap_panels(analysed, other, state) + grids + panels
         if source.state and other.state and _seed(run) is not None and _seed(run) == _seed(truth):
             say("note: both runs have one seed, so their updates began alike: their overlap owes something to that")
     foot = source.name + (f" against {other.name}" if other else "") + f"; null: {draws} random updates a layer, "
@@ -317,6 +332,39 @@ def _overlap_panels(layers: Sequence[Layer], truth: Source, state: AdapterState)
             Panel(title, f"layer, of {len(layers)} in the model's order", measure, series, bounds=(-0.04, 1.04))
         )
     return [*panels, _over_steps(layers, steps)]
+
+
+def _match_panels(
+    module: str, W: Tensor, directions: Directions, source: Source, truth: Source, draws: int, seed: int
+) -> list[Panel]:
+    """The paper's rank-match grid of a layer: which rank in one is which rank in the other; and how often random
+    updates fill each cell."""
+    assert source.state is not None
+    config = source.state.config
+    update = _learned(truth, module, W, directions)
+    if update is None:
+        return []
+    own = update_rates(directions, _low_rank(source.state.tensors, module, config.scaling), config.eps)
+    found = matches(own, update_rates(directions, update, config.eps))
+    rank = update.A.shape[0] if isinstance(update, LowRank) else None
+    null = null_matches(directions, config.rank, rank, draws, seed, config.eps)
+    low, middle, high = _quantiles(null.sum(dim=(1, 2)).tolist())
+    n = len(found)
+    cells = [(float(j + 1), float(i + 1)) for i in range(n) for j in range(n)]
+
+    def grid(title: str, shares: Tensor, colour: int) -> Panel:
+        series = Series("", cells, colour, "cells", shades=shares.flatten().tolist())
+        x, y = f"rank in {truth.name}", f"rank in {source.name}"
+        return Panel(f"{module}: {title}", x, y, [series], bounds=(0.5, n + 0.5))
+
+    chance = null.double().mean(dim=0)
+    darkest = max(chance.max().item(), 1e-9)
+    return [
+        grid(f"{int(found.sum())} of the {n} largest are shared", found.double(), 0),
+        grid(
+            f"null, {middle:.2g} shared ({low:.2g} to {high:.2g}); darkest cell {chance.max():.2f}", chance / darkest, 7
+        ),
+    ]
 
 
 def _over_steps(layers: Sequence[Layer], steps: Sequence[int]) -> Panel:

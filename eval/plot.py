@@ -24,14 +24,18 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """Points under one name. style: "line", "faint" (a thin pale line), "dots", or "band" (filled between `points` and
-    `upper`, which have the same x). A colour is an index of COLOURS. A name of "" stays out of the legend."""
+    """Points under one name. A colour is an index of COLOURS. A name of "" stays out of the legend.
+
+    style: "line", "faint" (a thin pale line), "dots", "band" (filled between `points` and `upper`, which have the same
+    x), or "cells" (a square of side 1 around each point, as opaque as `shades` says).
+    """
 
     name: str
     points: Sequence[Point]
     colour: int = 0
     style: str = "line"
     upper: Sequence[Point] = ()
+    shades: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,8 @@ def _layout(panel: Panel, width: int, height: int) -> _Shapes:
     (x0, x1), (y0, y1) = _range([p[0] for p in points], False), panel.bounds or _range([p[1] for p in points], True)
     if any(s.style == "dots" for s in panel.series):
         x0, x1 = x0 - 0.015 * (x1 - x0), x1 + 0.015 * (x1 - x0)
+    if any(s.style == "cells" for s in panel.series):
+        x0, x1 = x0 - 0.5, x1 + 0.5
     if panel.log:
         positive = [p[1] for p in points]
         y0, y1 = math.log10(min(positive)) - 0.05, math.log10(max(positive)) + 0.05
@@ -160,6 +166,12 @@ def _series(
     if series.style == "band":
         upper = [place(p) for p in series.upper if _drawn(panel, p)]
         shapes.area([*points, *reversed(upper)], colour, 0.18)
+    elif series.style == "cells":
+        for (x, y), shade in zip(series.points, series.shades, strict=True):
+            (left, bottom), (right, top) = place((x - 0.5, y - 0.5)), place((x + 0.5, y + 0.5))
+            corners = [(left + 1, bottom - 1), (right - 1, bottom - 1), (right - 1, top + 1), (left + 1, top + 1)]
+            shapes.area(corners, "rule", 0.35)
+            shapes.area(corners, colour, shade)
     elif series.style == "dots" or len(points) == 1:
         for point in points:
             shapes.dot(point, colour, 2.2 if len(points) > 1 else 4)

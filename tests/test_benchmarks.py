@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from vtab_helpers import write_task
 
 from benchmarks.__main__ import main
 from benchmarks.measure import Settings, Table, interleaved, milliseconds, ratio, seconds
@@ -14,6 +15,7 @@ COMMANDS = {
     "step": [*TINY, "--models", "vit"],
     "memory": [*TINY, "--models", "vit"],
     "launch": [*TINY, "--models", "sd15"],
+    "dreambooth": ["--steps", "1"],
     "load": TINY,
     "scale": ["--tokens", "0.02", "--processes"],
 }
@@ -33,6 +35,17 @@ def test_each_prints_and_stores_its_tables(name, tmp_path, capsys):
             assert len(row) == len(table["columns"])
             assert f"| {row[0]} |" in printed
             assert all(value > 0 for value in row if not isinstance(value, str))
+
+
+def test_a_whole_task_is_timed_beside_a_plain_loop(tmp_path, capsys):
+    write_task(tmp_path / "data")
+    words = ["--rounds", "1", "--epochs", "4", "--task", "cifar", "--data_root", str(tmp_path / "data")]
+    assert main(["vtab", *words, "--model", "vtab_tiny"]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| train_vtab.py")]
+    assert len(rows) == 2
+    assert all(float(row[1]) > 0 for row in rows)
+    assert main(["vtab", *words, "--task", "nothing"]) == 2
+    assert "nothing" in capsys.readouterr().err
 
 
 def test_calls_are_interleaved_in_both_orders():

@@ -13,7 +13,9 @@ from vtab_helpers import trained_run
 
 from dash_vision.analysis import (
     LowRank,
+    matches,
     norm,
+    null_matches,
     null_overlaps,
     null_rates,
     overlap,
@@ -80,6 +82,28 @@ def test_the_null_of_a_square_random_weight_is_far_above_chance():
     assert np.mean([o.recall for o in square]) > 0.5 > 0.3 > np.mean([o.recall for o in wide])
 
 
+def test_ranks_match_where_the_directions_are_the_same():
+    first = torch.tensor([9.0, 8, 7, 6, 5])  # directions in the order 0 1 2 3 4
+    second = torch.tensor([1.0, 5, 0, 4, 3])  # 1 3 4 0 2
+    found = matches(first, second, 3)
+    assert [tuple(cell) for cell in found.nonzero().tolist()] == [(1, 0)]  # direction 1: second there, first here
+    assert matches(first, second).int().tolist() == [
+        [0, 0, 0, 1, 0],
+        [1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 1],
+        [0, 1, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+    ]
+    assert torch.equal(matches(first, first), torch.eye(5, dtype=torch.bool))
+
+
+def test_the_null_of_rank_matches_is_blind_drawing_for_equal_singular_values():
+    p = 32
+    null = null_matches(singular_directions(torch.eye(p, dtype=torch.float64)), None, None, 2000, seed=0)
+    assert null.shape == (2000, 8, 8)
+    assert null.double().mean().item() == pytest.approx(1 / p, abs=0.002)  # every cell alike: one of p
+
+
 def test_null_rates_have_the_update_s_rank_and_norm():
     directions = singular_directions(matrix(20, 30))
     update = LowRank(matrix(2, 30, seed=3), matrix(20, 2, seed=4) * 7)
@@ -135,8 +159,16 @@ def test_every_chart_has_its_null(runs, tmp_path, drawn, capsys):
         "Accuracy of LoRA of rank 2 against lora, step 6",
         "Mean over layers",
     ]
-    assert len(titles) == 3 + 3 * 3
-    assert all(any(s.name.startswith("null") and s.style == "band" for s in panel.series) for panel in drawn)
+    assert len(titles) == 3 + 2 * 3 + 3 * 3
+    grids, others = drawn[3:9], drawn[:3] + drawn[9:]
+    assert all(any(s.name.startswith("null") and s.style == "band" for s in panel.series) for panel in others)
+    for trained, null in zip(grids[::2], grids[1::2], strict=True):
+        assert " are shared" in trained.title
+        assert null.title.split(":")[0] == trained.title.split(":")[0]
+        assert ": null, " in null.title
+        shared = int(trained.title.split(": ")[1].split()[0])
+        assert sum(trained.series[0].shades) == shared
+        assert max(null.series[0].shades) == 1
     assert [x for x, _ in drawn[2].series[1].points] == [2, 4, 6]
     with Image.open(tmp_path / "d.png") as page:
         assert json.loads(page.text["dash-vision"])["draws"] == 20
@@ -171,7 +203,7 @@ def test_a_vision_transformer_against_full_fine_tuning(runs, tmp_path, drawn, ca
     for truth in (full, full / "trained.safetensors"):
         drawn.clear()
         assert directions(run, "--truth", truth, "--layer", "blocks.1.attn", tmp_path / "v.png") == 0
-        assert [p.title for p in drawn if ":" in p.title] == [
+        assert [p.title for p in drawn if p.log] == [
             f"blocks.1.attn.{name}: {part}"
             for name in ("qkv", "proj")
             for part in ("whole spectrum", "last 24", "sorted, largest 32")

@@ -197,3 +197,25 @@ def test_an_update_that_overflows_is_refused_by_every_writer(tmp_path, dtype):
         next(w for _, w in adapter.weights()).A.fill_(float("inf"))
     with pytest.raises(ValueError, match="NaN, infinity"):
         export_lora(adapter, tmp_path / "inf", format="peft")
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+@pytest.mark.parametrize("script", [dreambooth, vtab])
+def test_a_model_in_parts_is_refused(folder, tmp_path, capsys, monkeypatch, script, name):
+    """What `accelerate launch` tells its processes when its configuration asks for one."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    assert script(folder, tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "splits the model over the processes" in said
+    assert "--multi_gpu" in said
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(folder, tmp_path):
+    assert dreambooth(folder, tmp_path / "out") == 0
+    words = [sys.executable, "-m", "dash_vision", "inspect", str(tmp_path / "out" / "dash_adapter.safetensors")]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        ended = subprocess.run(words, stdout=gone, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")

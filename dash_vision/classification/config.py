@@ -139,7 +139,10 @@ class VtabConfig:
 
     device: str = option("auto", MACHINE, "auto, cpu, cuda, cuda:1, mps, ...")
     mixed_precision: str = option(
-        "auto", MACHINE, "autocast; auto is bf16 on a GPU, and on a CPU with AMX", choices=["auto", "no", "bf16"]
+        "auto",
+        MACHINE,
+        "autocast; auto is bf16 on a GPU, and on a CPU made for it",
+        choices=["auto", "no", "bf16"],
     )
     compile: bool = option(False, MACHINE, "compile the model with torch.compile")
     eval_batch_size: int = option(256, MACHINE, "images per forward pass in evaluation")

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..cli import UsageError
+from ..cli import UsageError, refuse_sharding
 
 INTERRUPTED = 75  # EX_TEMPFAIL: not done, nothing wrong, run the same command again
 
@@ -73,7 +73,8 @@ class Runtime:
 
 
 def make_runtime(device: str = "auto", mixed_precision: str = "auto") -> Runtime:
-    """The runtime of this process. Raises UsageError for a device that is not there."""
+    """The runtime of this process. Raises UsageError for a device that is not there, or a model in parts."""
+    refuse_sharding()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import PartialState
 
@@ -89,7 +90,7 @@ def make_runtime(device: str = "auto", mixed_precision: str = "auto") -> Runtime
 
 
 def _fast_in_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware. On a CPU without such instructions bf16 is slower."""
+    """Whether the device multiplies bfloat16 matrices in hardware; on a CPU that does not, bf16 is the slower one."""
     if device.type == "cpu":  # torch tells it nowhere else
         asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         return any(getattr(torch.cpu, name, lambda: False)() for name in asked)

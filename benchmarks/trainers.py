@@ -1,0 +1,285 @@
+"""Both trainers end to end, beside plain loops built the way that the well-known scripts are: picture files read by a
+DataLoader in every step, pictures and prompts encoded anew, adapters from PEFT."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from dash_vision import DashConfig, inject
+from dash_vision.classification.backbones import build, head_names
+from dash_vision.classification.config import Run, VtabConfig
+from dash_vision.classification.layout import data_root, read_split, task_folder
+from dash_vision.classification.run import backbone_of, execute
+from dash_vision.classification.runtime import Runtime
+from dash_vision.diffusion.config import DreamBoothConfig
+from dash_vision.diffusion.families import Base, load_base
+from dash_vision.diffusion.training import DreamBoothRun
+
+from .measure import Settings, Table, interleaved, ratio
+
+PICTURES = Path(__file__).resolve().parents[1] / "cat"
+_UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+_VIT_TARGETS = r"blocks\.\d+\.(?:attn\.(?:qkv|proj)|mlp\.fc[12])"
+_PRECISION = {torch.float32: "no", torch.bfloat16: "bf16"}
+
+
+def autocast(settings: Settings) -> AbstractContextManager:
+    """bf16 autocast where that is measured."""
+    if settings.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(settings.device.type, settings.dtype)
+
+
+# -- DreamBooth
+
+
+class InstancePictures(Dataset):
+    """Picture files as a DreamBooth script reads them: from disk in every epoch."""
+
+    def __init__(self, folder: Path, base: Base, prompt: str) -> None:
+        self.files = sorted(p for p in folder.iterdir() if p.suffix in (".png", ".jpg"))
+        side = base.resolution
+        steps = [transforms.Resize(side), transforms.RandomCrop(side), transforms.ToTensor()]
+        self.transform = transforms.Compose([*steps, transforms.Normalize([0.5], [0.5])])
+        self.tokenizer, self.prompt = base.pipeline.tokenizer, prompt
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        with Image.open(self.files[index]) as picture:
+            pixels = self.transform(picture.convert("RGB"))
+        length = self.tokenizer.model_max_length
+        ids = self.tokenizer(self.prompt, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        return pixels, ids.input_ids[0]
+
+
+def endless(loader: DataLoader) -> Iterator[Any]:
+    """Its batches, epoch after epoch."""
+    while True:
+        yield from loader
+
+
+def plain_dreambooth(
+    base_name: str | None, batch_size: int, steps: int, settings: Settings, adapt: Callable[[nn.Module], None]
+) -> Callable[[], None]:
+    """`steps` steps of a plain loop. adapt: puts an adapter into the UNet."""
+    base = load_base(base_name)
+    pipeline, device = base.pipeline, settings.device
+    for network in base.components().values():
+        network.requires_grad_(False).to(device)
+        if settings.dtype != torch.float32:
+            network.to(settings.dtype)
+    adapt(pipeline.unet)
+    trained = [p for p in pipeline.unet.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    pictures = InstancePictures(PICTURES, base, "a photo of sks cat")
+    batches = endless(DataLoader(pictures, batch_size, shuffle=True, drop_last=True))
+    scheduler, scaling = pipeline.scheduler, pipeline.vae.config.scaling_factor
+
+    def step() -> None:
+        pixels, ids = next(batches)
+        latents = pipeline.vae.encode(pixels.to(device, settings.dtype)).latent_dist.sample() * scaling
+        noise = torch.randn_like(latents)
+        t = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),), device=device)
+        noisy = scheduler.add_noise(latents, noise, t)
+        with autocast(settings):
+            states = pipeline.text_encoder(ids.to(device))[0]
+            predicted = pipeline.unet(noisy, t, states).sample
+        velocity = base.prediction_type == "v_prediction"
+        target = scheduler.get_velocity(latents, noise, t) if velocity else noise
+        F.mse_loss(predicted.float(), target.float()).backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def run() -> None:
+        for _ in range(steps):
+            step()
+
+    return run
+
+
+def trainer_dreambooth(
+    base: str | None, rank: int, k: int, steps: int, settings: Settings, folder: Path
+) -> tuple[Callable[[], None], int]:
+    """(`steps` further steps of train_dreambooth.py's own run, pictures a step)."""
+    config = DreamBoothConfig(
+        instance_data_dir=str(PICTURES),
+        output_dir=str(folder / f"k{k}"),
+        pretrained_model_name_or_path=base,
+        rank=rank,
+        dash_k=k,
+        mixed_precision=_PRECISION[settings.dtype],
+        checkpointing_steps=0,
+    )
+    accelerator = Accelerator(cpu=settings.device.type == "cpu", mixed_precision=_PRECISION[settings.dtype])
+    run = DreamBoothRun(config, accelerator, lambda line: None)
+    for adapter in run.adapters.values() if k else ():
+        adapter.launch()
+    assert config.train_batch_size is not None
+
+    def go_on() -> None:
+        config.max_train_steps = run.step + steps
+        with redirect_stderr(io.StringIO()):  # the progress bar
+            run.fit()
+
+    return go_on, config.train_batch_size
+
+
+def dreambooth(settings: Settings, base: str | None, rank: int, k: int, steps: int) -> list[Table]:
+    """Pictures a second of the trainer, after encoding and launch, and of plain loops on the same base."""
+
+    def peft(unet: nn.Module) -> None:
+        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=_UNET_TARGETS))  # type: ignore[operator]
+
+    def dash(unet: nn.Module) -> None:
+        adapter = inject(unet, DashConfig(rank=rank, dash_k=k, target="unet-attention"))
+        for _, w in adapter.weights():  # directions cost the same whichever they are
+            nn.init.orthogonal_(w.U)
+            nn.init.orthogonal_(w.V)
+
+    ours, plain = "train_dreambooth.py, LoRA-Dash", "plain loop, PEFT LoRA"
+    with tempfile.TemporaryDirectory() as folder:
+        own, batch = trainer_dreambooth(base, rank, k, steps, settings, Path(folder))
+        ways = {
+            ours: own,
+            "train_dreambooth.py, LoRA (--dash_k 0)": trainer_dreambooth(base, rank, 0, steps, settings, Path(folder))[
+                0
+            ],
+            "plain loop, LoRA-Dash, nothing cached": plain_dreambooth(base, batch, steps, settings, dash),
+            plain: plain_dreambooth(base, batch, steps, settings, peft),
+        }
+        times = interleaved(ways, settings)
+    rows: list[list[str | float]] = []
+    for name, found in times.items():
+        median = sorted(found)[len(found) // 2]
+        rows.append([name, steps * batch / median, ratio(times, plain, name)])
+    title = f"DreamBooth on {base or 'the miniature'}, {batch} pictures a step, rank {rank}, k = {k}"
+    return [Table(title, ("way", "pictures/s", "times as fast as the plain loop with PEFT"), rows)]
+
+
+# -- VTAB
+
+
+class PictureFiles(Dataset):
+    """A split's files as VTAB codes read them: opened, resized and normalised whenever they are asked for."""
+
+    def __init__(self, run: Run, split: str) -> None:
+        root = data_root(run.settings.data_root)
+        listing = read_split(task_folder(root, run.task), run.task, split)
+        self.paths, self.labels = listing.paths, listing.labels
+        backbone = backbone_of(run)
+        size = (backbone.image_size, backbone.image_size)
+        bicubic = transforms.InterpolationMode.BICUBIC
+        normalize = transforms.Normalize(backbone.mean, backbone.std)
+        self.transform = transforms.Compose([transforms.Resize(size, bicubic), transforms.ToTensor(), normalize])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        with Image.open(self.paths[index]) as picture:
+            return self.transform(picture.convert("RGB")), self.labels[index]
+
+
+def plain_vtab(run: Run, settings: Settings, workers: int) -> None:
+    """The protocol in a plain loop with PEFT's LoRA: measure every epoch on val200, train again, test once."""
+    s, device = run.settings, settings.device
+
+    def loader(split: str, train: bool) -> DataLoader:
+        size = s.batch_size if train else s.eval_batch_size
+        return DataLoader(PictureFiles(run, split), size, shuffle=train, num_workers=workers)
+
+    def train(split: str, val: DataLoader | None) -> nn.Module:
+        model = build(backbone_of(run), run.task.classes, run.drop_path, head_seed=run.seed)
+        config = LoraConfig(
+            r=s.rank, lora_alpha=s.rank, target_modules=_VIT_TARGETS, modules_to_save=list(head_names(model))
+        )
+        model = get_peft_model(model, config).to(device)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=run.learning_rate, weight_decay=s.weight_decay)
+        batches = loader(split, train=True)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, run.epochs * len(batches))
+        best = -1.0
+        for _ in range(run.epochs):
+            model.train()
+            for images, labels in batches:
+                with autocast(settings):
+                    loss = F.cross_entropy(model(images.to(device)).float(), labels.to(device))
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
+            if val is not None:
+                best = max(best, accuracy(model, val))
+        return model
+
+    @torch.no_grad()
+    def accuracy(model: nn.Module, batches: DataLoader) -> float:
+        model.eval()
+        right = total = 0
+        for images, labels in batches:
+            with autocast(settings):
+                right += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
+            total += len(labels)
+        return right / total
+
+    train("train800", loader("val200", train=False))
+    # All epochs again, in every way: what is compared is time, and the best epoch of each is another.
+    model = train("train800val200", None)
+    accuracy(model, loader("test", train=False))
+
+
+def vtab(
+    settings: Settings, task: str, data_root: str | None, model: str, rank: int, k: int, epochs: int, workers: int
+) -> list[Table]:
+    """Seconds of a whole task: train, choose, train again, test."""
+    counter = iter(range(10**6))
+    runtime = Runtime(settings.device, bf16=settings.dtype == torch.bfloat16)
+    with tempfile.TemporaryDirectory() as folder:
+
+        def run_of(method: str) -> Run:
+            config = VtabConfig(
+                task=[task],
+                methods=[method],
+                data_root=data_root,
+                model=model,
+                random_weights=model != "miniature",  # time does not depend on them
+                cache_dir=str(Path(folder) / f"cache{next(counter)}"),  # nothing is decoded ahead
+                output_dir=str(Path(folder) / f"runs{next(counter)}"),
+                epochs=epochs,
+                rank=rank,
+                dash_k=k,
+                prelaunch_steps=1,
+                selection="last",
+            )
+            (run,) = config.runs()
+            return run
+
+        ours, plain = "train_vtab.py, LoRA-Dash", f"DataLoader of files ({workers} workers), PEFT LoRA"
+        ways: dict[str, Callable[[], object]] = {
+            ours: lambda: execute(run_of("dash"), runtime),
+            "train_vtab.py, LoRA": lambda: execute(run_of("lora"), runtime),
+            plain: lambda: plain_vtab(run_of("lora"), settings, workers),
+        }
+        times = interleaved(ways, settings)
+    rows: list[list[str | float]] = []
+    for name, found in times.items():
+        rows.append([name, sorted(found)[len(found) // 2], ratio(times, plain, name)])
+    title = f"A whole task ({task}, {model}, {epochs} epochs twice, test once), rank {rank}, k = {k}"
+    return [Table(title, ("way", "seconds", "times as fast as the plain loop with PEFT"), rows)]
