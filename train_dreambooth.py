@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Late, so that --help and wrong settings do not wait for diffusers.
     import torch
 
+    from dash_vision.adapter_io import DIFFUSERS_NAME
     from dash_vision.diffusion.images import ImageFolderError
     from dash_vision.diffusion.training import DreamBoothRun, Stopped, TrainingError
 
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             accelerator.end_training()
     if accelerator.is_main_process:
         print(f"pictures: {run.output / 'samples.png'}")
-        print(f"load it:  pipe.load_lora_weights({str(run.output)!r})")
+        print(f"load it:  pipe.load_lora_weights({str(run.output)!r}, weight_name={DIFFUSERS_NAME!r})")
     return 0
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -573,12 +574,14 @@ def test_buckets_captions_and_prior_preservation_train_together(folder, tmp_path
     made = sorted((tmp_path / "out/class_images").iterdir())
     assert len(made) == 2
     assert any("generating 2" in line for line in lines)
-    before = [p.read_bytes() for p in made]
+    before = [np.asarray(Image.open(p)).astype(int) for p in made]
     made[0].unlink()
     lines = []
     prepare(config, lines)
     assert any("generating 1" in line for line in lines)
-    assert [p.read_bytes() for p in made] == before  # picture 0 again, from its own noise
+    # Picture 0 again, from its own noise; alone it may round otherwise than in a batch of two.
+    for path, expected in zip(made, before, strict=True):
+        assert np.abs(np.asarray(Image.open(path)) - expected).max() <= 1
     lines = []
     prepare(config, lines)
     assert any("none generated" in line for line in lines)

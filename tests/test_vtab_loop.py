@@ -294,9 +294,10 @@ def test_a_device_that_is_not_there_is_explained(monkeypatch):
     with pytest.raises(UsageError, match="there is no device 'abacus'"):
         make_runtime("abacus")
     assert make_runtime("cpu", "no") == Runtime(torch.device("cpu"))
-    for fast in (True, False):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda fast=fast: fast)
-        assert make_runtime("cpu").bf16 is fast
+    for amx, avx512 in ((True, True), (True, False), (False, True), (False, False)):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx512=avx512: avx512)
+        assert make_runtime("cpu").bf16 is (amx or avx512)
         assert make_runtime("cpu", "bf16").bf16
 
 

@@ -367,7 +367,12 @@ def export(settings: Settings) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    _replace_folder(settings.output / "pipeline", pipeline.save_pretrained)
+
+    def save(folder: Path, **options: Any) -> None:
+        pipeline.save_pretrained(folder, **options)
+        _name_for_every_version(folder / "text_encoder" / "model.safetensors")
+
+    _replace_folder(settings.output / "pipeline", save)
     if (work / "clip" / "config.json").exists():
         clip = CLIPModel.from_pretrained(work / "clip").half()
         _replace_folder(settings.output / "clip", clip.save_pretrained)
@@ -379,6 +384,15 @@ def export(settings: Settings) -> None:
     for folder in sorted(p for p in settings.output.iterdir() if p.is_dir()):
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         print(f"export: {folder} {size / 1e6:.1f} MB", flush=True)
+
+
+def _name_for_every_version(file: Path) -> None:
+    """A CLIPTextModel's tensors under "text_model.", as in every published checkpoint: transformers before 5.6 reads no
+    other names (and draws at random what it misses), later ones read both."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = {f"text_model.{name.removeprefix('text_model.')}": t for name, t in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
 
 
 def _replace_folder(folder: Path, save: Callable[..., Any]) -> None:
