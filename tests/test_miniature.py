@@ -285,7 +285,8 @@ def test_a_build_that_goes_on_from_exported_weights_keeps_their_latents_and_word
     assert parts >= {"pipeline/vae", "pipeline/unet", "pipeline/text_encoder", "clip"}
     assert not [name for name in changed if name.startswith(("pipeline/vae.encoder", "pipeline/vae.quant_conv"))]
     for file in ("pipeline/tokenizer/tokenizer.json", "pipeline/vae/config.json"):
-        assert json.loads((miniature.WEIGHTS / file).read_text()) == json.loads((tmp_path / "out" / file).read_text())
+        old, new = (json.loads((folder / file).read_text()) for folder in (miniature.WEIGHTS, tmp_path / "out"))
+        assert {**old, "_diffusers_version": ""} == {**new, "_diffusers_version": ""}
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:

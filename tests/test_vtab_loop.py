@@ -241,14 +241,17 @@ def test_checkpoints_are_written_between_epochs(data, monkeypatch):
 
 
 def test_the_first_signal_is_a_request_and_the_second_an_order():
-    before = signal.getsignal(signal.SIGINT)
-    with catching_signals() as stop:
-        assert not stop.pending()
-        signal.raise_signal(signal.SIGINT)
-        assert stop.pending()
-        with pytest.raises(KeyboardInterrupt):
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's is to ignore it
+    try:
+        with catching_signals() as stop:
+            assert not stop.pending()
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+            assert stop.pending()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, inherited)
 
 
 def test_a_signal_leaves_a_checkpoint_and_its_own_exit_status(data):
