@@ -54,7 +54,9 @@ def network(name: str, size: Size, settings: Settings) -> nn.Module:
         model: nn.Module = timm.create_model("vit_base_patch16_224", depth=size.depth, num_classes=100)
     else:
         model = build(SD15 if name == "sd15" else SDXL, size.width)
-    return model.to(settings.device, settings.dtype).requires_grad_(False).train()
+    if settings.dtype != torch.float32:
+        model.to(settings.dtype)
+    return model.to(settings.device).requires_grad_(False).train()
 
 
 def example(name: str, model: nn.Module, size: Size, settings: Settings) -> dict[str, Any]:
