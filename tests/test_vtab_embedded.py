@@ -9,7 +9,6 @@ import torch
 from safetensors import safe_open
 
 from dash_vision.classification import build_vit, embedded
-from dash_vision.classification.__main__ import main
 from dash_vision.classification.backbones import MINIATURE_SHAPE, Backbone, build, describe
 from dash_vision.classification.build_vit import (
     BuildPlan,
@@ -23,6 +22,7 @@ from dash_vision.classification.cache import whole
 from dash_vision.classification.data import load_task
 from dash_vision.classification.embedded import class_names, draw, labels
 from dash_vision.classification.tasks import EMBEDDED, TASKS
+from dash_vision.miniature.__main__ import main
 from dash_vision.miniature.scenes import KINDS, PATTERNS
 
 SPLITS = ("train800", "val200", "test")
@@ -195,6 +195,16 @@ def test_it_is_built_resumed_and_loaded(tmp_path, capsys, monkeypatch):
     model = build(Backbone("miniature", 64, (0.5,) * 3, (0.5,) * 3, checkpoint=str(plan.output)), 16)
     assert model.patch_embed.proj.weight.shape == (MINIATURE_SHAPE["embed_dim"], 3, 8, 8)
     assert describe("miniature").mean == (0.5, 0.5, 0.5)
-    assert main(["build-vit", "--work", str(plan.work), "--output", str(plan.output), "--steps", "9", "--scenes", "24",
-                 "--heldout", "8", "--batch_size", "8", "--processes", "1"]) == 1  # fmt: skip
+
+
+def test_the_miniatures_build_makes_it_too(tmp_path, capsys):
+    words = ["build", "--work", str(tmp_path / "work"), "--output", str(tmp_path / "out"), "--stages", "vit"]
+    words += ["--scenes", "24", "--processes", "1"]
+    assert main([*words, "--vit-steps", "1"]) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'out' / 'vit.safetensors'} 1.6" in said
+    assert all(f"  {question}: " in said for question in build_vit.QUESTIONS)
+    checkpoint = str(tmp_path / "out" / "vit.safetensors")
+    build(Backbone("miniature", 64, (0.5,) * 3, (0.5,) * 3, checkpoint=checkpoint), 16)
+    assert main([*words, "--vit-steps", "2"]) == 1
     assert "was trained with other settings" in capsys.readouterr().err

@@ -194,7 +194,7 @@ def test_files_that_are_no_weights_of_the_model_are_refused(tmp_path):
 
 def test_a_missing_miniature_says_how_to_make_it(tmp_path, monkeypatch):
     monkeypatch.setattr(backbones, "MINIATURE_WEIGHTS", tmp_path / "absent.safetensors")
-    with pytest.raises(BackboneError, match=r"python -m dash_vision\.classification build-vit"):
+    with pytest.raises(BackboneError, match=r"python -m dash_vision\.miniature build --stages vit"):
         build(describe("miniature"), 5)
 
 

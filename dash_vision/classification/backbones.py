@@ -173,8 +173,8 @@ def _miniature(backbone: Backbone, classes: int, drop_path: float) -> nn.Module:
         file = Path(backbone.checkpoint) if backbone.checkpoint else MINIATURE_WEIGHTS
         if not file.is_file():
             raise BackboneError(
-                f"the miniature's weights are not at {file}; train them with `python -m dash_vision.classification "
-                "build-vit`, or install the package again"
+                f"the miniature's weights are not at {file}; train them with `python -m dash_vision.miniature "
+                "build --stages vit --work DIR`, or install the package again"
             )
         _load_safetensors(model, file)
     return model

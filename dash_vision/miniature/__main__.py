@@ -39,6 +39,10 @@ def _build_settings(args: argparse.Namespace) -> Settings:
             if steps < 1:
                 raise ValueError(f"--{name}-steps takes a number of steps, 1 or more, got {steps}")
             setattr(settings, name, replace(getattr(settings, name), steps=steps))
+    if args.vit_steps is not None:
+        if args.vit_steps < 1:
+            raise ValueError(f"--vit-steps takes a number of steps, 1 or more, got {args.vit_steps}")
+        settings.vit_steps = args.vit_steps
     return settings
 
 
@@ -81,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--work", type=Path, required=True, help="folder for data, checkpoints and logs")
     train.add_argument("--output", type=Path, help="folder for the exported weights (default: the package's)")
     train.add_argument(
-        "--stages", nargs="+", metavar="STAGE", help="only these: data tokenizer vae latents unet clip export"
+        "--stages", nargs="+", metavar="STAGE", help="only these: data tokenizer vae latents unet clip export vit"
     )
     train.add_argument("--init", type=Path, metavar="FOLDER", help="go on from exported weights instead of random ones")
     train.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -93,6 +97,9 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--scenes", type=int, help="training scenes (default: 64000)")
     for name, what in (("vae", "autoencoder"), ("unet", "denoiser and text encoder"), ("clip", "vision tower")):
         train.add_argument(f"--{name}-steps", type=int, help=f"steps of the {what} (default: what the shipped one had)")
+    train.add_argument(
+        "--vit-steps", type=int, help="steps of the classifier's ViT (default: what the shipped one had)"
+    )
     train.add_argument("--seed", type=int, default=0, help="seed of all training (default: 0)")
     train.add_argument("--snapshot", action="store_true", help="only export a UNet training's latest checkpoint")
     train.set_defaults(run=_build)

@@ -41,7 +41,7 @@ from .vocabulary import write_tokenizer
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-STAGES = ("data", "tokenizer", "vae", "latents", "unet", "clip", "export")
+STAGES = ("data", "tokenizer", "vae", "latents", "unet", "clip", "export", "vit")
 CHUNK = 500
 
 VAE_PLAN = Plan(
@@ -56,7 +56,7 @@ class Settings:
     """What one build depends on. The defaults are those of the shipped weights."""
 
     work: Path
-    output: Path  # the folder that receives pipeline/ and clip/
+    output: Path  # the folder that receives pipeline/ and clip/, and vit.safetensors unless it is the package's
     device: str = "cpu"
     scenes: int = 64_000
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -66,6 +66,7 @@ class Settings:
     vae: Plan = VAE_PLAN
     unet: Plan = UNET_PLAN
     clip: Plan = CLIP_PLAN
+    vit_steps: int = 2400
 
 
 def training_scene(index: int) -> Scene:
@@ -386,6 +387,33 @@ def export(settings: Settings) -> None:
         print(f"export: {folder} {size / 1e6:.1f} MB", flush=True)
 
 
+def train_vit(settings: Settings) -> None:
+    """The ViT that train_vtab.py takes for its embedded tasks, on scenes and questions of its own."""
+    if settings.init:
+        print("vit: left as it is; it does not go on from other weights", flush=True)
+        return
+    # It belongs to the classification, which imports the scenes from here.
+    from ..classification.backbones import MINIATURE_WEIGHTS
+    from ..classification.build_vit import BuildPlan
+    from ..classification.build_vit import build as build_vit
+
+    own = settings.output.resolve() == (Path(__file__).parent / "weights").resolve()
+    plan = BuildPlan(
+        work=settings.work / "vit",
+        output=MINIATURE_WEIGHTS if own else settings.output / "vit.safetensors",
+        scenes=min(48_000, settings.scenes),
+        steps=settings.vit_steps,
+        seed=settings.seed,
+        device=settings.device,
+        processes=settings.processes,
+    )
+    plan.work.mkdir(parents=True, exist_ok=True)
+    plan.output.parent.mkdir(parents=True, exist_ok=True)
+    accuracies = build_vit(plan)
+    print(f"vit: {plan.output} {plan.output.stat().st_size / 1e6:.2f} MB; accuracy on held-out scenes:", flush=True)
+    print("\n".join(f"  {question}: {value} %" for question, value in accuracies.items()), flush=True)
+
+
 def _name_for_every_version(file: Path) -> None:
     """A CLIPTextModel's tensors under "text_model.", as in every published checkpoint: transformers before 5.6 reads no
     other names (and draws at random what it misses), later ones read both."""
@@ -450,6 +478,7 @@ def build(settings: Settings, stages: Sequence[str] = STAGES) -> None:
         "unet": train_unet,
         "clip": train_clip,
         "export": export,
+        "vit": train_vit,
     }
     for stage in stages:
         if stage not in steps:
