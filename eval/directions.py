@@ -22,6 +22,7 @@ from dash_vision.analysis import (
     Overlap,
     Update,
     matches,
+    norm,
     null_matches,
     null_overlaps,
     null_rates,
@@ -94,10 +95,13 @@ def make_directions(
     panels: list[Panel] = []
     grids: list[Panel] = []
     analysed: list[Layer] = []
+    shifts: list[tuple[list[float], float]] = []
     for number, (module, W) in enumerate(frozen.items()):
         if other is None and module not in shown:
             continue
         directions = singular_directions(W)
+        if state.launched and state.config.dash_k:
+            shifts.append(_shifts(module, directions, state))
         if module in shown:
             panels += _rate_panels(module, directions, state, draws, seed + number)
         if other is not None:
@@ -108,6 +112,13 @@ def make_directions(
         panels = _overlap_panels(analysed, other, state) + grids + panels
         if source.state and other.state and _seed(run) is not None and _seed(run) == _seed(truth):
             say("note: both runs have one seed, so their updates began alike: their overlap owes something to that")
+    if shifts:
+        relative = statistics.median(value for layer, _ in shifts for value in layer)
+        share = statistics.median(share for _, share in shifts)
+        say(
+            f"shifts of {len(shifts)} layers: in the median {100 * relative:.1f} % of their singular values; a layer's "
+            f"together {100 * share:.1f} % of its low-rank update, by the Frobenius norm"
+        )
     foot = source.name + (f" against {other.name}" if other else "") + f"; null: {draws} random updates a layer, "
     page = draw(panels, 3, f"{foot}of the same rank and norm, seed {seed}; bands: 5 to 95 percent of them.")
     save(page, output, {"run": str(run), "truth": str(truth) if truth else None, "draws": draws, "seed": seed})
@@ -235,6 +246,15 @@ def _learned(source: Source, module: str, W: Tensor, directions: Directions) -> 
         A = torch.cat([A.double(), directions.V[indices]])
         B = torch.cat([B.double(), directions.U[:, indices] * shifts], dim=1)
     return LowRank(A, B)
+
+
+def _shifts(module: str, directions: Directions, state: AdapterState) -> tuple[list[float], float]:
+    """|dsigma| / sigma of a layer's chosen directions, and |U diag(dsigma) V| / |(alpha / r) B A|: U and V are
+    orthonormal, so the first norm is that of dsigma."""
+    shift = state.tensors[f"{module}.dsigma"].double()
+    sigma = directions.sigma[state.tensors[f"{module}.indices"]]
+    update = norm(_low_rank(state.tensors, module, state.config.scaling))
+    return (shift.abs() / (sigma + state.config.eps)).tolist(), shift.norm().item() / max(update, 1e-300)
 
 
 def _difference(source: Source, module: str, W: Tensor) -> Tensor | None:

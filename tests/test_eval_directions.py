@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from test_dreambooth import settings, train
 from vtab_helpers import trained_run
 
+from dash_vision.adapter_io import NATIVE_NAME
 from dash_vision.analysis import (
     LowRank,
     matches,
@@ -195,6 +196,24 @@ def test_overlaps_are_those_of_the_files(runs, tmp_path, drawn):
         expected.append(len(top("lora", 8) & top("dash", 4)) / 4)
     found = [value for _, value in next(s for s in drawn[0].series if s.name == "recall").points]
     assert sorted(found) == pytest.approx(sorted(expected))
+
+
+def test_shifts_are_compared_with_singular_values_and_with_the_low_rank_update(runs, tmp_path, capsys):
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import load_file
+
+    assert directions(runs / "dash", "--truth", runs / "lora", tmp_path / "d.png") == 0
+    said = capsys.readouterr().out
+    unet = dict(UNet2DConditionModel.from_pretrained(runs / "sd/unet").named_modules())
+    native = {k.removeprefix("unet/"): v.double().numpy() for k, v in load_file(runs / "dash" / NATIVE_NAME).items()}
+    relative, shares = [], []
+    for module in [k.removesuffix(".A") for k in native if k.endswith(".A")]:
+        A, B, shift, U, V = (native[f"{module}.{key}"] for key in ("A", "B", "dsigma", "U", "V"))
+        W = unet[module].weight.detach().double().numpy()
+        relative += np.abs(shift / np.diag(U.T @ W @ V.T)).tolist()
+        shares.append(np.linalg.norm(U @ np.diag(shift) @ V) / np.linalg.norm(B @ A))
+    assert f"in the median {100 * np.median(relative):.1f} % of their singular values" in said
+    assert f"together {100 * np.median(shares):.1f} % of its low-rank update" in said
 
 
 def test_a_vision_transformer_against_full_fine_tuning(runs, tmp_path, drawn, capsys):
