@@ -1,22 +1,24 @@
 """DreamBooth on individuals of the miniature's world, of which other pictures are known.
 
-`python -m benchmarks.individuals OUT --work DIR`
+`python -m benchmarks.individuals OUT --work DIR [--plan benchmarks/individuals.yaml]`
 
-For every individual and every arm (a set of trainer flags) the command line of a user is run: train_dreambooth.py on
-five instance pictures. Then the trained model draws the individual in places that no instance picture shows, and each
+For every individual and every arm (a set of trainer flags) train_dreambooth.py is run as a user would run it, on five
+instance pictures. Then the trained model draws the individual in places that no instance picture shows, and each
 drawing is compared with a held-out render of it in the same place. Two other pictures stand in the drawing's stead for
 scale: the base model's answer to the same prompt from the same noise, and a second true render in another pose. "Way"
 is how far from the first to the second a drawing comes: 100% is as like the held-out render as another true one.
-What is there already is not made again, so a stopped command goes on.
+What is there already is not made again, so a stopped command goes on, and several may share one OUT, each with other
+--individuals. A plan may set arms against each other: effects.py compares them in pairs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -24,9 +26,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import Image
 from torch import Tensor
 
+import train_dreambooth
 from dash_vision import load_adapter
 from dash_vision.cli import UsageError
 from dash_vision.diffusion.families import Base, load_base
@@ -45,18 +49,24 @@ from dash_vision.miniature.scenes import (
     write_pictures,
 )
 
-TRAINER = Path(__file__).resolve().parents[1] / "train_dreambooth.py"
+from .effects import MEASURES, effects, forest_picture, markdown
+
 TOKEN = "sks"
-MEASURES = ("CLIP-I", "judge's features")
 _SHEET = 6  # held-out places shown per individual
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A name for the tables, and the flags that the trainer gets."""
+    """A name for the tables, the flags that the trainer gets, the training seeds, and the arm to compare it with."""
 
     name: str
     flags: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+    against: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name:
+            raise UsageError(f"an arm's name is a folder's name, got {self.name!r}")
 
     @classmethod
     def parse(cls, text: str) -> Arm:
@@ -64,7 +74,36 @@ class Arm:
         name, equals, flags = text.partition("=")
         if not equals or not name or "/" in name:
             raise UsageError(f'--arm takes NAME=FLAGS (such as LoRA="--dash_k 0"), got {text!r}')
-        return cls(name, tuple(flags.split()))
+        return cls(name, tuple(shlex.split(flags)))
+
+
+def read_plan(path: Path) -> list[Arm]:
+    """The arms of a YAML plan: `common` flags of all, and `arms` with a name, flags, and maybe seeds and against.
+
+    Raises UsageError for a file that is no plan, or sets an arm against one that it does not have.
+    """
+    try:
+        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
+        common = shlex.split(plan.get("common", ""))
+        arms = [
+            Arm(
+                str(one["name"]),
+                (*common, *shlex.split(one.get("flags", ""))),
+                tuple(int(seed) for seed in one.get("seeds", (0,))),
+                one.get("against"),
+            )
+            for one in plan["arms"]
+        ]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"{path} is no plan ({' '.join(str(error).split())}); it takes YAML with arms, each with a name and flags; "
+            "benchmarks/individuals.yaml is one"
+        ) from None
+    names = {arm.name for arm in arms}
+    for arm in arms:
+        if arm.against is not None and arm.against not in names:
+            raise UsageError(f"{path}: {arm.name} is set against {arm.against!r}; the arms are {', '.join(names)}")
+    return arms
 
 
 @dataclass(frozen=True)
@@ -100,38 +139,62 @@ class Case:
         return [f"a photo of {describe(scene, token=TOKEN, colour=False)}" for scene in self.heldout]
 
 
-def train(case: Case, arm: Arm, base: Path | None) -> dict[str, Any]:
-    """Run the trainer for one arm, unless its run is complete; returns its run.json."""
-    folder = case.folder / arm.name
-    record = folder / "run.json"
-    if not record.exists():
-        command = [sys.executable, str(TRAINER), "--instance_data_dir", str(case.folder / "instance")]
-        command += ["--instance_prompt", f"a photo of {TOKEN} {case.kind}", "--output_dir", str(folder)]
+def train(case: Case, arm: Arm, seed: int, base: Path | None) -> dict[str, Any]:
+    """Run the trainer's main() for one arm and training seed, unless its run is complete; returns its run.json.
+
+    In this process: an interpreter with diffusers takes as long to start as a hundred of the miniature's steps.
+    """
+    folder = arm_folder(case, arm, seed)
+    if not (folder / "samples.png").exists():  # the trainer's last work but a few numbers
+        folder.mkdir(parents=True, exist_ok=True)
+        command = ["--instance_data_dir", str(case.folder / "instance"), "--output_dir", str(folder)]
+        command += ["--instance_prompt", f"a photo of {TOKEN} {case.kind}", "--seed", str(seed)]
         command += ["--checkpointing_steps", "0", "--validation_prompt", case.prompts()[0]]
         command += ["--pretrained_model_name_or_path", str(base)] if base else []
-        done = subprocess.run([*command, *arm.flags], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise UsageError(
-                f"individual {case.seed}, arm {arm.name}: the trainer failed: {done.stderr.strip()[-400:]}"
-            )
-    return dict(json.loads(record.read_text(encoding="utf-8")))
+        with (folder / "log.txt").open("w+", encoding="utf-8") as log:
+            with redirect_stdout(log), redirect_stderr(log):
+                try:
+                    status = train_dreambooth.main([*command, *arm.flags])
+                except SystemExit as refused:  # argparse's answer to a flag that there is not
+                    status = int(refused.code or 0)
+            if status:
+                log.seek(0)
+                said = log.read().strip()[-400:]
+                raise UsageError(f"individual {case.seed}, arm {arm.name}: the trainer failed: {said}")
+    return read_run(folder)
 
 
-def draw(case: Case, folder: Path, base: Base, settings: dict[str, Any], adapter: Path | None) -> Tensor:
-    """The model's answers to the prompts, drawn or read from `folder`: float32 [N, 3, 64, 64] in -1..1."""
+def arm_folder(case: Case, arm: Arm, seed: int) -> Path:
+    """Where an arm's run of one training seed is."""
+    return case.folder / arm.name / f"seed-{seed}"
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The run.json of a complete run."""
+    return dict(json.loads((folder / "run.json").read_text(encoding="utf-8")))
+
+
+def draw(case: Case, folder: Path, base: Base, settings: dict[str, Any], adapter: Path | None) -> None:
+    """The model's answers to the prompts, as numbered PNG files in `folder`, unless they are all there."""
     prompts = case.prompts()
     files = [folder / f"{i:02d}.png" for i in range(len(prompts))]
-    if not all(file.exists() for file in files):
-        folder.mkdir(parents=True, exist_ok=True)
-        size = (base.resolution, base.resolution)
-        how = Sampling(settings["num_inference_steps"], settings["guidance_scale"], size, len(prompts))
-        loaded = load_adapter(base.pipeline.unet, adapter) if adapter else None
-        pictures = sample(base, prompts, [(case.seed, i) for i in range(len(prompts))], how, torch.device("cpu"))
-        if loaded:
-            loaded.remove()
-        for file, picture in zip(files, pictures, strict=True):
-            with replacing(file) as temporary:
-                picture.save(temporary, format="PNG")
+    if all(file.exists() for file in files):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    size = (base.resolution, base.resolution)
+    how = Sampling(settings["num_inference_steps"], settings["guidance_scale"], size, len(prompts))
+    loaded = load_adapter(base.pipeline.unet, adapter) if adapter else None
+    pictures = sample(base, prompts, [(case.seed, i) for i in range(len(prompts))], how, torch.device("cpu"))
+    if loaded:
+        loaded.remove()
+    for file, picture in zip(files, pictures, strict=True):
+        with replacing(file) as temporary:
+            picture.save(temporary, format="PNG")
+
+
+def drawn(case: Case, folder: Path) -> Tensor:
+    """What `draw` left in `folder`: float32 [N, 3, 64, 64] in -1..1."""
+    files = [folder / f"{i:02d}.png" for i in range(len(case.heldout))]
     return torch.stack([to_pixels(Image.open(file)) for file in files])
 
 
@@ -189,49 +252,75 @@ def way(low: float, value: float, high: float) -> float:
     return (value - low) / (high - low)
 
 
-def measure(case: Case, arms: Sequence[Arm], base: Base, weights: Path | None, eyes: Eyes) -> dict[str, Any]:
-    """Train, draw and score every arm on one individual."""
+def make(case: Case, arm: Arm, seed: int, base: Base, weights: Path | None) -> None:
+    """Train one arm on one individual, and draw with it and with the base, unless that is done."""
+    settings = train(case, arm, seed, weights)["arguments"]
+    folder = arm_folder(case, arm, seed)
+    draw(case, base_folder(case, settings), base, settings, None)
+    draw(case, folder / "pictures", base, settings, folder / "dash_adapter.safetensors")
+
+
+def frame(case: Case, base: Base, eyes: Eyes) -> dict[str, Any]:
+    """An individual's row before any arm: what another true render scores, as it is and through the VAE."""
+    truth, others = (torch.stack([to_pixels(render(s)) for s in scenes]) for scenes in (case.heldout, case.others))
+    return {
+        "seed": case.seed,
+        "kind": case.kind,
+        "another render": eyes.likeness(others, truth),
+        "through the VAE": eyes.likeness(through_vae(base, others), truth),
+        "arms": {},
+    }
+
+
+def score(case: Case, arm: Arm, seed: int, row: dict[str, Any], eyes: Eyes) -> dict[str, Any]:
+    """What the drawings of one arm are like; row: the individual's."""
+    folder = arm_folder(case, arm, seed)
+    run = read_run(folder)
+    settings = run["arguments"]
     truth = torch.stack([to_pixels(render(scene)) for scene in case.heldout])
-    others = torch.stack([to_pixels(render(scene)) for scene in case.others])
-    ceiling, coded = eyes.likeness(others, truth), eyes.likeness(through_vae(base, others), truth)
-    row: dict[str, Any] = {"seed": case.seed, "kind": case.kind, "another render": ceiling, "arms": {}}
-    for arm in arms:
-        run = train(case, arm, weights)
-        settings = run["arguments"]
-        # The base answers with the arm's own sampler settings: they may differ between arms.
-        style = f"base-{settings['num_inference_steps']}-{settings['guidance_scale']:g}"
-        floor = eyes.likeness(draw(case, case.folder / style, base, settings, None), truth)
-        folder = case.folder / arm.name
-        pictures = draw(case, folder / "pictures", base, settings, folder / "dash_adapter.safetensors")
-        found = eyes.likeness(pictures, truth)
-        row["arms"][arm.name] = {
-            "likeness": found,
-            "base": floor,
-            "way": {name: way(floor[name], found[name], ceiling[name]) for name in MEASURES},
-            "way of the VAE": {name: way(floor[name], coded[name], ceiling[name]) for name in MEASURES},
-            **eyes.kept(pictures, case.heldout),
-            "seconds": run["seconds"],
-        }
-        shown = ", ".join(f"{name} {100 * w:.0f}%" for name, w in row["arms"][arm.name]["way"].items())
-        place = 100 * row["arms"][arm.name]["place"]
-        print(f"{case.seed} {case.kind}, {arm.name}: way {shown}; place right {place:.0f}%", flush=True)
-    return row
+    # The base answers with the arm's own sampler settings: they may differ between arms.
+    floor = eyes.likeness(drawn(case, base_folder(case, settings)), truth)
+    pictures = drawn(case, folder / "pictures")
+    found, ceiling = eyes.likeness(pictures, truth), row["another render"]
+    result = {
+        "likeness": found,
+        "base": floor,
+        "way": {name: way(floor[name], found[name], ceiling[name]) for name in MEASURES},
+        "way of the VAE": {name: way(floor[name], row["through the VAE"][name], ceiling[name]) for name in MEASURES},
+        **eyes.kept(pictures, case.heldout),
+        "seconds": run["seconds"],
+        "trainable": run["trainable_parameters"],
+    }
+    shown = ", ".join(f"{name} {100 * w:.0f}%" for name, w in result["way"].items())
+    place = 100 * result["place"]
+    print(f"{case.seed} {case.kind}, {arm.name}, seed {seed}: way {shown}; place right {place:.0f}%", flush=True)
+    return result
+
+
+def base_folder(case: Case, settings: dict[str, Any]) -> Path:
+    """Where the base's answers under a run's sampler settings are."""
+    return case.folder / f"base-{settings['num_inference_steps']}-{settings['guidance_scale']:g}"
 
 
 def summary(rows: Sequence[dict[str, Any]], arms: Sequence[Arm], seed: int = 0) -> str:
     """The table over all individuals: means with 95% bootstrap intervals over individuals."""
-    columns = [*(f"way, {name}" for name in MEASURES), "place right", "class right", "minutes a run"]
+    columns = [*(f"way, {name}" for name in MEASURES), "place right", "class right", "numbers trained", "minutes a run"]
     lines = [f"| arm | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
     for arm in arms:
-        found = [row["arms"][arm.name] for row in rows]
-        cells = [_percent([one["way"][name] for one in found], seed) for name in MEASURES]
-        cells += [_percent([one[name] for one in found], seed) for name in ("place", "class")]
-        minutes = [one["seconds"] / 60 for one in found]
-        lines.append(f"| {arm.name} | {' | '.join(cells)} | {sum(minutes) / len(minutes):.1f} |")
-    limit = [row["arms"][arms[0].name]["way of the VAE"] for row in rows]
+        found = [list(row["arms"][arm.name].values()) for row in rows]
+        cells = [_percent([_mean(one["way"][name] for one in runs) for runs in found], seed) for name in MEASURES]
+        cells += [_percent([_mean(one[name] for one in runs) for runs in found], seed) for name in ("place", "class")]
+        minutes = _mean(one["seconds"] / 60 for runs in found for one in runs)
+        lines.append(f"| {arm.name} | {' | '.join(cells)} | {found[0][0]['trainable']:,} | {minutes:.1f} |")
+    limit = [next(iter(row["arms"][arms[0].name].values()))["way of the VAE"] for row in rows]
     cells = [_percent([one[name] for one in limit], seed) for name in MEASURES]
-    lines.append(f"| another true render, through the VAE | {' | '.join(cells)} | | | |")
+    lines.append(f"| another true render, through the VAE | {' | '.join(cells)} | | | | |")
     return "\n".join(lines)
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed)
 
 
 def _percent(values: Sequence[float], seed: int) -> str:
@@ -249,11 +338,10 @@ def sheet(cases: Sequence[Case], arms: Sequence[Arm], file: Path, zoom: int = 2)
     shown = min(_SHEET, len(cases[0].heldout))
     blank = Image.new("RGB", (64, 64), "white")
     for case in cases:
-        run = json.loads((case.folder / arms[0].name / "run.json").read_text(encoding="utf-8"))["arguments"]
-        style = f"base-{run['num_inference_steps']}-{run['guidance_scale']:g}"
-        names = [style, *(f"{arm.name}/pictures" for arm in arms)]
+        folders = [arm_folder(case, arm, arm.seeds[0]) for arm in arms]
+        rows_of = [base_folder(case, read_run(folders[0])["arguments"]), *(f / "pictures" for f in folders)]
         lines = [[render(scene) for scene in case.heldout[:shown]]]
-        lines += [[Image.open(case.folder / name / f"{i:02d}.png") for i in range(shown)] for name in names]
+        lines += [[Image.open(folder / f"{i:02d}.png") for i in range(shown)] for folder in rows_of]
         for i, line in enumerate(lines):
             rows += [render(case.seen[i]) if i < len(case.seen) else blank, *line]
     picture = contact_sheet(rows, shown + 1, zoom)
@@ -265,26 +353,40 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.individuals", description=__doc__.split("\n")[0])
     parser.add_argument("output", type=Path, metavar="OUT", help="folder for runs, pictures and scores.json")
     parser.add_argument("--work", type=Path, required=True, help="the miniature build's folder: renders for the judge")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="individuals (default: 0 to 9)")
+    parser.add_argument("--individuals", type=int, nargs="+", default=list(range(10)), help="which (default: 0 to 9)")
     parser.add_argument(
         "--arm", action="append", metavar="NAME=FLAGS", help="repeatable (default: LoRA-Dash, no flags)"
     )
+    parser.add_argument("--plan", type=Path, metavar="FILE", help="arms from a YAML file instead, with comparisons")
     parser.add_argument("--base", type=Path, help="a pipeline folder instead of the shipped miniature")
     parser.add_argument("--places", type=int, default=12, help="held-out places an individual (default: 12)")
     args = parser.parse_args(arguments)
     try:
-        arms = [Arm.parse(text) for text in args.arm or ["LoRA-Dash="]]
-        cases = [Case.make(seed, args.output, args.places) for seed in args.seeds]
+        arms = read_plan(args.plan) if args.plan else [Arm.parse(text) for text in args.arm or ["LoRA-Dash="]]
+        cases = [Case.make(seed, args.output, args.places) for seed in args.individuals]
         base = load_base(str(args.base) if args.base else None)
         base.pipeline.set_progress_bar_config(disable=True)
+        # Arm by arm, so that a stopped command leaves whole comparisons.
+        todo = [(case, arm, seed) for arm in arms for seed in arm.seeds for case in cases]
+        for number, (case, arm, seed) in enumerate(todo, 1):
+            make(case, arm, seed, base, args.base)
+            print(f"[{number}/{len(todo)}] {case.seed} {case.kind}, {arm.name}, seed {seed}: drawn", flush=True)
         eyes = Eyes(train_judge(args.work))
-        rows = [measure(case, arms, base, args.base, eyes) for case in cases]
+        rows = [frame(case, base, eyes) for case in cases]
+        for case, row in zip(cases, rows, strict=True):
+            for arm in arms:
+                row["arms"][arm.name] = {str(seed): score(case, arm, seed, row, eyes) for seed in arm.seeds}
+        found = effects(rows, [(arm.name, arm.against) for arm in arms if arm.against])
     except (UsageError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     write_json(args.output / "scores.json", {"arms": {arm.name: arm.flags for arm in arms}, "individuals": rows})
     sheet(cases, arms, args.output / "sheet.png")
-    print(f"\n{summary(rows, arms)}\n\n{len(rows)} individuals: {args.output / 'scores.json'} and sheet.png beside it")
+    print(f"\n{summary(rows, arms)}\n")
+    if found:
+        print(f"{markdown(found)}\n")
+        forest_picture(found, len(rows)).save(args.output / "effects.png", optimize=True)
+    print(f"{len(rows)} individuals: {args.output / 'scores.json'} and pictures beside it")
     return 0
 
 

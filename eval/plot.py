@@ -6,7 +6,7 @@ Lengths are in pixels of the SVG; a picture drawn by Pillow has SCALE times as m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -50,6 +50,16 @@ class Panel:
     marks: Sequence[tuple[float, str]] = ()
     log: bool = False
     bounds: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with the ends of its interval, and the values it is the mean of."""
+
+    mean: float
+    low: float
+    high: float
+    values: Sequence[float] = ()
 
 
 @dataclass
@@ -280,6 +290,64 @@ def draw(
         foot.text((0, 14 + 18 * i), words, "soft", 12)
     _paint(page, foot, (margin, page_height - margin - 18 * len(notes)), scale)
     return page.reduce(_SMOOTH)
+
+
+def draw_forest(
+    titles: Sequence[str], groups: Mapping[str, Sequence[tuple[str, Sequence[Estimate]]]], footnote: str = ""
+) -> Image.Image:
+    """A forest plot: per group a heading and its rows; in each row a label, and in every column, one per title, an
+    estimate as dot and bar beside its values as small dots. Zero is marked; a column's range is that of its estimates,
+    and an infinite end reaches its edge."""
+    margin, label, width, gap, row_height = 28, 210, 280, 24, 24
+    rows: list[tuple[str, Sequence[Estimate] | None]] = []
+    for heading, members in groups.items():
+        rows += [(heading, None), *members]
+    page_width = 2 * margin + label + len(titles) * (width + gap)
+    notes = _broken(footnote, 12, page_width - 2 * margin)
+    top = margin + 34
+    bottom = top + row_height * len(rows)
+    page_height = bottom + 44 + 18 * len(notes) + margin // 2
+    shapes = _Shapes()
+    for number, (words, estimates) in enumerate(rows):
+        y = top + row_height * (number + 0.5)
+        if estimates is None:
+            shapes.line([(margin, y - row_height / 2), (page_width - margin, y - row_height / 2)], "rule")
+        indent, colour = (0, "soft") if estimates is None else (12, "ink")
+        shapes.text((margin + indent, y + 4), words, colour, 13)
+    for column, title in enumerate(titles):
+        left = margin + label + column * (width + gap)
+        cells = [(n, estimates[column]) for n, (_, estimates) in enumerate(rows) if estimates is not None]
+        _forest_column(shapes, title, cells, (left, left + width), (top, bottom), row_height)
+    for i, words in enumerate(notes):
+        shapes.text((margin, bottom + 54 + 18 * i), words, "soft", 12)
+    scale = SCALE * _SMOOTH
+    page = Image.new("RGB", (page_width * scale, page_height * scale), ROLES["paper"])
+    _paint(page, shapes, (0, 0), scale)
+    return page.reduce(_SMOOTH)
+
+
+def _forest_column(
+    shapes: _Shapes, title: str, cells: Sequence[tuple[int, Estimate]], across: Point, down: Point, row_height: int
+) -> None:
+    """cells: (row, estimate). across, down: where the column lies, in pixels."""
+    (left, right), (top, bottom) = across, down
+    ends = [v for _, e in cells for v in (0.0, e.mean, e.low, e.high, *e.values) if math.isfinite(v)]
+    low, high = _range([min(ends), max(ends)], True)
+
+    def place(value: float) -> float:
+        return left + (min(max(value, low), high) - low) / (high - low) * (right - left)
+
+    shapes.text((left, top - 16), title, "ink", 13)
+    for tick in ticks(low, high, 4):
+        colour, thick = ("soft", 1.2) if tick == 0 else ("rule", 1.0)
+        shapes.line([(place(tick), top), (place(tick), bottom)], colour, thick)
+        shapes.text((place(tick), bottom + 16), _number(tick), "soft", 11, "middle")
+    for row, estimate in cells:
+        y = top + row_height * (row + 0.5)
+        for value in estimate.values:
+            shapes.dot((place(value), y), "c7", 1.8)
+        shapes.line([(place(estimate.low), y), (place(estimate.high), y)], "c0", 2)
+        shapes.dot((place(estimate.mean), y), "c0", 4)
 
 
 def _paint(page: Image.Image, shapes: _Shapes, origin: tuple[int, int], scale: int) -> None:

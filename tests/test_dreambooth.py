@@ -3,9 +3,11 @@
 import gc
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -258,6 +260,27 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_from_there(folder, tmp_path,
     assert (tmp_path / "cut/out/dash_adapter.safetensors").read_bytes() == (
         tmp_path / "whole/out/dash_adapter.safetensors"
     ).read_bytes()
+
+
+def test_a_run_outlives_the_shell_that_started_it(folder, tmp_path):
+    """As under nohup: the shell goes while the run trains, and that is no reason to stop."""
+    out, log = tmp_path / "out", tmp_path / "log.txt"
+    command = [
+        *(sys.executable, str(SCRIPT), "--instance_data", str(folder / "cat"), "--output_dir", str(out)),
+        *("--pretrained_model_name_or_path", str(folder / "sd"), "--rank", "2", "--dash_k", "3"),
+        *("--max_train_steps", "30", "--prelaunch_steps", "2", "--num_inference_steps", "2"),
+        *("--validation_prompt", "a photo of sks cat", "--checkpointing_steps", "1"),
+    ]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    wait = f"until ls {shlex.quote(str(out))}/checkpoint-*; do kill -0 $! || break; sleep 0.05; done"
+    shell = f"{shlex.join(command)} > {shlex.quote(str(log))} 2>&1 & {wait}"
+    subprocess.run(["sh", "-c", shell], env=environment, check=True, capture_output=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (out / "samples.png").exists():
+        assert "stopped by" not in log.read_text()
+        time.sleep(0.1)
+    assert (out / "samples.png").exists(), log.read_text()
 
 
 def test_a_killed_process_loses_nothing(folder, tmp_path):

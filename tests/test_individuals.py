@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import torch
 from PIL import Image
 
 from benchmarks import individuals
-from benchmarks.individuals import Arm, Case, main, to_pixels, way
+from benchmarks.effects import MEASURES, effects, markdown, student
+from benchmarks.individuals import Arm, Case, main, read_plan, to_pixels, way
 from dash_vision.miniature.report import Judge
 
 
@@ -46,25 +49,110 @@ def test_the_way_is_0_for_the_base_and_1_for_another_true_render() -> None:
     assert way(0.2, 0.6, 0.7) == pytest.approx(0.8)
 
 
+QUICK = "--max_train_steps 3 --prelaunch_steps 1 --num_inference_steps 2 --train_batch_size 1"
+
+
 def test_a_run_trains_draws_and_scores_once_and_goes_on_from_what_is_there(tmp_path: Path, monkeypatch, capsys) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(individuals, "train_judge", lambda work: Judge().eval())  # random: the numbers mean nothing
-    quick = "--max_train_steps 3 --prelaunch_steps 1 --num_inference_steps 2 --train_batch_size 1"
-    arguments = [str(tmp_path), "--work", str(tmp_path), "--seeds", "4", "--places", "2"]
-    arguments += ["--arm", f"Dash={quick}", "--arm", f"LoRA={quick} --dash_k 0"]
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        f"common: {QUICK}\narms:\n- {{name: LoRA, flags: --dash_k 0}}\n- {{name: Dash, seeds: [0, 1], against: LoRA}}\n"
+    )
+    out = tmp_path / "out"
+    arguments = [str(out), "--work", str(tmp_path), "--individuals", "4", "--places", "2", "--plan", str(plan)]
     assert main(arguments) == 0
     table = capsys.readouterr().out
-    assert "| Dash |" in table
-    assert "| LoRA |" in table
+    assert "| Dash | LoRA | 1 |" in table  # one pair: seed 1 has no other
     assert "| another true render, through the VAE |" in table
-    (row,) = json.loads((tmp_path / "scores.json").read_text())["individuals"]
-    for name, method in (("Dash", "lora-dash"), ("LoRA", "lora")):
-        assert json.loads((tmp_path / "4" / name / "run.json").read_text())["method"] == method
-        for measure, share in row["arms"][name]["way"].items():
-            low, high = row["arms"][name]["base"][measure], row["another render"][measure]
-            assert low + share * (high - low) == pytest.approx(row["arms"][name]["likeness"][measure])
-    assert row["arms"]["Dash"]["base"] == row["arms"]["LoRA"]["base"]
-    assert Image.open(tmp_path / "sheet.png").width > 64
-    written = {file: file.stat().st_mtime_ns for file in (tmp_path / "4").rglob("*") if file.is_file()}
+    (row,) = json.loads((out / "scores.json").read_text())["individuals"]
+    for name, seeds, method in (("Dash", "01", "lora-dash"), ("LoRA", "0", "lora")):
+        assert list(row["arms"][name]) == list(seeds)
+        for seed in seeds:
+            run = json.loads((out / "4" / name / f"seed-{seed}" / "run.json").read_text())
+            assert (run["method"], run["seed"]) == (method, int(seed))
+            score = row["arms"][name][seed]
+            assert score["trainable"] == run["trainable_parameters"]
+            for measure, share in score["way"].items():
+                low, high = score["base"][measure], row["another render"][measure]
+                assert low + share * (high - low) == pytest.approx(score["likeness"][measure])
+    assert row["arms"]["Dash"]["0"]["base"] == row["arms"]["LoRA"]["0"]["base"]
+    assert Image.open(out / "sheet.png").width > 64
+    assert Image.open(out / "effects.png").width > 64
+    written = {file: file.stat().st_mtime_ns for file in (out / "4").rglob("*") if file.is_file()}
     assert main(arguments) == 0
-    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "4").rglob("*") if file.is_file()} == written
+    assert {file: file.stat().st_mtime_ns for file in (out / "4").rglob("*") if file.is_file()} == written
+
+
+def test_a_flag_that_the_trainer_does_not_have_is_one_sentence(tmp_path: Path, capsys) -> None:
+    arguments = [str(tmp_path), "--work", str(tmp_path), "--individuals", "4", "--arm", "A=--dash_kk 3"]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: individual 4, arm A: the trainer failed")
+    assert "--dash_kk" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("arms: 3", "is no plan"),
+        ("arms: [{flags: --rank 4}]", "is no plan"),
+        ("arms: [{name: a, flags: 3}]", "is no plan"),
+        ("arms: [{name: a/b}]", "an arm's name is a folder's name"),
+        ("arms: [{name: a, against: b}]", "a is set against 'b'; the arms are a"),
+        ("a: [", "is no plan"),
+    ],
+)
+def test_a_broken_plan_is_one_sentence(text: str, what: str, tmp_path: Path, capsys) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(text)
+    assert main([str(tmp_path), "--work", str(tmp_path), "--plan", str(plan)]) == 2
+    said = capsys.readouterr().err
+    assert what in said
+    assert said.count("\n") == 1
+
+
+def test_the_plan_of_the_repository_is_one() -> None:
+    arms = read_plan(Path(individuals.__file__).with_name("individuals.yaml"))
+    assert {arm.name for arm in arms} >= {arm.against for arm in arms if arm.against}
+    for arm in arms:
+        assert "--max_train_steps" in arm.flags
+
+
+def score(way: float, place: float = 1.0) -> dict:
+    return {"way": dict.fromkeys(MEASURES, way), "place": place}
+
+
+def test_arms_are_compared_in_pairs_and_seeds_of_one_individual_count_once() -> None:
+    rows = [
+        {"arms": {"a": {"0": score(0.50), "1": score(0.70)}, "b": {"0": score(0.40), "1": score(0.50)}}},  # 10, 20
+        {"arms": {"a": {"0": score(0.30), "2": score(0.9)}, "b": {"0": score(0.35)}}},  # -5; seed 2 has no pair
+        {"arms": {"a": {"0": score(0.60, 0.5)}, "b": {"0": score(0.50)}}},  # 10
+    ]
+    (found,) = effects(rows, [("a", "b")])
+    assert (found.arm, found.against, found.pairs) == ("a", "b", 4)
+    estimate = found.outcomes["CLIP-I"]
+    assert estimate.values == pytest.approx([15, -5, 10])
+    assert estimate.mean == pytest.approx(20 / 3)
+    # Student's t by hand: standard deviation of 15, -5, 10 is sqrt((8.33^2 + 11.67^2 + 3.33^2) / 2), t(2) is 4.303.
+    half = 4.303 * (((25 / 3) ** 2 + (35 / 3) ** 2 + (10 / 3) ** 2) / 2) ** 0.5 / 3**0.5
+    assert (estimate.low, estimate.high) == pytest.approx((20 / 3 - half, 20 / 3 + half))
+    assert found.outcomes["place"].values == pytest.approx([0, 0, -50])
+    assert "| a | b | 4 | +6.7 (" in markdown([found])
+    with pytest.raises(ValueError, match="no training seed in common"):
+        effects([{"arms": {"a": {"0": score(1)}, "b": {"1": score(1)}}}], [("a", "b")])
+
+
+def test_the_quantiles_are_students() -> None:
+    """By integrating the density: 97.5% lie below the quantile."""
+    for freedom in (1, 3, 10, 30):
+        values = [0.0] * freedom + [(freedom + 1) ** 0.5]  # mean m, standard error m: the interval's half is t * m
+        low, high = student(values)
+        mean = sum(values) / len(values)
+        t = (high - low) / 2 / (statistics.stdev(values) / len(values) ** 0.5)
+        x = torch.linspace(-t, t, 400_001, dtype=torch.float64)
+        density = (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
+        constant = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
+        assert float(constant * torch.trapezoid(density, x)) == pytest.approx(0.95, abs=2e-4)
+        assert (low + high) / 2 == pytest.approx(mean)
+    assert student([3.0]) == (-math.inf, math.inf)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..cli import UsageError, refuse_sharding
+from ..precision import fast_in_bf16
 
 INTERRUPTED = 75  # EX_TEMPFAIL: not done, nothing wrong, run the same command again
 
@@ -83,18 +84,10 @@ def make_runtime(device: str = "auto", mixed_precision: str = "auto") -> Runtime
         chosen, rank, world = state.device, state.process_index, state.num_processes
     else:
         chosen, rank, world = _device(device), 0, 1
-    bf16 = _fast_in_bf16(chosen) if mixed_precision == "auto" else mixed_precision == "bf16"
+    bf16 = fast_in_bf16(chosen) if mixed_precision == "auto" else mixed_precision == "bf16"
     if chosen.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
     return Runtime(chosen, bf16, rank, world)
-
-
-def _fast_in_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware; on a CPU that does not, bf16 is the slower one."""
-    if device.type == "cpu":  # torch tells it nowhere else
-        asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-        return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
-    return device.type == "cuda"
 
 
 def _device(name: str) -> torch.device:

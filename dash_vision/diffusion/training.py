@@ -88,7 +88,8 @@ class DreamBoothRun:
         self.phases: list[dict[str, Any]] = []
         self.step = 0
         self._skipped = 0
-        self._parent = os.getppid()
+        # accelerate launch passes no signal on: its worker watches whether it lives. A shell may go, as under nohup.
+        self._launcher = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
         self._clock, self._first = time.perf_counter(), 0  # when, and at which step, this process began to train
         self._pending: list[Tensor] = []
 
@@ -512,8 +513,8 @@ class DreamBoothRun:
 
     def _maybe_stop(self, stop: StopRequest, bar: tqdm) -> None:
         signum = stop.signal or 0
-        if os.getppid() != self._parent:
-            signum = signal.SIGTERM  # whoever launched this process is gone; accelerate launch passes no signal on
+        if self._launcher is not None and os.getppid() != self._launcher:
+            signum = signal.SIGTERM
         if self.accelerator.num_processes > 1:  # one was told, all stop at the same step
             votes = self.accelerator.gather(torch.tensor([signum], device=self.device))
             signum = int(votes.max())

@@ -25,6 +25,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from ..files import replacing
+from ..precision import autocast
 from .networks import (
     PROMPT_LENGTH,
     new_clip,
@@ -163,7 +164,7 @@ def train_vae(settings: Settings) -> None:
     def loss_at(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         index = torch.randint(len(pictures), (settings.vae.batch_size,), generator=generator)
         x = to_tensor(pictures[index]).to(device, memory_format=torch.channels_last)
-        with torch.autocast(device, dtype=torch.bfloat16):
+        with autocast(device):
             posterior = encode(x).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
             y = decode(posterior.mean + posterior.std * noise).sample
@@ -214,7 +215,7 @@ def make_latents(settings: Settings) -> None:
     latents = np.empty((len(pictures), 4, SIZE // 4, SIZE // 4), np.float16)
     for start in range(0, len(pictures), CHUNK):
         x = to_tensor(pictures[start : start + CHUNK]).to(settings.device)
-        with torch.no_grad(), torch.autocast(settings.device, dtype=torch.bfloat16):
+        with torch.no_grad(), autocast(settings.device):
             mean = vae.encode(x).latent_dist.mean
         latents[start : start + CHUNK] = (mean.float() * vae.config.scaling_factor).cpu().numpy()
     with replacing(path) as temporary, open(temporary, "wb") as file:
@@ -284,7 +285,7 @@ def train_unet(settings: Settings) -> None:
         t = (spread * scheduler.config.num_train_timesteps).long()
         target = scheduler.get_velocity(z, noise, t).to(device)
         noisy = scheduler.add_noise(z, noise, t).to(device)
-        with torch.autocast(device, dtype=torch.bfloat16):
+        with autocast(device):
             states = text(prompt_ids(tokenizer, prompts).to(device)).last_hidden_state
             predicted = denoise(noisy, t.to(device), states).sample
         snr = signal[t] / (1 - signal[t])
@@ -327,7 +328,7 @@ def train_clip(settings: Settings) -> None:
         rng = Random(f"clip captions {settings.seed} {step}")
         index = torch.randint(len(pictures), (plan.batch_size,), generator=generator)
         prompts = [caption(scenes[i], rng) for i in index.tolist()]
-        with torch.autocast(device, dtype=torch.bfloat16):
+        with autocast(device):
             result = clip(
                 input_ids=prompt_ids(tokenizer, prompts).to(device), pixel_values=to_tensor(pictures[index]).to(device)
             )

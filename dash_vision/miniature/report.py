@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from ..precision import autocast
 from .build import fresh_scene, prompt_ids, psnr, to_tensor, training_scene
 from .scenes import COLOURS, KINDS, LIVE, OUTFITS, SETTINGS, Scene, describe, random_pose, random_subject, render
 from .training import Fit, Plan
@@ -93,7 +94,7 @@ def train_judge(work: Path, seed: int = 0) -> Judge:
     def loss_at(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         index = torch.randint(len(pictures), (JUDGE_PLAN.batch_size,), generator=generator).tolist()
         right = torch.tensor([labels(training_scene(i)) for i in index])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast("cpu"):
             logits = judge(to_tensor(np.stack([pictures[i] for i in index])))
         losses = [F.cross_entropy(part.float(), right[:, i]) for i, part in enumerate(logits)]
         return torch.stack(losses).sum(), {}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import replacing
+from ..precision import fast_in_bf16
 from ..signals import catching_signals
 
 
@@ -45,11 +46,12 @@ class Plan:
 
 
 def orthogonalized(stack: Tensor, steps: int = 5) -> Tensor:
-    """About U V^T for every matrix U S V^T of a stack [n, rows, columns], by Newton-Schulz steps in bfloat16.
+    """About U V^T for every matrix U S V^T of a stack [n, rows, columns], by Newton-Schulz steps.
 
     The polynomial and its coefficients are Muon's (Jordan et al., 2024): singular values end between 0.7 and 1.2.
+    Computed in bfloat16 where that is fast.
     """
-    x = stack.bfloat16()
+    x = stack.bfloat16() if fast_in_bf16(stack.device) else stack.float()
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)

@@ -1,0 +1,94 @@
+"""Arms of benchmarks.individuals compared in pairs: the same individual, the same training seed, the same noise."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from eval.plot import Estimate, draw_forest
+
+MEASURES = ("CLIP-I", "judge's features")
+OUTCOMES = (*MEASURES, "place")
+TITLES = ("way by CLIP-I, points", "way by the judge's features, points", "place right, points")
+
+# Student's t at 97.5% for 1 to 30 degrees of freedom, as tabulated; the normal distribution's beyond.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+_T += (2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One arm less another, by each of OUTCOMES, in percentage points."""
+
+    arm: str
+    against: str
+    pairs: int
+    outcomes: dict[str, Estimate]
+
+
+def student(values: Sequence[float]) -> tuple[float, float]:
+    """The 95% interval of the values' mean, by Student's t.
+
+    With a handful of values a percentile bootstrap is too narrow. One value has no interval: infinite ends.
+    """
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return -math.inf, math.inf
+    freedom = len(values) - 1
+    quantile = _T[freedom - 1] if freedom <= len(_T) else 1.96
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return mean - half, mean + half
+
+
+def effects(rows: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]]) -> list[Effect]:
+    """(arm, against) -> their difference over the individuals in `rows` and the training seeds that both have.
+
+    Seeds of one individual are averaged first: individuals are what a finding should carry over to, and the interval
+    is over them. Raises ValueError when two arms share no seed.
+    """
+    found = []
+    for arm, against in pairs:
+        outcomes, count = {}, 0
+        for outcome in OUTCOMES:
+            points = []
+            for row in rows:
+                one, other = row["arms"][arm], row["arms"][against]
+                shared = one.keys() & other.keys()
+                if not shared:
+                    raise ValueError(f"{arm} and {against} have no training seed in common; give both one in the plan")
+                gaps = [100 * (_outcome(one[seed], outcome) - _outcome(other[seed], outcome)) for seed in shared]
+                points.append(statistics.fmean(gaps))
+                count += len(shared)
+            outcomes[outcome] = Estimate(statistics.fmean(points), *student(points), points)
+        found.append(Effect(arm, against, count // len(OUTCOMES), outcomes))
+    return found
+
+
+def _outcome(score: dict[str, Any], name: str) -> float:
+    return float(score["way"][name] if name in MEASURES else score[name])
+
+
+def markdown(found: Sequence[Effect]) -> str:
+    """The differences as a table."""
+    lines = [f"| arm | less | pairs | {' | '.join(TITLES)} |", f"| --- | --- | ---: |{' ---: |' * len(TITLES)}"]
+    for effect in found:
+        cells = [f"{e.mean:+.1f} ({e.low:+.1f} to {e.high:+.1f})" for e in effect.outcomes.values()]
+        lines.append(f"| {effect.arm} | {effect.against} | {effect.pairs} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def forest_picture(found: Sequence[Effect], individuals: int) -> Image.Image:
+    """The differences as a forest plot, grouped by what the arms are set against."""
+    groups: dict[str, list[tuple[str, list[Estimate]]]] = {}
+    for effect in found:
+        groups.setdefault(f"less {effect.against}", []).append((effect.arm, list(effect.outcomes.values())))
+    note = (
+        f"Small dots: one of {individuals} individuals each, its training seeds averaged. Large dots and bars: mean "
+        "and 95% interval (Student's t over individuals). Right of the line the first arm is better."
+    )
+    return draw_forest(TITLES, groups, note)
