@@ -106,7 +106,7 @@ def _add_subject(commands: Any) -> None:
         "--clip", metavar="NAME", help=f"hub id or folder (default: {CLIP}; the miniature's own for it)"
     )
     subject.add_argument(
-        "--dino", metavar="NAME", help=f"timm model, or none (default: {DINO}; none for the miniature)"
+        "--dino", metavar="NAME", help=f"timm model, or none (default: {DINO}; the miniature's own ViT for it)"
     )
     subject.add_argument("--dino_checkpoint", metavar="FILE", help="its weights (.safetensors), instead of the hub's")
     subject.add_argument(

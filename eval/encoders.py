@@ -65,27 +65,31 @@ class ClipEncoder:
 
 
 class DinoEncoder:
-    """A timm model without its head, with its own resizing and normalisation. checkpoint: a local .safetensors file of
-    its weights instead of the hub's."""
+    """A timm model without its head, with its own resizing and normalisation. name: timm's, or MINIATURE for the ViT
+    that ships beside the embedded base. checkpoint: a local .safetensors file of a timm model's weights instead of the
+    hub's."""
 
     def __init__(self, name: str = DINO, checkpoint: str | None = None, device: str = "cpu") -> None:
+        self.device = device
+        self.name = f"ViT of {MINIATURE}" if name == MINIATURE else f"timm {name}"
+        self.model, self.transform = _miniature_vit() if name == MINIATURE else self._timm(name, checkpoint)
+        self.model.eval().to(device)
+
+    def _timm(self, name: str, checkpoint: str | None) -> tuple[Any, Any]:
         import timm
 
-        self.name, self.device = f"timm {name}", device
         if checkpoint and (not Path(checkpoint).is_file() or Path(checkpoint).suffix != ".safetensors"):
             raise EvalError(f"--dino_checkpoint is {checkpoint}; it takes a .safetensors file of {name}'s weights")
         local: dict[str, Any] = {"pretrained_cfg_overlay": {"file": checkpoint}} if checkpoint else {}
         try:
-            self.model: Any = timm.create_model(name, pretrained=True, num_classes=0, **local)
+            model: Any = timm.create_model(name, pretrained=True, num_classes=0, **local)
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise EvalError(
                 f"cannot load {name} with its weights through timm ({reason}); give them by --dino_checkpoint, or "
                 "leave the column out by --dino none"
             ) from None
-        self.model.eval().to(device)
-        config = timm.data.resolve_model_data_config(self.model)
-        self.transform = timm.data.create_transform(**config, is_training=False)
+        return model, timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
 
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
         """[n, d], unit rows."""
@@ -96,6 +100,23 @@ class DinoEncoder:
             )
 
         return _in_batches(pictures, encode)
+
+
+def _miniature_vit() -> tuple[Any, Any]:
+    """The ViT and the transform of its pictures."""
+    from timm.data import create_transform
+
+    from dash_vision.classification.backbones import build, describe
+    from dash_vision.classification.config import MINIATURE as OF_TIMM
+
+    found = describe(OF_TIMM)
+    model: Any = build(found, classes=1)
+    model.reset_classifier(0)
+    size = (3, found.image_size, found.image_size)
+    whole = 1.0  # no part of the picture is cut away
+    return model, create_transform(
+        size, mean=found.mean, std=found.std, interpolation="bicubic", crop_pct=whole, is_training=False
+    )
 
 
 def _in_batches(items: Sequence[Any], encode: Callable[[Sequence[Any]], Tensor]) -> Tensor:

@@ -119,7 +119,7 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
         **settings,
         "base": first.base,
         "backbones": _backbones(clip, dino),
-        "stand_in": clip.name.endswith(MINIATURE),
+        "stand_in": any(name.endswith(MINIATURE) for name in _backbones(clip, dino).values()),
         "token_in_clip_t": how.keep_token,
         "ceiling": _ceiling(seen),
         "methods": _summaries(jobs, scores),
@@ -269,7 +269,7 @@ def _encoders(first: DreamBoothRun, how: Protocol) -> tuple[ClipEncoder, DinoEnc
     miniature = first.base == MINIATURE and how.base is None
     device = how.device or ("cuda" if torch.cuda.is_available() else "cpu")
     clip = ClipEncoder(how.clip or (MINIATURE if miniature else CLIP), device)
-    name = how.dino or ("none" if miniature and not how.dino_checkpoint else DINO)
+    name = how.dino or (MINIATURE if miniature and not how.dino_checkpoint else DINO)
     return clip, None if name == "none" else DinoEncoder(name, how.dino_checkpoint, device)
 
 

@@ -13,16 +13,18 @@ import timm
 import torch
 from helpers import save_base, save_pictures
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from test_dreambooth import settings, train
 from torchvision.transforms import functional as images
 from transformers import CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 from vtab_helpers import TINY
 
+from dash_vision.classification.backbones import MINIATURE_WEIGHTS
 from dash_vision.miniature import clip_path, pipeline_path
 from eval.__main__ import main
 from eval.encoders import ClipEncoder, DinoEncoder
 from eval.prompts import PROMPT_LISTS, prompt_list
+from eval.runs import MINIATURE
 from eval.scores import differences, intervals
 from eval.subject import FLOOR
 
@@ -184,6 +186,21 @@ def test_dino_is_the_timm_model_without_its_head(tmp_path):
         expected = torch.nn.functional.normalize(plain(pixels[None]).double(), dim=1)
     torch.testing.assert_close(found[:1], expected, atol=1e-6, rtol=0)
     assert found.norm(dim=1).tolist() == pytest.approx([1, 1])
+
+
+def test_the_miniatures_vit_stands_in_for_dino():
+    plain = timm.models.VisionTransformer(
+        img_size=64, patch_size=8, embed_dim=128, depth=4, num_heads=4, num_classes=0
+    ).eval()
+    kept = {k: v for k, v in load_file(MINIATURE_WEIGHTS).items() if not k.startswith("head.")}
+    plain.load_state_dict(kept)
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    encoder = DinoEncoder(MINIATURE)
+    assert encoder.name == "ViT of the embedded miniature"
+    with torch.no_grad():
+        features = plain(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1)
+    expected = torch.nn.functional.normalize(features.double(), dim=1)
+    torch.testing.assert_close(encoder.pictures([Image.fromarray(pixels)]), expected, atol=1e-5, rtol=0)
 
 
 def test_long_prompts_are_cut_and_do_not_fail():
