@@ -12,10 +12,6 @@ from PIL import Image
 
 from eval.plot import Estimate, draw_forest
 
-MEASURES = ("CLIP-I", "judge's features")
-OUTCOMES = (*MEASURES, "place")
-TITLES = ("way by CLIP-I, points", "way by the judge's features, points", "place right, points")
-
 # Student's t at 97.5% for 1 to 30 degrees of freedom, as tabulated; the normal distribution's beyond.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 _T += (2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
@@ -23,7 +19,7 @@ _T += (2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.0
 
 @dataclass(frozen=True)
 class Effect:
-    """One arm less another, by each of OUTCOMES, in percentage points."""
+    """One arm less another, by each measure of the way and by the share of right places, in percentage points."""
 
     arm: str
     against: str
@@ -52,9 +48,10 @@ def effects(rows: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]]) ->
     is over them. Raises ValueError when two arms share no seed.
     """
     found = []
+    names = [*(f"way, {name}" for name in rows[0]["another render"]), "place right"]
     for arm, against in pairs:
         outcomes, count = {}, 0
-        for outcome in OUTCOMES:
+        for outcome in names:
             points = []
             for row in rows:
                 one, other = row["arms"][arm], row["arms"][against]
@@ -65,17 +62,18 @@ def effects(rows: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]]) ->
                 points.append(statistics.fmean(gaps))
                 count += len(shared)
             outcomes[outcome] = Estimate(statistics.fmean(points), *student(points), points)
-        found.append(Effect(arm, against, count // len(OUTCOMES), outcomes))
+        found.append(Effect(arm, against, count // len(names), outcomes))
     return found
 
 
 def _outcome(score: dict[str, Any], name: str) -> float:
-    return float(score["way"][name] if name in MEASURES else score[name])
+    return float(score["place"] if name == "place right" else score["way"][name.removeprefix("way, ")])
 
 
 def markdown(found: Sequence[Effect]) -> str:
     """The differences as a table."""
-    lines = [f"| arm | less | pairs | {' | '.join(TITLES)} |", f"| --- | --- | ---: |{' ---: |' * len(TITLES)}"]
+    titles = list(found[0].outcomes)
+    lines = [f"| arm | less | pairs | {' | '.join(titles)} |", f"| --- | --- | ---: |{' ---: |' * len(titles)}"]
     for effect in found:
         cells = [f"{e.mean:+.1f} ({e.low:+.1f} to {e.high:+.1f})" for e in effect.outcomes.values()]
         lines.append(f"| {effect.arm} | {effect.against} | {effect.pairs} | {' | '.join(cells)} |")
@@ -91,4 +89,4 @@ def forest_picture(found: Sequence[Effect], individuals: int) -> Image.Image:
         f"Small dots: one of {individuals} individuals each, its training seeds averaged. Large dots and bars: mean "
         "and 95% interval (Student's t over individuals). Right of the line the first arm is better."
     )
-    return draw_forest(TITLES, groups, note)
+    return draw_forest([f"{name}, points" for name in found[0].outcomes], groups, note)

@@ -1,6 +1,6 @@
 """DreamBooth on individuals of the miniature's world, of which other pictures are known.
 
-`python -m benchmarks.individuals OUT --work DIR [--plan benchmarks/individuals.yaml]`
+`python -m benchmarks.individuals OUT [--plan benchmarks/individuals.yaml]`
 
 For every individual and every arm (a set of trainer flags) train_dreambooth.py is run as a user would run it, on five
 instance pictures. Then the trained model draws the individual in places that no instance picture shows, and each
@@ -17,7 +17,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +32,17 @@ from torch import Tensor
 
 import train_dreambooth
 from dash_vision import load_adapter
+from dash_vision.classification.backbones import build
+from dash_vision.classification.backbones import describe as describe_backbone
+from dash_vision.classification.config import MINIATURE as VIT
 from dash_vision.cli import UsageError
 from dash_vision.diffusion.families import Base, load_base
 from dash_vision.diffusion.sampling import Sampling, sample
 from dash_vision.files import replacing, write_json
 from dash_vision.miniature.build import prompt_ids
-from dash_vision.miniature.report import QUESTIONS, Judge, train_judge
+from dash_vision.miniature.report import Judge, train_judge
 from dash_vision.miniature.scenes import (
+    SETTINGS,
     Scene,
     describe,
     heldout_scenes,
@@ -49,7 +53,7 @@ from dash_vision.miniature.scenes import (
     write_pictures,
 )
 
-from .effects import MEASURES, effects, forest_picture, markdown
+from .effects import effects, forest_picture, markdown
 
 TOKEN = "sks"
 _SHEET = 6  # held-out places shown per individual
@@ -205,38 +209,48 @@ def to_pixels(picture: Image.Image) -> Tensor:
 
 
 class Eyes:
-    """What compares pictures: the miniature's CLIP, and a classifier trained on renders only."""
+    """What compares pictures: the miniature's CLIP and ViT, and a judge trained on renders only, if there is one."""
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, judge: Judge | None = None) -> None:
         from transformers import CLIPModel, CLIPTokenizer
 
         from dash_vision.miniature import clip_path
 
         self.judge = judge
         self.clip: Any = CLIPModel.from_pretrained(clip_path(), dtype=torch.float32).eval()
-        self.nothing = prompt_ids(CLIPTokenizer.from_pretrained(clip_path()), [""])
+        self.tokenizer = CLIPTokenizer.from_pretrained(clip_path())
+        self.vit: Any = build(describe_backbone(VIT), classes=1).eval()
+        self.vit.reset_classifier(0)
 
     @torch.no_grad()
     def features(self, pictures: Tensor) -> dict[str, Tensor]:
-        """Unit vectors [N, D] of pictures [N, 3, 64, 64] by each of MEASURES."""
-        seen = self.clip(input_ids=self.nothing, pixel_values=pictures).image_embeds
-        return {
-            "CLIP-I": F.normalize(seen, dim=1),
-            "judge's features": F.normalize(self.judge.features(pictures), dim=1),
-        }
+        """Unit vectors [N, D] of pictures [N, 3, 64, 64] in -1..1, by each measure."""
+        ids = prompt_ids(self.tokenizer, [""])
+        found = {"CLIP-I": self.clip(input_ids=ids, pixel_values=pictures).image_embeds, "ViT": self.vit(pictures)}
+        if self.judge:
+            found["judge"] = self.judge.features(pictures)
+        return {name: F.normalize(vectors, dim=1) for name, vectors in found.items()}
 
     def likeness(self, pictures: Tensor, truth: Tensor) -> dict[str, float]:
-        """Mean cosine of each picture with the true one of the same place, by each of MEASURES."""
+        """Mean cosine of each picture with the true one of the same place, by each measure."""
         a, b = self.features(pictures), self.features(truth)
-        return {name: float((a[name] * b[name]).sum(1).mean()) for name in MEASURES}
+        return {name: float((a[name] * b[name]).sum(1).mean()) for name in a}
 
-    def kept(self, pictures: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
-        """Shares of pictures that show the right place, and the right class."""
-        from dash_vision.miniature.report import labels
+    def place_kept(self, pictures: Tensor, scenes: Sequence[Scene]) -> float:
+        """The share of pictures that show the right place: CLIP's choice among captions of the class in all places."""
+        images = self.features(pictures)["CLIP-I"]
+        right = 0
+        for image, scene in zip(images, scenes, strict=True):
+            captions = {setting: f"a photo of a {scene.subject.kind} {setting}" for setting in SETTINGS}
+            right += self._chosen(image, captions) == scene.setting
+        return right / len(scenes)
 
-        hits = (self.judge.answers(pictures) == torch.tensor([labels(scene) for scene in scenes])).float().mean(0)
-        names = list(QUESTIONS)
-        return {"place": float(hits[names.index("setting")]), "class": float(hits[names.index("subject")])}
+    @torch.no_grad()
+    def _chosen(self, image: Tensor, captions: Mapping[str, str]) -> str:
+        ids = prompt_ids(self.tokenizer, list(captions.values()))
+        blank = torch.zeros(1, 3, 64, 64)
+        texts = F.normalize(self.clip(input_ids=ids, pixel_values=blank).text_embeds, dim=1)
+        return list(captions)[int((texts @ image).argmax())]
 
 
 @torch.no_grad()
@@ -268,6 +282,7 @@ def frame(case: Case, base: Base, eyes: Eyes) -> dict[str, Any]:
         "kind": case.kind,
         "another render": eyes.likeness(others, truth),
         "through the VAE": eyes.likeness(through_vae(base, others), truth),
+        "place": eyes.place_kept(truth, case.heldout),
         "arms": {},
     }
 
@@ -285,9 +300,9 @@ def score(case: Case, arm: Arm, seed: int, row: dict[str, Any], eyes: Eyes) -> d
     result = {
         "likeness": found,
         "base": floor,
-        "way": {name: way(floor[name], found[name], ceiling[name]) for name in MEASURES},
-        "way of the VAE": {name: way(floor[name], row["through the VAE"][name], ceiling[name]) for name in MEASURES},
-        **eyes.kept(pictures, case.heldout),
+        "way": {name: way(floor[name], found[name], ceiling[name]) for name in found},
+        "way of the VAE": {name: way(floor[name], row["through the VAE"][name], ceiling[name]) for name in found},
+        "place": eyes.place_kept(pictures, case.heldout),
         "seconds": run["seconds"],
         "trainable": run["trainable_parameters"],
     }
@@ -304,17 +319,19 @@ def base_folder(case: Case, settings: dict[str, Any]) -> Path:
 
 def summary(rows: Sequence[dict[str, Any]], arms: Sequence[Arm], seed: int = 0) -> str:
     """The table over all individuals: means with 95% bootstrap intervals over individuals."""
-    columns = [*(f"way, {name}" for name in MEASURES), "place right", "class right", "numbers trained", "minutes a run"]
+    measures = list(rows[0]["another render"])
+    columns = [*(f"way, {name}" for name in measures), "place right", "numbers trained", "minutes a run"]
     lines = [f"| arm | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
     for arm in arms:
         found = [list(row["arms"][arm.name].values()) for row in rows]
-        cells = [_percent([_mean(one["way"][name] for one in runs) for runs in found], seed) for name in MEASURES]
-        cells += [_percent([_mean(one[name] for one in runs) for runs in found], seed) for name in ("place", "class")]
+        cells = [_percent([_mean(one["way"][name] for one in runs) for runs in found], seed) for name in measures]
+        cells.append(_percent([_mean(one["place"] for one in runs) for runs in found], seed))
         minutes = _mean(one["seconds"] / 60 for runs in found for one in runs)
         lines.append(f"| {arm.name} | {' | '.join(cells)} | {found[0][0]['trainable']:,} | {minutes:.1f} |")
     limit = [next(iter(row["arms"][arms[0].name].values()))["way of the VAE"] for row in rows]
-    cells = [_percent([one[name] for one in limit], seed) for name in MEASURES]
-    lines.append(f"| another true render, through the VAE | {' | '.join(cells)} | | | | |")
+    cells = [_percent([one[name] for one in limit], seed) for name in measures]
+    cells.append(_percent([row["place"] for row in rows], seed))
+    lines.append(f"| a true render | {' | '.join(cells)} | | |")
     return "\n".join(lines)
 
 
@@ -352,7 +369,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run; 0 on success, 2 with one sentence on stderr otherwise."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.individuals", description=__doc__.split("\n")[0])
     parser.add_argument("output", type=Path, metavar="OUT", help="folder for runs, pictures and scores.json")
-    parser.add_argument("--work", type=Path, required=True, help="the miniature build's folder: renders for the judge")
+    parser.add_argument(
+        "--work", type=Path, help="the miniature build's folder: a judge is trained on its renders and measures too"
+    )
     parser.add_argument("--individuals", type=int, nargs="+", default=list(range(10)), help="which (default: 0 to 9)")
     parser.add_argument(
         "--arm", action="append", metavar="NAME=FLAGS", help="repeatable (default: LoRA-Dash, no flags)"
@@ -371,7 +390,7 @@ def main(arguments: list[str] | None = None) -> int:
         for number, (case, arm, seed) in enumerate(todo, 1):
             make(case, arm, seed, base, args.base)
             print(f"[{number}/{len(todo)}] {case.seed} {case.kind}, {arm.name}, seed {seed}: drawn", flush=True)
-        eyes = Eyes(train_judge(args.work))
+        eyes = Eyes(train_judge(args.work) if args.work else None)
         rows = [frame(case, base, eyes) for case in cases]
         for case, row in zip(cases, rows, strict=True):
             for arm in arms:

@@ -13,16 +13,16 @@ import torch
 from PIL import Image
 
 from benchmarks import individuals
-from benchmarks.effects import MEASURES, effects, markdown, student
-from benchmarks.individuals import Arm, Case, main, read_plan, to_pixels, way
-from dash_vision.miniature.report import Judge
+from benchmarks.effects import effects, markdown, student
+from benchmarks.individuals import Arm, Case, Eyes, main, read_plan, to_pixels, way
+from dash_vision.miniature.scenes import render
 
 
 def test_an_arm_is_a_name_and_flags_and_nothing_else(capsys, tmp_path: Path) -> None:
     assert Arm.parse("LoRA=--dash_k 0 --rank 12") == Arm("LoRA", ("--dash_k", "0", "--rank", "12"))
     assert Arm.parse("LoRA-Dash=").flags == ()
     for wrong in ("LoRA", "=--dash_k 0", "a/b="):
-        assert main([str(tmp_path), "--work", str(tmp_path), "--arm", wrong]) == 2
+        assert main([str(tmp_path), "--arm", wrong]) == 2
         assert capsys.readouterr().err.startswith("error: --arm takes NAME=FLAGS")
 
 
@@ -35,6 +35,22 @@ def test_held_out_places_are_new_and_the_other_render_differs_in_the_pose_alone(
         assert one.pose != other.pose
     for prompt, scene in zip(case.prompts(), case.heldout, strict=True):
         assert prompt == f"a photo of a sks {case.kind} {scene.setting}"
+
+
+def test_true_renders_are_recognised_and_more_alike_than_others(tmp_path: Path) -> None:
+    """The measures see what they are meant to see: place and individual, on pictures that need no model."""
+    case, other = Case.make(3, tmp_path, 12), Case.make(5, tmp_path, 12)
+    eyes = Eyes()
+    truth, again, stranger = (
+        torch.stack([to_pixels(render(scene)) for scene in scenes])
+        for scenes in (case.heldout, case.others, other.heldout)
+    )
+    assert eyes.place_kept(truth, case.heldout) >= 0.9
+    assert eyes.place_kept(truth, case.heldout[1:] + case.heldout[:1]) <= 0.1  # places that they do not show
+    same, different = eyes.likeness(again, truth), eyes.likeness(stranger, truth)
+    for name in ("CLIP-I", "ViT"):
+        assert eyes.likeness(truth, truth)[name] == pytest.approx(1, abs=1e-5)
+        assert same[name] > different[name]
 
 
 def test_pixels_are_scaled_to_minus_one_to_one() -> None:
@@ -52,19 +68,17 @@ def test_the_way_is_0_for_the_base_and_1_for_another_true_render() -> None:
 QUICK = "--max_train_steps 3 --prelaunch_steps 1 --num_inference_steps 2 --train_batch_size 1"
 
 
-def test_a_run_trains_draws_and_scores_once_and_goes_on_from_what_is_there(tmp_path: Path, monkeypatch, capsys) -> None:
-    torch.manual_seed(0)
-    monkeypatch.setattr(individuals, "train_judge", lambda work: Judge().eval())  # random: the numbers mean nothing
+def test_a_run_trains_draws_and_scores_once_and_goes_on_from_what_is_there(tmp_path: Path, capsys) -> None:
     plan = tmp_path / "plan.yaml"
     plan.write_text(
         f"common: {QUICK}\narms:\n- {{name: LoRA, flags: --dash_k 0}}\n- {{name: Dash, seeds: [0, 1], against: LoRA}}\n"
     )
     out = tmp_path / "out"
-    arguments = [str(out), "--work", str(tmp_path), "--individuals", "4", "--places", "2", "--plan", str(plan)]
+    arguments = [str(out), "--individuals", "4", "--places", "2", "--plan", str(plan)]
     assert main(arguments) == 0
     table = capsys.readouterr().out
     assert "| Dash | LoRA | 1 |" in table  # one pair: seed 1 has no other
-    assert "| another true render, through the VAE |" in table
+    assert "| a true render |" in table
     (row,) = json.loads((out / "scores.json").read_text())["individuals"]
     for name, seeds, method in (("Dash", "01", "lora-dash"), ("LoRA", "0", "lora")):
         assert list(row["arms"][name]) == list(seeds)
@@ -85,7 +99,7 @@ def test_a_run_trains_draws_and_scores_once_and_goes_on_from_what_is_there(tmp_p
 
 
 def test_a_flag_that_the_trainer_does_not_have_is_one_sentence(tmp_path: Path, capsys) -> None:
-    arguments = [str(tmp_path), "--work", str(tmp_path), "--individuals", "4", "--arm", "A=--dash_kk 3"]
+    arguments = [str(tmp_path), "--individuals", "4", "--arm", "A=--dash_kk 3"]
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: individual 4, arm A: the trainer failed")
@@ -106,7 +120,7 @@ def test_a_flag_that_the_trainer_does_not_have_is_one_sentence(tmp_path: Path, c
 def test_a_broken_plan_is_one_sentence(text: str, what: str, tmp_path: Path, capsys) -> None:
     plan = tmp_path / "plan.yaml"
     plan.write_text(text)
-    assert main([str(tmp_path), "--work", str(tmp_path), "--plan", str(plan)]) == 2
+    assert main([str(tmp_path), "--plan", str(plan)]) == 2
     said = capsys.readouterr().err
     assert what in said
     assert said.count("\n") == 1
@@ -120,27 +134,28 @@ def test_the_plan_of_the_repository_is_one() -> None:
 
 
 def score(way: float, place: float = 1.0) -> dict:
-    return {"way": dict.fromkeys(MEASURES, way), "place": place}
+    return {"way": {"CLIP-I": way, "ViT": way}, "place": place}
 
 
 def test_arms_are_compared_in_pairs_and_seeds_of_one_individual_count_once() -> None:
-    rows = [
+    rows: list = [
         {"arms": {"a": {"0": score(0.50), "1": score(0.70)}, "b": {"0": score(0.40), "1": score(0.50)}}},  # 10, 20
         {"arms": {"a": {"0": score(0.30), "2": score(0.9)}, "b": {"0": score(0.35)}}},  # -5; seed 2 has no pair
         {"arms": {"a": {"0": score(0.60, 0.5)}, "b": {"0": score(0.50)}}},  # 10
     ]
+    rows[0]["another render"] = {"CLIP-I": 1.0, "ViT": 1.0}
     (found,) = effects(rows, [("a", "b")])
     assert (found.arm, found.against, found.pairs) == ("a", "b", 4)
-    estimate = found.outcomes["CLIP-I"]
+    estimate = found.outcomes["way, CLIP-I"]
     assert estimate.values == pytest.approx([15, -5, 10])
     assert estimate.mean == pytest.approx(20 / 3)
     # Student's t by hand: standard deviation of 15, -5, 10 is sqrt((8.33^2 + 11.67^2 + 3.33^2) / 2), t(2) is 4.303.
     half = 4.303 * (((25 / 3) ** 2 + (35 / 3) ** 2 + (10 / 3) ** 2) / 2) ** 0.5 / 3**0.5
     assert (estimate.low, estimate.high) == pytest.approx((20 / 3 - half, 20 / 3 + half))
-    assert found.outcomes["place"].values == pytest.approx([0, 0, -50])
+    assert found.outcomes["place right"].values == pytest.approx([0, 0, -50])
     assert "| a | b | 4 | +6.7 (" in markdown([found])
     with pytest.raises(ValueError, match="no training seed in common"):
-        effects([{"arms": {"a": {"0": score(1)}, "b": {"1": score(1)}}}], [("a", "b")])
+        effects([{**rows[0], "arms": {"a": {"0": score(1)}, "b": {"1": score(1)}}}], [("a", "b")])
 
 
 def test_the_quantiles_are_students() -> None:
