@@ -34,6 +34,7 @@ from .directions import singular_directions
 from .files import replacing, write_json
 from .inject import Adapter, DashConfig, find_targets, inject
 from .layer import DashLinear, is_conv1d, weight_matrix
+from .sharding import whole
 
 NATIVE_NAME = "dash_adapter.safetensors"
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
@@ -86,8 +87,8 @@ class AdapterState:
 
 
 def adapter_state(adapter: Adapter) -> AdapterState:
-    """A snapshot of `adapter` on the CPU."""
-    tensors = {key: t.detach().to("cpu", copy=True).contiguous() for key, t in adapter.state_dict().items()}
+    """A snapshot of `adapter` on the CPU; every rank has to call it where FSDP has split the model."""
+    tensors = {key: t.to("cpu", copy=True).contiguous() for key, t in adapter.state_dict().items()}
     kinds = {name: _kind(layer.base) for name, layer in adapter.layers.items()}
     probes = {name: probe_weight(layer) for name, layer in adapter.layers.items()}
     return AdapterState(adapter.config, adapter.launched, tensors, kinds, probes)
@@ -136,7 +137,7 @@ def _mark(V: Tensor) -> Tensor:
 def _tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """`module.key` -> CPU copy of every tensor of the modules."""
     return {
-        f"{name}.{key}": t.detach().to("cpu", copy=True).contiguous()
+        f"{name}.{key}": whole(t).to("cpu", copy=True).contiguous()
         for name, module in modules.items()
         for key, t in module.state_dict().items()
     }
@@ -300,10 +301,10 @@ def probe_weight(layer: nn.Module) -> list[float]:
 
     The numbers survive a change of dtype (to about 1e-3) and differ by about 1 between unrelated weights.
     """
-    W = weight_matrix(layer.base if isinstance(layer, DashLinear) else layer).detach()
+    W = weight_matrix(layer.base if isinstance(layer, DashLinear) else layer)
     if isinstance(layer, DashLinear) and layer.kept_weight is not None:
         W = layer.kept_weight
-    W = W.to("cpu").double()
+    W = whole(W).to("cpu").double()
     norm = W.norm().item()
     values = [norm]
     for j in range(1, _PROBES + 1):
