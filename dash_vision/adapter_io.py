@@ -86,12 +86,14 @@ class AdapterState:
         return self.tensors[f"{module}.B"].shape[0], A.shape[1], A.shape[0], dsigma.shape[0]
 
 
-def adapter_state(adapter: Adapter) -> AdapterState:
-    """A snapshot of `adapter` on the CPU; every rank has to call it where FSDP has split the model."""
+def adapter_state(adapter: Adapter, modules_to_save: Mapping[str, nn.Module] | None = None) -> AdapterState:
+    """A snapshot of `adapter` on the CPU, and of fully trained modules by name beside it; every rank has to call it
+    where FSDP has split the model."""
     tensors = {key: t.to("cpu", copy=True).contiguous() for key, t in adapter.state_dict().items()}
     kinds = {name: _kind(layer.base) for name, layer in adapter.layers.items()}
     probes = {name: probe_weight(layer) for name, layer in adapter.layers.items()}
-    return AdapterState(adapter.config, adapter.launched, tensors, kinds, probes)
+    whole_modules = _tensors_of(modules_to_save or {})
+    return AdapterState(adapter.config, adapter.launched, tensors, kinds, probes, whole_modules)
 
 
 # -- native files
@@ -116,10 +118,9 @@ def save_adapters(
         adapters = {"model": adapters}
     if modules_to_save and len(adapters) != 1:
         raise ValueError(f"modules_to_save go with one adapter, got {', '.join(adapters)}; save each by itself")
-    states = {name: adapter_state(a) for name, a in adapters.items()}
-    for state in states.values():
-        state.whole = _tensors_of(modules_to_save or {})
-        if compact:
+    states = {name: adapter_state(a, modules_to_save) for name, a in adapters.items()}
+    if compact:
+        for state in states.values():
             state.tensors = _compacted(state)
     write_native(states, path, notes)
 

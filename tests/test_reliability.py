@@ -199,15 +199,24 @@ def test_an_update_that_overflows_is_refused_by_every_writer(tmp_path, dtype):
         export_lora(adapter, tmp_path / "inf", format="peft")
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+REFUSED = {
+    "DeepSpeed": {"ACCELERATE_USE_DEEPSPEED": "true"},
+    "Megatron-LM": {"ACCELERATE_USE_MEGATRON_LM": "true"},
+    "FSDP 1": {"ACCELERATE_USE_FSDP": "true"},
+    "fsdp_offload_params": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"},
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
 @pytest.mark.parametrize("script", [dreambooth, vtab])
-def test_a_model_in_parts_is_refused(folder, tmp_path, capsys, monkeypatch, script, name):
+def test_ways_to_split_a_model_that_are_not_done_are_refused(folder, tmp_path, capsys, monkeypatch, script, what):
     """What `accelerate launch` tells its processes when its configuration asks for one."""
-    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    for name, value in REFUSED[what].items():
+        monkeypatch.setenv(name, value)
     assert script(folder, tmp_path / "out") == 2
     said = capsys.readouterr().err
-    assert "splits the model over the processes" in said
-    assert "--multi_gpu" in said
+    assert said.count("\n") == 1
+    assert f"error: accelerate's configuration {'sets' if what.startswith('fsdp') else 'asks for'} {what}" in said
     assert not list((tmp_path / "out").rglob("*.safetensors"))
 
 
