@@ -32,14 +32,13 @@ from .checksum import checksum
 from .decompositions import Decompositions
 from .directions import singular_directions
 from .files import replacing, write_json
-from .inject import Adapter, DashConfig, find_targets, inject
+from .inject import KEYS, Adapter, DashConfig, find_targets, inject
 from .layer import DashLinear, is_conv1d, weight_matrix
 from .sharding import whole
 
 NATIVE_NAME = "dash_adapter.safetensors"
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 FORMATS = ("diffusers", "kohya", "peft")
-_KEYS = ("A", "B", "dsigma", "U", "V", "indices")
 _COMPACT_KEYS = ("A", "B", "dsigma", "indices", "mark")
 _HEADER = "dash_vision"
 _WHOLE = "whole:"  # before the keys of modules that are kept whole
@@ -581,7 +580,7 @@ def _check(state: AdapterState) -> None:
     for key, tensor in state.whole.items():
         if tensor.is_floating_point() and not _is_finite(tensor):
             raise ValueError(f"{key} holds NaN or infinity")
-    keys = _COMPACT_KEYS if state.compact else _KEYS
+    keys = _COMPACT_KEYS if state.compact else KEYS
     expected = {f"{module}.{key}" for module in state.kinds for key in keys}
     wrong = sorted(expected ^ state.tensors.keys())
     if wrong or not expected or state.kinds.keys() != state.probes.keys():

@@ -6,7 +6,7 @@ import difflib
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from os import PathLike
@@ -34,6 +34,9 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "vit-qkv": _VIT_QKV,
     "vit-mlp": _VIT_MLP,
 }
+
+
+KEYS = ("A", "B", "dsigma", "U", "V", "indices")  # of an adapter's tensors in a layer
 
 
 @dataclass(frozen=True)
@@ -140,13 +143,14 @@ class Adapter:
         """Whether FSDP (torch's fully_shard) has split the model over the processes."""
         return any(is_sharded(parameter) for parameter in self.parameters())
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Every tensor of the adapter by "module.key", keys A, B, dsigma, U, V, indices; not copied.
+    def state_dict(self, keys: Collection[str] = KEYS) -> dict[str, Tensor]:
+        """The tensors of the adapter by "module.key", those of `keys` (default: all of A, B, dsigma, U, V, indices);
+        not copied.
 
-        In a model that FSDP has split the tensors are gathered, so that every rank has to call this, and `launch`,
+        In a model that FSDP has split they are gathered, so that every rank has to call this, and `launch`,
         `load_state_dict`, `save` and `export_lora`, which build on it.
         """
-        return {key: whole(tensor) for key, tensor in self._tensors().items()}
+        return {name: whole(t) for name, t in self._tensors().items() if name.rpartition(".")[2] in keys}
 
     def _tensors(self) -> dict[str, Tensor]:
         """The tensors of `state_dict()` as they are kept, split or whole."""

@@ -566,10 +566,7 @@ class DreamBoothRun:
             "processes": self.accelerator.num_processes,
             "settings": self._identity(),
             "base": self.probes,
-            "adapters": {
-                name: {k: t for k, t in adapter.state_dict().items() if k.rsplit(".", 1)[1] in ("A", "B")}
-                for name, adapter in self.adapters.items()
-            },
+            "adapters": {name: adapter.state_dict(("A", "B")) for name, adapter in self.adapters.items()},
             "schedule": self.schedule.state_dict(),
             "optimizer": whole_state(self.optimizer.state_dict()),
             "lr_scheduler": self.lr_scheduler.state_dict(),
