@@ -70,7 +70,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 def shard(model: nn.Module, is_unit: Callable[[str, nn.Module], bool], device: torch.device) -> None:
     """Split `model` over all processes, in place: fully_shard on every module that `is_unit(name, module)` names, whose
     weights are together while it computes, and on the rest as one. Parameters become DTensors: an optimizer is made
-    afterwards. Needs a process group."""
+    afterwards. Needs a process group. Raises ValueError where this PyTorch cannot do it.
+    """
+    _check_mean(device)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -79,3 +81,20 @@ def shard(model: nn.Module, is_unit: Callable[[str, nn.Module], bool], device: t
     for module in [*reversed(units), model]:  # inner ones first
         # Also the outermost part is split again after a forward pass, so that between passes every parameter is.
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+def _check_mean(device: torch.device) -> None:
+    """FSDP takes the mean of the gradients by an operation that gloo refuses before PyTorch 2.8, and for which it gives
+    the sum in some releases after it, silently. Raises ValueError for both."""
+    world = dist.get_world_size()
+    mean = torch.zeros(1, device=device)
+    try:
+        dist.reduce_scatter_tensor(mean, torch.ones(world, device=device), op=dist.ReduceOp.AVG)
+        problem = None if mean.item() == 1 else f"it gives {mean.item():g} for the mean of ones"
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        problem = " ".join(str(error).split())[:200]
+    if problem:
+        raise ValueError(
+            f"FSDP cannot average gradients on {device.type} with PyTorch {torch.__version__} ({problem}); use a newer "
+            "PyTorch, or accelerate launch --multi_gpu with a whole base on each process"
+        )

@@ -53,7 +53,7 @@ import dash_vision.diffusion.outputs
 import dash_vision.diffusion.training
 import train_dreambooth
 import train_vtab
-from dash_vision import Adapter, DashConfig, load_adapter
+from dash_vision import Adapter, DashConfig, inject, load_adapter
 from dash_vision.adapter_io import NATIVE_NAME, read_native
 from dash_vision.checkpoint import CheckpointError, load_checkpoint
 from dash_vision.classification.results import RESULT, read_result
@@ -505,9 +505,13 @@ def read_only(trainer: Trainer, folder: Path) -> Tally:
 
 
 def memory(folder: Path, cycles: int, steps: int) -> Tally:
-    """Tensors alive and memory held after many load/unload cycles, and after many steps."""
-    tally = Tally(f"memory, {cycles} load/unload cycles and {steps} steps")
-    jobs = {"cycles": lambda: load_and_unload(folder, cycles), "steps": lambda: many_steps(folder, steps)}
+    """Tensors alive and memory held after many load/unload cycles, as many launches, and many steps."""
+    tally = Tally(f"memory, {cycles} load/unload cycles, {cycles} launches and {steps} steps")
+    jobs = {
+        "cycles": lambda: load_and_unload(folder, cycles),
+        "launches": lambda: launch_and_remove(cycles),
+        "steps": lambda: many_steps(folder, steps),
+    }
     for name, work in jobs.items():
         report = folder / f"{name}.json"
         log = folder / f"{name}.txt"
@@ -566,6 +570,22 @@ def load_and_unload(folder: Path, cycles: int) -> list[int]:
         if not torch.equal(parameter, weight[name]):
             raise RuntimeError(f"the base is not what it was: {name}")
     return found
+
+
+def launch_and_remove(cycles: int) -> list[int]:
+    """A launch frees all that it used but what it chose: U, V and the indices, which were there before as zeros."""
+    unet = sd_unet()
+
+    def cycle(number: int) -> None:
+        adapter = inject(unet, DashConfig(rank=2, dash_k=3))
+        looked = number % 20 == 2  # which takes longer than the launch
+        before = held()[0] if looked else 0
+        adapter.launch()
+        if looked and held()[0] > before:
+            raise RuntimeError(f"launch {number} left {held()[0] - before} tensors")
+        adapter.remove()
+
+    return growth(cycle, cycles)
 
 
 def many_steps(folder: Path, steps: int) -> list[int]:
@@ -715,6 +735,14 @@ LONG = Extent(
     True,
 )
 SHORT = Extent(2, 1, (50_000,), 20, 20, (_FOUR, _SPLIT), (_TWO, Way(1)), False)
+
+
+def possible(ways: tuple[Way, ...]) -> tuple[Way, ...]:
+    """FSDP needs a gloo that averages, which PyTorch has from 2.8 on."""
+    recent = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 8)
+    return tuple(way for way in ways if recent or not way.fsdp)
+
+
 PARTS = ("kill", "stop", "disk", "memory", "processes")
 
 
@@ -735,8 +763,8 @@ def soak(folder: Path, parts: list[str], extent: Extent, minutes: float, seed: i
                 yield full_disk(trainer, place / "disk", tuple(2 * size for size in extent.sizes))
             yield read_only(trainer, place / "read-only")
         if "processes" in parts:
-            yield spread(trainer, place / "processes", extent.spread)
-            yield worker_lost(trainer, place / "worker", extent.lost)
+            yield spread(trainer, place / "processes", possible(extent.spread))
+            yield worker_lost(trainer, place / "worker", possible(extent.lost))
     if "memory" in parts:
         (folder / "memory").mkdir()
         yield memory(folder / "memory", extent.cycles, extent.steps)

@@ -44,7 +44,10 @@ class Runtime:
         if self.world == 1:
             return model
         if self.sharded:
-            shard(model, lambda name, module: re.search(r"(^|\.)blocks\.\d+$", name) is not None, self.device)
+            try:
+                shard(model, lambda name, module: re.search(r"(^|\.)blocks\.\d+$", name) is not None, self.device)
+            except ValueError as error:
+                raise UsageError(str(error)) from None
             return model
         devices = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=devices)

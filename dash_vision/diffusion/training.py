@@ -317,7 +317,10 @@ class DreamBoothRun:
         """`network` on all processes: split over them, or a whole one on each (DDP)."""
         if not self.sharded:
             return self.accelerator.prepare(network)
-        shard(network, lambda name, module: type(module).__name__ in _UNITS, self.device)
+        try:
+            shard(network, lambda name, module: type(module).__name__ in _UNITS, self.device)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         return network
 
     def _lr_factor(self) -> float:
