@@ -13,7 +13,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from diffusers.training_utils import compute_snr
 from helpers import save_base, save_pictures, save_single_file, unet_inputs
 from PIL import Image
@@ -766,6 +772,32 @@ def test_trap_10_seed_zero_is_a_seed_and_methods_share_their_noise(folder, tmp_p
         rows = [sheet.crop((left, y - tile, left + 2 * tile + gap, y)) for y in (bottom, bottom - tile - gap)]
     assert len(rows[0].getcolors(1 << 20)) > 50
     assert rows[0].tobytes() == rows[1].tobytes()
+
+
+def test_revisions_pin_what_is_fetched_from_the_hub(folder, monkeypatch):
+    """Of the index, of the pipeline, and of a VAE of its own."""
+    asked = {}
+
+    def recording(owner, name):
+        original = getattr(owner, name)
+
+        def call(where, *more, **options):
+            asked.setdefault((owner.__name__, name), []).append(options.pop("revision", None))
+            return original(where, *more, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    for owner, name in (
+        (DiffusionPipeline, "load_config"),
+        (StableDiffusionPipeline, "from_pretrained"),
+        (AutoencoderKL, "from_pretrained"),
+    ):
+        recording(owner, name)
+    load_base(str(folder / "sd"), revision="abc", vae=str(folder / "sd" / "vae"), vae_revision="def")
+    # The first calls are ours, later ones diffusers' own for the parts; the VAE of its own comes last.
+    assert asked["DiffusionPipeline", "load_config"][0] == "abc"
+    assert asked["StableDiffusionPipeline", "from_pretrained"] == ["abc"]
+    assert asked["AutoencoderKL", "from_pretrained"][-1] == "def"
 
 
 @pytest.mark.parametrize("base", ["sd", "sdxl"])

@@ -55,7 +55,7 @@ def cache_folder(run: Run) -> Path | None:
 
 def backbone_of(run: Run) -> Backbone:
     s = run.settings
-    return describe(run.model, s.image_size, s.normalization, s.checkpoint, s.random_weights)
+    return describe(run.model, s.image_size, s.normalization, s.checkpoint, s.random_weights, s.revision)
 
 
 def open_data(run: Run) -> TaskData:

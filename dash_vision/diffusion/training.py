@@ -147,6 +147,7 @@ class DreamBoothRun:
                 c.pretrained_vae_model_name_or_path,
                 c.single_file_config,
                 c.prediction_type,
+                c.vae_revision,
             )
         parameters = sum(p.numel() for p in base.pipeline.unet.parameters())
         self.say(
