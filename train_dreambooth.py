@@ -31,7 +31,7 @@ exit status: 0 finished; 1 could not go on; 2 wrong settings or input; 128 + n s
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, train, report. Returns the exit status."""
-    from dash_vision.cli import UsageError, parse
+    from dash_vision.cli import UsageError, parse, take_sharding
     from dash_vision.diffusion.config import DreamBoothConfig
 
     config = parse(DreamBoothConfig, DESCRIPTION, EPILOG, arguments)
@@ -46,9 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     accelerator = None
     try:
+        sharded = take_sharding()
         accelerator = _make_accelerator(config)
         _use_cores()
-        run = DreamBoothRun(config, accelerator, partial(print, flush=True))
+        run = DreamBoothRun(config, accelerator, partial(print, flush=True), sharded)
         if config.report_to:
             accelerator.init_trackers("dash-vision", {k: str(v) for k, v in config.to_dict().items()})
         run.fit()
@@ -100,13 +101,13 @@ def _terminate(signum: int, frame: object) -> None:
 
 def _make_accelerator(config: "DreamBoothConfig") -> "Accelerator":
     """The process's device, precision and trackers. Raises UsageError for what accelerate does not take."""
+    import torch
     from accelerate import Accelerator
     from accelerate.tracking import get_available_trackers
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 
-    from dash_vision.cli import UsageError, refuse_sharding
+    from dash_vision.cli import UsageError
 
-    refuse_sharding()
     if config.report_to not in (None, "all"):
         there = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
         if config.report_to not in there:
@@ -121,15 +122,23 @@ def _make_accelerator(config: "DreamBoothConfig") -> "Accelerator":
         # The others wait while one fetches a base or draws the samples.
         InitProcessGroupKwargs(timeout=timedelta(hours=2)),
     ]
+    # Without being told, accelerate starts no process group where there is no GPU: each process would train by itself.
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
+            cpu=several and not torch.accelerator.is_available(),
             log_with=config.report_to,
             project_config=ProjectConfiguration(str(folder), str(folder / config.logging_dir)),
             kwargs_handlers=handlers,
         )
     except ValueError as error:
         raise UsageError(f"{error}; give another --mixed_precision") from None
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        # On a CPU accelerate leaves autocast and loss scaler out, without a word; torch has both.
+        accelerator.native_amp = True
+        accelerator.scaler = torch.amp.GradScaler("cpu")
+    return accelerator
 
 
 def _fail(message: str, status: int) -> int:

@@ -32,13 +32,13 @@ from .checksum import checksum
 from .decompositions import Decompositions
 from .directions import singular_directions
 from .files import replacing, write_json
-from .inject import Adapter, DashConfig, find_targets, inject
+from .inject import KEYS, Adapter, DashConfig, find_targets, inject
 from .layer import DashLinear, is_conv1d, weight_matrix
+from .sharding import whole
 
 NATIVE_NAME = "dash_adapter.safetensors"
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 FORMATS = ("diffusers", "kohya", "peft")
-_KEYS = ("A", "B", "dsigma", "U", "V", "indices")
 _COMPACT_KEYS = ("A", "B", "dsigma", "indices", "mark")
 _HEADER = "dash_vision"
 _WHOLE = "whole:"  # before the keys of modules that are kept whole
@@ -85,12 +85,14 @@ class AdapterState:
         return self.tensors[f"{module}.B"].shape[0], A.shape[1], A.shape[0], dsigma.shape[0]
 
 
-def adapter_state(adapter: Adapter) -> AdapterState:
-    """A snapshot of `adapter` on the CPU."""
-    tensors = {key: t.detach().to("cpu", copy=True).contiguous() for key, t in adapter.state_dict().items()}
+def adapter_state(adapter: Adapter, modules_to_save: Mapping[str, nn.Module] | None = None) -> AdapterState:
+    """A snapshot of `adapter` on the CPU, and of fully trained modules by name beside it; every rank has to call it
+    where FSDP has split the model."""
+    tensors = {key: t.to("cpu", copy=True).contiguous() for key, t in adapter.state_dict().items()}
     kinds = {name: _kind(layer.base) for name, layer in adapter.layers.items()}
     probes = {name: probe_weight(layer) for name, layer in adapter.layers.items()}
-    return AdapterState(adapter.config, adapter.launched, tensors, kinds, probes)
+    whole_modules = _tensors_of(modules_to_save or {})
+    return AdapterState(adapter.config, adapter.launched, tensors, kinds, probes, whole_modules)
 
 
 # -- native files
@@ -115,10 +117,9 @@ def save_adapters(
         adapters = {"model": adapters}
     if modules_to_save and len(adapters) != 1:
         raise ValueError(f"modules_to_save go with one adapter, got {', '.join(adapters)}; save each by itself")
-    states = {name: adapter_state(a) for name, a in adapters.items()}
-    for state in states.values():
-        state.whole = _tensors_of(modules_to_save or {})
-        if compact:
+    states = {name: adapter_state(a, modules_to_save) for name, a in adapters.items()}
+    if compact:
+        for state in states.values():
             state.tensors = _compacted(state)
     write_native(states, path, notes)
 
@@ -136,7 +137,7 @@ def _mark(V: Tensor) -> Tensor:
 def _tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """`module.key` -> CPU copy of every tensor of the modules."""
     return {
-        f"{name}.{key}": t.detach().to("cpu", copy=True).contiguous()
+        f"{name}.{key}": whole(t).to("cpu", copy=True).contiguous()
         for name, module in modules.items()
         for key, t in module.state_dict().items()
     }
@@ -300,10 +301,10 @@ def probe_weight(layer: nn.Module) -> list[float]:
 
     The numbers survive a change of dtype (to about 1e-3) and differ by about 1 between unrelated weights.
     """
-    W = weight_matrix(layer.base if isinstance(layer, DashLinear) else layer).detach()
+    W = weight_matrix(layer.base if isinstance(layer, DashLinear) else layer)
     if isinstance(layer, DashLinear) and layer.kept_weight is not None:
         W = layer.kept_weight
-    W = W.to("cpu").double()
+    W = whole(W).to("cpu").double()
     norm = W.norm().item()
     values = [norm]
     for j in range(1, _PROBES + 1):
@@ -579,7 +580,7 @@ def _check(state: AdapterState) -> None:
     for key, tensor in state.whole.items():
         if tensor.is_floating_point() and not _is_finite(tensor):
             raise ValueError(f"{key} holds NaN or infinity")
-    keys = _COMPACT_KEYS if state.compact else _KEYS
+    keys = _COMPACT_KEYS if state.compact else KEYS
     expected = {f"{module}.{key}" for module in state.kinds for key in keys}
     wrong = sorted(expected ^ state.tensors.keys())
     if wrong or not expected or state.kinds.keys() != state.probes.keys():

@@ -45,20 +45,45 @@ def reader_gone() -> int:
 
 
 # What accelerate launch says to its processes when a configuration splits the model over them.
-_SHARDED = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
-_SHARDED["Megatron-LM"] = "ACCELERATE_USE_MEGATRON_LM"
+_SHARDED = {"DeepSpeed": "ACCELERATE_USE_DEEPSPEED", "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM"}
+_FSDP = "ACCELERATE_USE_FSDP"
+_FSDP_REFUSED = {
+    "FSDP_OFFLOAD_PARAMS": ("fsdp_offload_params", "the frozen base is split over the processes already"),
+    "FSDP_ACTIVATION_CHECKPOINTING": ("fsdp_activation_checkpointing", "--gradient_checkpointing does the same"),
+}
 
 
-def refuse_sharding() -> None:
-    """Raises UsageError when accelerate's configuration asks for a model in parts: singular directions take whole
-    weights, and adapters of a few million numbers are not worth splitting."""
+def take_sharding() -> bool:
+    """Whether accelerate's configuration asks for FSDP, which is then left to sharding.shard: accelerate splits no
+    model on CPUs, one model only, and by rules of its own.
+
+    Takes the request out of the environment: transformers, for one, would load nothing on all but the first process.
+    Raises UsageError for DeepSpeed, Megatron-LM, FSDP 1, and settings of FSDP that are not done here.
+    """
     for name, variable in _SHARDED.items():
-        if os.environ.get(variable, "false").lower() in _TRUE:
+        if _is_set(variable):
             raise UsageError(
-                f"accelerate's configuration asks for {name}, which splits the model over the processes; here each one "
-                "holds the whole frozen base. Use several processes without it: accelerate launch --multi_gpu, or "
-                "`accelerate config` and distributed training without FSDP and DeepSpeed"
+                f"accelerate's configuration asks for {name}, which splits the model over the processes and is not "
+                "done here; use FSDP (fsdp_version: 2), or accelerate launch --multi_gpu with a whole base on each"
             )
+    if not _is_set(_FSDP):
+        return False
+    version = os.environ.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise UsageError(
+            f"accelerate's configuration asks for FSDP {version}, which splits the model over the processes and "
+            "flattens the layers that adapters sit on; set fsdp_version: 2 (accelerate to-fsdp2 converts the file), or "
+            "use accelerate launch --multi_gpu"
+        )
+    for variable, (setting, why) in _FSDP_REFUSED.items():
+        if _is_set(variable):
+            raise UsageError(f"accelerate's configuration sets {setting}: true, which is not done here; {why}")
+    del os.environ[_FSDP]
+    return True
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in _TRUE
 
 
 def option(

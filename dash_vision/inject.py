@@ -6,8 +6,9 @@ import difflib
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from os import PathLike
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from .decompositions import Decompositions
 from .directions import SELECTIONS
 from .layer import DashLinear, DashWeights, adaptable, refusal, weight_matrix, wrap
+from .sharding import is_sharded, whole, write
 
 # timm's ViTs have one projection for queries, keys and values; some of its EVA models three, and a gated MLP.
 _VIT_QKV = ("attn.qkv", "attn.q_proj", "attn.k_proj", "attn.v_proj")
@@ -32,6 +34,9 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "vit-qkv": _VIT_QKV,
     "vit-mlp": _VIT_MLP,
 }
+
+
+KEYS = ("A", "B", "dsigma", "U", "V", "indices")  # of an adapter's tensors in a layer
 
 
 @dataclass(frozen=True)
@@ -133,13 +138,27 @@ class Adapter:
         """The trainable parameters: A and B of every layer, and dsigma."""
         return (parameter for _, parameter in self.named_parameters())
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Every tensor of the adapter by "module.key", keys A, B, dsigma, U, V, indices; not copied."""
+    @property
+    def sharded(self) -> bool:
+        """Whether FSDP (torch's fully_shard) has split the model over the processes."""
+        return any(is_sharded(parameter) for parameter in self.parameters())
+
+    def state_dict(self, keys: Collection[str] = KEYS) -> dict[str, Tensor]:
+        """The tensors of the adapter by "module.key", those of `keys` (default: all of A, B, dsigma, U, V, indices);
+        not copied.
+
+        In a model that FSDP has split they are gathered, so that every rank has to call this, and `launch`,
+        `load_state_dict`, `save` and `export_lora`, which build on it.
+        """
+        return {name: whole(t) for name, t in self._tensors().items() if name.rpartition(".")[2] in keys}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The tensors of `state_dict()` as they are kept, split or whole."""
         return {f"{m}.{key}": t.detach() for m, w in self.weights() for key, t in w.state_dict().items()}
 
     def check_state(self, state: Mapping[str, Tensor]) -> None:
         """Raises ValueError when a tensor of `state` is missing, unknown or of another shape."""
-        own = self.state_dict()
+        own = self._tensors()
         wrong = sorted(own.keys() ^ state.keys())
         if wrong:
             raise ValueError(f"the adapter state does not fit: {len(wrong)} tensors differ, the first is {wrong[0]}")
@@ -151,9 +170,9 @@ class Adapter:
     def load_state_dict(self, state: Mapping[str, Tensor], launched: bool) -> None:
         """Write `state` (of `state_dict()`) into the adapter in place; raises as `check_state`, changing nothing."""
         self.check_state(state)
-        own = self.state_dict()
+        own = self._tensors()
         for key, tensor in state.items():
-            own[key].copy_(tensor)
+            write(own[key], tensor)
         self.launched = launched
         if launched:
             self._end_preparation()
@@ -166,9 +185,10 @@ class Adapter:
         `launch` then only projects and chooses; what the thread has not come to, it does itself, with the same
         result. Call it once the model is where it will train. Worth it where the model is on a GPU; on the CPU the
         thread and the training share the cores. cache, memory: see decompositions.Decompositions. Under
-        torch.distributed every rank prepares its share. Does nothing when there will be no launch.
+        torch.distributed every rank prepares its share. Does nothing when there will be no launch, nor in a model that
+        FSDP has split: whole weights ahead of time are what it is split to avoid.
         """
-        if self.launched or self.config.dash_k == 0:
+        if self.launched or self.config.dash_k == 0 or self.sharded:
             return
         self._end_preparation()
         self.decompositions = Decompositions(cache)
@@ -186,9 +206,10 @@ class Adapter:
         """Choose every layer's task-specific directions and start the dash.
 
         Under torch.distributed the layers are dealt out over the ranks and the results broadcast, so that every
-        rank ends with the same buffers; all ranks have to call it. Raises RuntimeError when the adapter was
-        launched before or has dash_k = 0, ValueError (on every rank) naming the layer when a weight or an update
-        is not finite; then nothing has changed.
+        rank ends with the same buffers; all ranks have to call it. In a model that FSDP has split every weight is
+        gathered once, and a rank holds two whole ones at most: its own and the one on its way to another. Raises
+        RuntimeError when the adapter was launched before or has dash_k = 0, ValueError (on every rank) naming the
+        layer when a weight or an update is not finite; then nothing has changed.
         """
         if self.config.dash_k == 0:
             raise RuntimeError("this adapter has dash_k=0 (plain LoRA): there is nothing to launch")
@@ -246,8 +267,14 @@ class Adapter:
         """Add the update to the frozen weights: the model then computes at its original cost.
 
         A copy of every weight touched is kept until `unmerge`, which restores it bit for bit. Raises RuntimeError
-        when a weight is shared with another module, which the merge would change too.
+        when a weight is shared with another module, which the merge would change too, and when FSDP has split the
+        model.
         """
+        if self.sharded:
+            raise RuntimeError(
+                "cannot merge: FSDP has split the model over the processes, and merging takes whole weights; save the "
+                "adapter, and load and merge it in a model that is whole"
+            )
         shared = _shared_weights(self.model, self.layers)
         if shared:
             raise RuntimeError(
@@ -300,8 +327,8 @@ def inject(model: nn.Module, config: DashConfig | None = None, name: str = "defa
 
     Every matched layer is replaced in place by a DashLinear around it; until training changes it, the model
     computes what it computed before. The new adapter is the active one (see Adapter.activate). Inject before
-    wrapping the model in DDP and before torch.compile. A layer with fewer than dash_k directions gets as many as
-    it has, with one warning for the model.
+    wrapping the model in DDP, before fully_shard and before torch.compile. A layer with fewer than dash_k directions
+    gets as many as it has, with one warning for the model.
 
     Raises ValueError when a target matches nothing (listing near names), when a matched layer cannot be adapted
     (naming it), and when the name is taken or is no plain name.
@@ -452,17 +479,28 @@ def _choose_directions(
     owner = _deal(layers, world)
     results: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
     problem = None
-    for module, layer in layers.items():
-        w = layer.weights(adapter)
-        if owner[module] != rank:
-            results[module] = (torch.empty_like(w.indices), torch.empty_like(w.U), torch.empty_like(w.V))
+    for round_ in _rounds(owner, world):
+        mine = None
+        for module in round_:
+            layer, w = layers[module], layers[module].weights(adapter)
+            # Where the model is split every rank has to take part in gathering, also for the layers of others, and
+            # after a failure of its own.
+            W, factors = whole(layer.frozen_matrix()), w.factors()
+            if owner[module] == rank:
+                mine = module, W, factors
+            else:
+                results[module] = (torch.empty_like(w.indices), torch.empty_like(w.U), torch.empty_like(w.V))
+            del W, factors
+        if mine is None or problem:
             continue
+        module, W, factors = mine
+        w = layers[module].weights(adapter)
         try:
-            spectrum = decompositions.of(module, layer.frozen_matrix(), weight_matrix(layer.base).device)
-            indices, U, V = layer.launch(adapter, spectrum, eps, selection)
+            spectrum = decompositions.of(module, W, weight_matrix(layers[module].base).device)
+            indices, U, V = w.choose(W, factors, spectrum, eps, selection)
         except (ValueError, RuntimeError) as error:  # RuntimeError: a decomposition that fails, memory that runs out
             problem = f"cannot choose directions in {module}: {error}"
-            break
+            continue
         results[module] = (indices.to(w.indices), U.to(w.U).contiguous(), V.to(w.V).contiguous())
     if parallel:
         # Agree on failure first: a rank that raised alone would leave the others waiting in the broadcast.
@@ -472,10 +510,16 @@ def _choose_directions(
     if problem:
         raise ValueError(problem)
     if parallel:
-        for module, tensors in results.items():
-            for tensor in tensors:
+        for module in layers:  # in one order on all ranks
+            for tensor in results[module]:
                 dist.broadcast(tensor, src=owner[module])
-    return results
+    return {module: results[module] for module in layers}
+
+
+def _rounds(owner: Mapping[str, int], world: int) -> list[list[str]]:
+    """The modules in groups of one for each rank at most: what a group gathers, all ranks decompose at once."""
+    shares = [[module for module, rank in owner.items() if rank == r] for r in range(world)]
+    return [[module for module in group if module is not None] for group in zip_longest(*shares)]
 
 
 def _deal(layers: dict[str, DashLinear], world: int) -> dict[str, int]:
@@ -489,4 +533,4 @@ def _deal(layers: dict[str, DashLinear], world: int) -> dict[str, int]:
     for module in sorted(costs, key=lambda m: -costs[m]):
         owner[module] = load.index(min(load))
         load[owner[module]] += costs[module]
-    return owner
+    return {module: owner[module] for module in layers}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from . import fused
 from .directions import Spectrum, projections, select_directions, singular_directions
+from .sharding import is_sharded, whole
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -84,10 +85,20 @@ class DashWeights(nn.Module):
         dtype = dtype or self.A.dtype
         return (self.up(dtype) * self.scale(dtype)) @ self.down(dtype)
 
-    def choose(self, W: Tensor, spectrum: Spectrum, eps: float, selection: str) -> tuple[Tensor, Tensor, Tensor]:
-        """(indices, U, V) of the k directions of W [out, in] that A and B change most, or of the control that
-        `selection` names (directions.SELECTIONS); stores nothing."""
-        projected = projections(spectrum, self.A, self.B, self.scaling, W)
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """(A [r, in], B [out, r]), detached; gathers them where the model is split, see sharding.py."""
+        return whole(self.A), whole(self.B)
+
+    def choose(
+        self, W: Tensor, factors: tuple[Tensor, Tensor], spectrum: Spectrum, eps: float, selection: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(indices [k], U [out, k], V [k, in]) of the k directions of the frozen W [out, in] that `factors()` change
+        most, or of the control that `selection` names (directions.SELECTIONS).
+
+        spectrum: `decompose(W)`. Nothing is stored: see `DashLinear.set_directions`. Raises ValueError for a
+        non-finite update.
+        """
+        projected = projections(spectrum, *factors, self.scaling, W)
         indices = select_directions(projected, spectrum.sigma, self.k, eps, selection)
         U, _, V = singular_directions(W, spectrum, indices)
         return indices, U, V
@@ -182,20 +193,10 @@ class DashLinear(nn.Module):
 
     def frozen_matrix(self) -> Tensor:
         """W [out, in] as it was before any merge, in the highest precision at hand: a bf16 copy of it has a rounding
-        floor just where the change rates look."""
+        floor just where the change rates look. A part of it where the model is split: see sharding.whole."""
         if self.precise_weight is not None:
             return self.precise_weight
         return self.kept_weight if self.kept_weight is not None else weight_matrix(self.base)
-
-    def launch(
-        self, name: str, spectrum: Spectrum, eps: float, selection: str = "change_rate"
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Choose adapter `name`'s directions in this layer's frozen weight: (indices [k], U [out, k], V [k, in]).
-
-        spectrum: `decompose(frozen_matrix())`. Nothing is stored: see `set_directions`. Raises ValueError for a
-        non-finite update.
-        """
-        return self.weights(name).choose(self.frozen_matrix(), spectrum, eps, selection)
 
     @torch.no_grad()
     def set_directions(self, name: str, indices: Tensor, U: Tensor, V: Tensor) -> None:
@@ -281,6 +282,8 @@ def refusal(module: nn.Module) -> str | None:
     assert isinstance(weight, Tensor)
     if not weight.is_floating_point():
         return f"its weight is stored as {weight.dtype}; load the model in a floating-point dtype"
+    if is_sharded(weight):
+        return "its weight is split over the processes; put the adapter in first, and split the model (FSDP) afterwards"
     if weight.device.type == "meta":
         return "its weight is on the meta device; load the weights first"
     if not torch.isfinite(weight).all():

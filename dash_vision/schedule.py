@@ -7,6 +7,8 @@ from typing import Any
 
 from .inject import Adapter, LaunchReport
 
+_DASH = ("dsigma", "U", "V", "indices")  # what the dash adds to a LoRA
+
 
 class DashSchedule:
     """Launches an adapter's dash once, right after optimizer step number `prelaunch_steps` (paper: 100).
@@ -51,8 +53,7 @@ class DashSchedule:
         tensors = {
             f"{name}/{key}": tensor.clone()
             for name, adapter in self.adapters.items()
-            for key, tensor in adapter.state_dict().items()
-            if _is_dash(key)
+            for key, tensor in adapter.state_dict(_DASH).items()
         }
         launched = {name: a.launched for name, a in self.adapters.items()}
         return {"steps": self.steps, "prelaunch_steps": self.prelaunch_steps, "launched": launched, "tensors": tensors}
@@ -68,8 +69,7 @@ class DashSchedule:
         for name, adapter in self.adapters.items():
             prefix = f"{name}/"
             dash = {k.removeprefix(prefix): t for k, t in state["tensors"].items() if k.startswith(prefix)}
-            rest = {k: t for k, t in adapter.state_dict().items() if not _is_dash(k)}
-            merged[name] = {**rest, **dash}
+            merged[name] = {**adapter.state_dict(("A", "B")), **dash}
             adapter.check_state(merged[name])
         for name, adapter in self.adapters.items():
             adapter.load_state_dict(merged[name], state["launched"][name])
@@ -78,7 +78,3 @@ class DashSchedule:
 
     def _dashing(self) -> list[Adapter]:
         return [a for a in self.adapters.values() if a.config.dash_k]
-
-
-def _is_dash(key: str) -> bool:
-    return key.rsplit(".", 1)[1] in ("dsigma", "U", "V", "indices")

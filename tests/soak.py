@@ -35,6 +35,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # runs that are compared bit for bit have to use equally many
 
 import torch
+import torch.distributed.fsdp  # before processes are forked: each of them would import it by itself, for seconds
+import torch.distributed.tensor
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -51,15 +53,15 @@ import dash_vision.diffusion.outputs
 import dash_vision.diffusion.training
 import train_dreambooth
 import train_vtab
-from dash_vision import Adapter, DashConfig, load_adapter
+from dash_vision import Adapter, DashConfig, inject, load_adapter
 from dash_vision.adapter_io import NATIVE_NAME, read_native
-from dash_vision.checkpoint import load_checkpoint
+from dash_vision.checkpoint import CheckpointError, load_checkpoint
 from dash_vision.classification.results import RESULT, read_result
 from dash_vision.classification.run import CHECKPOINT
 from dash_vision.classification.sweep import command
 
 PATIENCE = 300.0  # seconds for one run of a second or two: longer is a hang
-STEPS = 12
+STEPS, BATCH = 12, 4
 UNDISTURBED = 0
 STOPPED = (UNDISTURBED, 75, 128 + signal.SIGTERM, 130, -signal.SIGTERM)  # the last: before anything had begun
 NOBODY = 65534
@@ -169,7 +171,7 @@ def trainers(folder: Path) -> list[Trainer]:
     write_task(folder / "data")
 
     def dreambooth(out: Path) -> list[str]:
-        words = f"--rank 2 --dash_k 3 --max_train_steps {STEPS} --prelaunch_steps 4 --train_batch_size 2"
+        words = f"--rank 2 --dash_k 3 --max_train_steps {STEPS} --prelaunch_steps 4 --train_batch_size {BATCH}"
         words += " --learning_rate 1e-2 --num_inference_steps 1 --num_crop_variants 2 --checkpointing_steps 1"
         words += " --resume_from_checkpoint latest --adam_epsilon 1e-2"
         paths = ["--instance_data", folder / "cat", "--output_dir", out, "--validation_prompt", "a photo of sks cat"]
@@ -227,8 +229,14 @@ def steps_kept(trainer: Trainer, out: Path) -> tuple[int, int]:
     """How far a run has come: (1 if it is done, step of its newest checkpoint)."""
     if all((out / name).is_file() for name in trainer.results):
         return 1, 0
-    found = [load_checkpoint(path) for path in out.glob(trainer.checkpoints)]
-    return 0, max((progress(state) for state in found), default=-1)
+    newest = -1
+    for path in out.glob(trainer.checkpoints):
+        try:
+            newest = max(newest, progress(load_checkpoint(path)))
+        except CheckpointError:
+            if path.exists():  # else a run that goes on has put a newer one in its place
+                raise
+    return 0, newest
 
 
 def progress(state: dict[str, Any]) -> int:
@@ -497,9 +505,13 @@ def read_only(trainer: Trainer, folder: Path) -> Tally:
 
 
 def memory(folder: Path, cycles: int, steps: int) -> Tally:
-    """Tensors alive and memory held after many load/unload cycles, and after many steps."""
-    tally = Tally(f"memory, {cycles} load/unload cycles and {steps} steps")
-    jobs = {"cycles": lambda: load_and_unload(folder, cycles), "steps": lambda: many_steps(folder, steps)}
+    """Tensors alive and memory held after many load/unload cycles, as many launches, and many steps."""
+    tally = Tally(f"memory, {cycles} load/unload cycles, {cycles} launches and {steps} steps")
+    jobs = {
+        "cycles": lambda: load_and_unload(folder, cycles),
+        "launches": lambda: launch_and_remove(cycles),
+        "steps": lambda: many_steps(folder, steps),
+    }
     for name, work in jobs.items():
         report = folder / f"{name}.json"
         log = folder / f"{name}.txt"
@@ -560,6 +572,22 @@ def load_and_unload(folder: Path, cycles: int) -> list[int]:
     return found
 
 
+def launch_and_remove(cycles: int) -> list[int]:
+    """A launch frees all that it used but what it chose: U, V and the indices, which were there before as zeros."""
+    unet = sd_unet()
+
+    def cycle(number: int) -> None:
+        adapter = inject(unet, DashConfig(rank=2, dash_k=3))
+        looked = number % 20 == 2  # which takes longer than the launch
+        before = held()[0] if looked else 0
+        adapter.launch()
+        if looked and held()[0] > before:
+            raise RuntimeError(f"launch {number} left {held()[0] - before} tensors")
+        adapter.remove()
+
+    return growth(cycle, cycles)
+
+
 def many_steps(folder: Path, steps: int) -> list[int]:
     """DreamBooth steps through the launch and beyond."""
     from accelerate import Accelerator
@@ -592,65 +620,89 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def together(trainer: Trainer, out: Path, world: int, *more: str) -> list[int]:
-    """The process ids of `world` gloo processes of one run."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    common = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
-    common |= {"MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
-    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
-    return [trainer.start(out, *more, **common, **place) for place in places]
+@dataclass(frozen=True)
+class Way:
+    """How many gloo processes make a run, and whether FSDP splits the model over them."""
+
+    world: int
+    fsdp: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.world} by FSDP" if self.fsdp else str(self.world)
+
+    def start(self, trainer: Trainer, out: Path, *more: str) -> list[int]:
+        """The process ids of one run, whose batches are those of the undisturbed one."""
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if self.world == 1:
+            return [trainer.start(out, *more)]
+        common = {"WORLD_SIZE": str(self.world), "LOCAL_WORLD_SIZE": str(self.world), "MASTER_ADDR": "127.0.0.1"}
+        common |= {"MASTER_PORT": str(free_port())} | (FSDP if self.fsdp else {})
+        places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(self.world)]
+        if trainer.main is train_dreambooth.main:
+            more = (*more, "--train_batch_size", str(BATCH // self.world))
+        return [trainer.start(out, *more, **common, **place) for place in places]
 
 
-def different(first: Path, second: Path) -> list[str]:
-    """Where two native adapters differ: directions at all, numbers by more than summing in another order explains."""
-    one, two = load_file(first), load_file(second)
+# What `accelerate launch` tells the processes when its configuration is that of docs/fsdp.yaml.
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+def different(trainer: Trainer, out: Path) -> list[str]:
+    """Where a run's adapter differs from the undisturbed one's: in directions at all, in numbers by more than 1e-5."""
+    name = next(name for name in trainer.results if name.endswith(NATIVE_NAME))
+    if not (out / name).is_file():
+        return [f"there is no {name}"]
+    one, two = load_file(trainer.reference / name), load_file(out / name)
     problems = []
     for key, tensor in one.items():
         exact = not tensor.is_floating_point()
-        close = torch.equal(tensor, two[key]) if exact else torch.allclose(tensor, two[key], atol=2e-5, rtol=1e-3)
+        close = torch.equal(tensor, two[key]) if exact else torch.allclose(tensor, two[key], atol=1e-5, rtol=0)
         if not close:
             problems.append(f"{key} differs")
     return problems
 
 
-def spread(trainer: Trainer, folder: Path, worlds: tuple[int, ...]) -> Tally:
-    """Equal directions and parameters from 1, 2, ... processes that share one batch of 4 pictures."""
-    tally = Tally(f"processes {', '.join(map(str, worlds))}, {trainer.name}")
-    for world in worlds:
-        out = folder / str(world) / "out"
-        more = ("--train_batch_size", str(4 // world)) if trainer.checkpoints.startswith("checkpoint-") else ()
-        statuses = [wait(pid) for pid in together(trainer, out, world, *more)]
+def spread(trainer: Trainer, folder: Path, ways: tuple[Way, ...]) -> Tally:
+    """Directions and parameters of one process, from several that share its batches."""
+    tally = Tally(f"processes {', '.join(map(str, ways))}, {trainer.name}")
+    undisturbed(trainer)
+    for way in ways:
+        out = folder / str(way) / "out"
+        # A split model's checkpoint is hundreds of exchanges: not after every step.
+        rarely = ("--checkpointing_steps", "6") if way.fsdp and trainer.main is train_dreambooth.main else ()
+        statuses = [wait(pid) for pid in way.start(trainer, out, *rarely)]
         problems = [] if not any(statuses) else [f"status {statuses}: {log_of(out).read_text()[-500:]}"]
-        names = [name for name in trainer.results if name.endswith(NATIVE_NAME)]
-        if not problems and world > 1:
-            problems = different(folder / str(worlds[0]) / "out" / names[0], out / names[0])
-        tally.count(problems)
+        tally.count(problems or [f"{way}: {text}" for text in different(trainer, out)])
     return tally
 
 
-def worker_lost(trainer: Trainer, folder: Path) -> Tally:
-    """One of two processes is killed: the other ends within a minute, and one process goes on to the end."""
-    tally = Tally(f"a worker killed, {trainer.name}")
+def worker_lost(trainer: Trainer, folder: Path, ways: tuple[Way, ...]) -> Tally:
+    """One of several processes is killed: the others end within a minute, and another number of processes goes on; the
+    last number goes to the end, with the parameters of the undisturbed run."""
+    tally = Tally(f"a worker killed, processes {', then '.join(map(str, ways))}, {trainer.name}")
+    undisturbed(trainer)
     out = folder / "out"
-    first, second = together(trainer, out, 2)
-    end = time.monotonic() + PATIENCE
-    while steps_kept(trainer, out) < (0, 2) and time.monotonic() < end:
-        time.sleep(0.01)
-    os.kill(second, signal.SIGKILL)
-    wait(second)
-    started, place = time.monotonic(), len(log_of(out).read_text(errors="replace"))
-    status = wait(first, 60)
-    problems = incomplete(out)
-    if status is None:
-        problems.append("the other process did not end within a minute")
-    elif status == UNDISTURBED:
-        problems.append("it was done before the kill")
-    else:
-        problems += sentence(log_of(out), max(0, place - 2000))
-    print(f"  the other process ended after {time.monotonic() - started:.1f} s, status {status}", flush=True)
-    tally.count(problems)
-    status = wait(trainer.start(out))
-    tally.count([] if status == UNDISTURBED else [f"one process does not go on: {log_of(out).read_text()[-300:]}"])
+    for number, way in enumerate(ways[:-1], 1):
+        *others, victim = way.start(trainer, out)
+        end = time.monotonic() + PATIENCE
+        while steps_kept(trainer, out) < (0, 3 * number) and time.monotonic() < end:
+            time.sleep(0.05)
+        started, place = time.monotonic(), len(log_of(out).read_text(errors="replace"))
+        os.kill(victim, signal.SIGKILL)
+        wait(victim)
+        statuses = [wait(pid, max(1, started + 60 - time.monotonic())) for pid in others]
+        problems = incomplete(out)
+        if None in statuses:
+            problems.append("the other processes did not end within a minute")
+        elif UNDISTURBED in statuses:
+            problems.append("it was done before the kill")
+        else:
+            problems += sentence(log_of(out), max(0, place - 2000))
+        print(f"  the others of {way} ended after {time.monotonic() - started:.1f} s, status {statuses}", flush=True)
+        tally.count(problems)
+    statuses = [wait(pid) for pid in ways[-1].start(trainer, out)]
+    problems = [] if not any(statuses) else [f"{ways[-1]} do not go on: {log_of(out).read_text()[-500:]}"]
+    tally.count(problems or different(trainer, out))
     return tally
 
 
@@ -666,12 +718,31 @@ class Extent:
     sizes: tuple[int, ...]
     cycles: int
     steps: int
-    worlds: tuple[int, ...]
+    spread: tuple[Way, ...]
+    lost: tuple[Way, ...]
     mount: bool
 
 
-LONG = Extent(50, 12, (20_000, 70_000, 120_000, 170_000, 300_000), 200, 2000, (1, 2, 4), True)
-SHORT = Extent(2, 1, (50_000,), 20, 20, (1, 2), False)
+_TWO, _FOUR, _SPLIT, _SPLIT_FOUR = Way(2), Way(4), Way(2, fsdp=True), Way(4, fsdp=True)
+LONG = Extent(
+    50,
+    12,
+    (20_000, 70_000, 120_000, 170_000, 300_000),
+    200,
+    2000,
+    (_TWO, _FOUR, _SPLIT, _SPLIT_FOUR),
+    (_TWO, _SPLIT_FOUR, _FOUR, _SPLIT),
+    True,
+)
+SHORT = Extent(2, 1, (50_000,), 20, 20, (_FOUR, _SPLIT), (_TWO, Way(1)), False)
+
+
+def possible(ways: tuple[Way, ...]) -> tuple[Way, ...]:
+    """FSDP needs a gloo that averages, which PyTorch has from 2.8 on."""
+    recent = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 8)
+    return tuple(way for way in ways if recent or not way.fsdp)
+
+
 PARTS = ("kill", "stop", "disk", "memory", "processes")
 
 
@@ -692,8 +763,8 @@ def soak(folder: Path, parts: list[str], extent: Extent, minutes: float, seed: i
                 yield full_disk(trainer, place / "disk", tuple(2 * size for size in extent.sizes))
             yield read_only(trainer, place / "read-only")
         if "processes" in parts:
-            yield spread(trainer, place / "processes", extent.worlds)
-            yield worker_lost(trainer, place / "worker")
+            yield spread(trainer, place / "processes", possible(extent.spread))
+            yield worker_lost(trainer, place / "worker", possible(extent.lost))
     if "memory" in parts:
         (folder / "memory").mkdir()
         yield memory(folder / "memory", extent.cycles, extent.steps)

@@ -76,7 +76,7 @@ def _run(rank, job, folder):
 
 @pytest.mark.skipif(not dist.is_available(), reason="this torch was built without torch.distributed")
 def test_two_processes_train_like_one(tmp_path):
-    mp.spawn(_run, (_trains, str(tmp_path)), nprocs=WORLD)
+    mp.start_processes(_run, (_trains, str(tmp_path)), nprocs=WORLD, start_method="fork")
     (first, done0), (second, done1) = (torch.load(tmp_path / f"{r}.pt") for r in range(WORLD))
     for key, tensor in first.items():
         assert torch.equal(tensor, second[key]), key
@@ -93,7 +93,7 @@ def test_two_processes_train_like_one(tmp_path):
 
 @pytest.mark.skipif(not dist.is_available(), reason="this torch was built without torch.distributed")
 def test_a_failure_on_one_rank_is_an_error_on_all(tmp_path):
-    mp.spawn(_run, (_fails, str(tmp_path)), nprocs=WORLD)
+    mp.start_processes(_run, (_fails, str(tmp_path)), nprocs=WORLD, start_method="fork")
     messages = [(tmp_path / f"{r}.txt").read_text() for r in range(WORLD)]
     assert messages[0] == messages[1]
     assert "NaN" in messages[0]

@@ -15,7 +15,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from diffusers.training_utils import compute_snr
 from helpers import save_base, save_pictures, save_single_file, unet_inputs
 from PIL import Image
@@ -391,29 +397,92 @@ def test_a_lost_loss_stops_the_run_and_keeps_the_last_good_checkpoint(folder, tm
 # -- two processes
 
 
-def test_two_processes_train_what_one_does(folder, tmp_path):
+# accelerate launch starts several processes on a CPU by MPI, or by a configuration of FSDP; torchrun needs neither.
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    "FSDP": ["accelerate.commands.launch", "--config_file", str(ROOT / "docs" / "fsdp.yaml")],
+}
+
+
+LOWEST = tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 8)  # FSDP needs a gloo that averages
+
+
+@pytest.mark.parametrize(
+    "launcher", ["torchrun", pytest.param("FSDP", marks=pytest.mark.skipif(LOWEST, reason="needs PyTorch 2.8"))]
+)
+def test_two_processes_train_what_one_does(folder, tmp_path, launcher):
     # Adam divides by the gradient's size: a tiny epsilon would blow the rounding of near-zero gradients up to whole
     # steps, and two orders of summation would be told apart by nothing but that.
     train(settings(folder, tmp_path / "one", train_batch_size=4, adam_epsilon=1e-2))
     command = [
-        # accelerate launch starts several processes on a CPU only through MPI; torchrun needs nothing.
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        *(sys.executable, "-m", *LAUNCHERS[launcher]),
         *(str(SCRIPT), "--instance_data", str(folder / "cat"), "--output_dir", str(tmp_path / "two")),
         *("--pretrained_model_name_or_path", str(folder / "sd"), "--rank", "2", "--dash_k", "3"),
         *("--max_train_steps", "8", "--prelaunch_steps", "4", "--train_batch_size", "2", "--learning_rate", "1e-2"),
         *("--num_inference_steps", "2", "--validation_prompt", "a photo of sks cat", "--adam_epsilon", "1e-2"),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    one, two = (load_file(tmp_path / name / "dash_adapter.safetensors") for name in ("one", "two"))
-    for key, tensor in one.items():
-        if key.endswith("indices"):
-            assert torch.equal(tensor, two[key])
-        else:
-            assert torch.allclose(tensor, two[key], atol=2e-5), key
+    for name in ("dash_adapter.safetensors", "pytorch_lora_weights.safetensors", "kohya/{}.safetensors"):
+        one, two = (load_file(tmp_path / out / name.format(out)) for out in ("one", "two"))
+        assert one.keys() == two.keys()
+        for key, tensor in one.items():
+            if key.endswith("indices"):
+                assert torch.equal(tensor, two[key])
+            else:
+                assert torch.allclose(tensor, two[key], atol=1e-5, rtol=0), key
     assert done.stdout.count("base: " + str(folder)) == 1  # one process speaks
-    assert json.loads((tmp_path / "two/run.json").read_text())["processes"] == 2
+    report = json.loads((tmp_path / "two/run.json").read_text())
+    assert (report["processes"], report["fsdp"]) == (2, launcher == "FSDP")
+    difference = np.asarray(Image.open(tmp_path / "one/samples.png")) - np.asarray(
+        Image.open(tmp_path / "two/samples.png"), np.int16
+    )
+    assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("optimizer", [{"optimizer": "prodigy", "learning_rate": 1.0}, {"use_8bit_adam": True}])
+def test_optimizers_that_take_no_split_model_are_refused(folder, tmp_path, optimizer):
+    gc.collect()
+    one = accelerator()
+    one.state.num_processes = 2  # refused before any process would be needed
+    with pytest.raises(UsageError, match="FSDP splits the optimizer's numbers too"):
+        DreamBoothRun(settings(folder, tmp_path / "out", **optimizer), one, print, sharded=True)
+    accelerator()
+
+
+def test_the_same_batch_split_otherwise_goes_on_with_the_same_pictures(folder, tmp_path):
+    """Half of the run with a batch of 4; then 2 x 2 accumulated, and as of two processes with 2 each."""
+    common = {"adam_epsilon": 1e-2, "checkpointing_steps": 4, "checkpoints_total_limit": None}
+    train(settings(folder, tmp_path / "whole", train_batch_size=4, **common))
+    expected = load_file(tmp_path / "whole/dash_adapter.safetensors")
+    path = tmp_path / "whole/checkpoint-4.safetensors"
+    state = load_checkpoint(path)
+    of_two = tmp_path / "checkpoint-4.safetensors"
+    was = {**state["settings"], "train_batch_size": 2}
+    save_checkpoint(of_two, state | {"processes": 2, "settings": was})
+    ways = [
+        (path, {"train_batch_size": 2, "gradient_accumulation_steps": 2}),
+        (of_two, {"train_batch_size": 4}),
+        (of_two, {"train_batch_size": 1, "gradient_accumulation_steps": 4}),
+    ]
+    for number, (checkpoint, split) in enumerate(ways):
+        out, lines = tmp_path / f"out-{number}", []
+        train(settings(folder, out, resume_from_checkpoint=str(checkpoint), **split, **common), lines)
+        assert any("the same batches, split otherwise" in line for line in lines) == (checkpoint == of_two)
+        found = load_file(out / "dash_adapter.safetensors")
+        assert all(torch.allclose(t, found[key], atol=1e-5, rtol=0) for key, t in expected.items())
+    config = settings(folder, tmp_path / "no", resume_from_checkpoint=str(path), train_batch_size=2, **common)
+    with pytest.raises(UsageError, match="--train_batch_size 4, this run has 2"):
+        prepare(config)
+
+
+def test_pictures_of_several_sizes_depend_on_the_batch_of_each_process(folder, tmp_path):
+    common = {"aspect_ratio_buckets": True, "checkpointing_steps": 4}
+    train(settings(folder, tmp_path / "out", train_batch_size=4, **common))
+    changes = {"train_batch_size": 2, "gradient_accumulation_steps": 2, "resume_from_checkpoint": "checkpoint-4"}
+    with pytest.raises(UsageError, match="--train_batch_size 4, this run has 2"):
+        prepare(settings(folder, tmp_path / "out", **changes, **common))
 
 
 # -- precision and memory
@@ -726,6 +795,32 @@ def test_trap_10_seed_zero_is_a_seed_and_methods_share_their_noise(folder, tmp_p
         rows = [sheet.crop((left, y - tile, left + 2 * tile + gap, y)) for y in (bottom, bottom - tile - gap)]
     assert len(rows[0].getcolors(1 << 20)) > 50
     assert rows[0].tobytes() == rows[1].tobytes()
+
+
+def test_revisions_pin_what_is_fetched_from_the_hub(folder, monkeypatch):
+    """Of the index, of the pipeline, and of a VAE of its own."""
+    asked = {}
+
+    def recording(owner, name):
+        original = getattr(owner, name)
+
+        def call(where, *more, **options):
+            asked.setdefault((owner.__name__, name), []).append(options.pop("revision", None))
+            return original(where, *more, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    for owner, name in (
+        (DiffusionPipeline, "load_config"),
+        (StableDiffusionPipeline, "from_pretrained"),
+        (AutoencoderKL, "from_pretrained"),
+    ):
+        recording(owner, name)
+    load_base(str(folder / "sd"), revision="abc", vae=str(folder / "sd" / "vae"), vae_revision="def")
+    # The first calls are ours, later ones diffusers' own for the parts; the VAE of its own comes last.
+    assert asked["DiffusionPipeline", "load_config"][0] == "abc"
+    assert asked["StableDiffusionPipeline", "from_pretrained"] == ["abc"]
+    assert asked["AutoencoderKL", "from_pretrained"][-1] == "def"
 
 
 @pytest.mark.parametrize("base", ["sd", "sdxl"])

@@ -1,5 +1,7 @@
 """Killed, stopped, starved, spread over processes (soak.py, in short), and numbers at their limits."""
 
+import functools
+import json
 import os
 import re
 import signal
@@ -8,11 +10,13 @@ import sys
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from helpers import save_base, save_pictures
 from safetensors.torch import load_file
 from torch import nn
 from vtab_helpers import ROOT, TINY, write_task
 
+import dash_vision.diffusion.training
 from dash_vision import DashConfig, DashSchedule, export_lora, inject, load_adapter
 from dash_vision.checkpoint import load_checkpoint
 
@@ -58,6 +62,8 @@ def folder(tmp_path_factory):
 
 
 def dreambooth(folder, out, *more):
+    AcceleratorState._reset_state()  # accelerate takes one precision for each process
+    PartialState._reset_state()
     words = ["--instance_data", folder / "cat", "--pretrained_model_name_or_path", folder / "sd", "--output_dir", out]
     words += ["--rank", 2, "--dash_k", 3, "--max_train_steps", 6, "--prelaunch_steps", 2, "--num_crop_variants", 1]
     words += ["--checkpointing_steps", 1, "--num_inference_steps", 1, "--validation_prompt", "a cat", *more]
@@ -80,8 +86,9 @@ def numbers(state):
             yield from numbers(value)
 
 
-def test_a_lost_loss_of_dreambooth_keeps_the_last_good_checkpoint(folder, tmp_path, capsys):
-    assert dreambooth(folder, tmp_path / "out", "--learning_rate", 1e25) == 1
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_lost_loss_of_dreambooth_keeps_the_last_good_checkpoint(folder, tmp_path, capsys, precision):
+    assert dreambooth(folder, tmp_path / "out", "--learning_rate", 1e25, "--mixed_precision", precision) == 1
     said = capsys.readouterr().err
     assert "error: the loss is" in said or "error: the dash cannot be launched" in said
     assert "Traceback" not in said
@@ -91,12 +98,54 @@ def test_a_lost_loss_of_dreambooth_keeps_the_last_good_checkpoint(folder, tmp_pa
     assert not (tmp_path / "out" / "dash_adapter.safetensors").exists()
 
 
-def test_a_lost_loss_of_vtab_is_a_failed_run_and_no_result(folder, tmp_path, capsys):
-    assert vtab(folder, tmp_path, "--methods", "full", "--learning_rate", 1e25) == 1
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_lost_loss_of_vtab_is_a_failed_run_and_no_result(folder, tmp_path, capsys, precision):
+    more = ("--methods", "full", "--learning_rate", 1e25, "--mixed_precision", precision)
+    assert vtab(folder, tmp_path, *more) == 1
     assert "failed: cifar full seed 0: the loss became NaN or infinite" in capsys.readouterr().err
     assert not list(tmp_path.rglob("result.json"))
     for path in tmp_path.rglob("checkpoint.safetensors"):
         assert all(torch.isfinite(t).all() for t in numbers(load_checkpoint(path)["trainer"]["model"]))
+
+
+def scaled_from(monkeypatch, scale):
+    """The loss scaler begins there instead of at 2 ** 16."""
+    monkeypatch.setattr(torch.amp, "GradScaler", functools.partial(torch.amp.GradScaler, init_scale=scale))
+
+
+def test_fp16_steps_that_overflow_change_nothing_and_do_not_count(folder, tmp_path, monkeypatch):
+    """From a loss scale of 2 ** 30 the first gradients overflow fp16; each such step halves the scale, no more."""
+    scaled_from(monkeypatch, 2.0**30)
+    more = ["--mixed_precision", "fp16", "--max_train_steps", 24, "--checkpoints_total_limit", 24]
+    assert dreambooth(folder, tmp_path / "out", *more) == 0
+    states = [load_checkpoint(tmp_path / "out" / f"checkpoint-{step}.safetensors") for step in range(1, 25)]
+    scales = [state["scaler"]["scale"] for state in states]
+    skipped = [step for step, scale in enumerate(scales, 1) if scale == 2.0 ** (30 - step)]
+    count = len(skipped)
+    assert skipped == list(range(1, count + 1))
+    assert 5 < count < 20
+    assert scales[count:] == [2.0 ** (30 - count)] * (24 - count)
+    for state in states[:count]:
+        assert all(not t.any() for key, t in state["adapters"]["unet"].items() if key.endswith(".B"))
+        assert not state["optimizer"]["state"]
+    assert any(t.any() for key, t in states[count]["adapters"]["unet"].items() if key.endswith(".B"))
+    # Two updates of the weights came before the launch, and so many steps of the learning rate's schedule.
+    assert [state["schedule"]["launched"]["unet"] for state in states].index(True) == count + 2 - 1
+    assert [state["schedule"]["steps"] for state in states] == [max(0, step - count) for step in range(1, 25)]
+    assert states[-1]["lr_scheduler"]["last_epoch"] == 24 - count
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["phases"][1]["after_step"] == count + 2
+
+
+def test_a_run_of_nothing_but_overflow_ends(folder, tmp_path, monkeypatch, capsys):
+    scaled_from(monkeypatch, 2.0**120)
+    monkeypatch.setattr(dash_vision.diffusion.training, "_MOST_SKIPPED", 10)
+    more = ["--mixed_precision", "fp16", "--max_train_steps", 40, "--checkpointing_steps", 0]
+    assert dreambooth(folder, tmp_path / "out", *more) == 1
+    said = capsys.readouterr().err
+    assert "error: the gradients overflowed in each of the last 10 steps" in said
+    assert "--mixed_precision bf16 or no" in said
+    assert "Traceback" not in said
+    assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
 def test_a_zero_learning_rate_changes_nothing_and_fails_nowhere(folder, tmp_path):
@@ -199,15 +248,24 @@ def test_an_update_that_overflows_is_refused_by_every_writer(tmp_path, dtype):
         export_lora(adapter, tmp_path / "inf", format="peft")
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+REFUSED = {
+    "DeepSpeed": {"ACCELERATE_USE_DEEPSPEED": "true"},
+    "Megatron-LM": {"ACCELERATE_USE_MEGATRON_LM": "true"},
+    "FSDP 1": {"ACCELERATE_USE_FSDP": "true"},
+    "fsdp_offload_params": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"},
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
 @pytest.mark.parametrize("script", [dreambooth, vtab])
-def test_a_model_in_parts_is_refused(folder, tmp_path, capsys, monkeypatch, script, name):
+def test_ways_to_split_a_model_that_are_not_done_are_refused(folder, tmp_path, capsys, monkeypatch, script, what):
     """What `accelerate launch` tells its processes when its configuration asks for one."""
-    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    for name, value in REFUSED[what].items():
+        monkeypatch.setenv(name, value)
     assert script(folder, tmp_path / "out") == 2
     said = capsys.readouterr().err
-    assert "splits the model over the processes" in said
-    assert "--multi_gpu" in said
+    assert said.count("\n") == 1
+    assert f"error: accelerate's configuration {'sets' if what.startswith('fsdp') else 'asks for'} {what}" in said
     assert not list((tmp_path / "out").rglob("*.safetensors"))
 
 

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from vtab_helpers import one_run
 
 from dash_vision.classification import backbones
-from dash_vision.classification.backbones import BackboneError, build, describe, head_names
+from dash_vision.classification.backbones import Backbone, BackboneError, build, describe, head_names
 from dash_vision.classification.loop import Normalize
 from dash_vision.classification.methods import prepare
 from dash_vision.cli import UsageError
@@ -294,3 +294,23 @@ def test_peft_configurations_that_cannot_be_used_are_explained(tmp_path, content
 def test_a_target_that_matches_nothing_is_explained(tmp_path):
     with pytest.raises(UsageError, match=r"--target to_q: .*matches no layer"):
         prepare(one_run(tmp_path, target="to_q"), tiny(), 5)
+
+
+def test_a_revision_pins_what_is_fetched_from_the_hub(monkeypatch):
+    asked = []
+
+    def fetch(repo_id, revision=None, **more):
+        asked.append((repo_id, revision))
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", fetch)
+    name = "vit_tiny_patch16_224.augreg_in21k"
+    for revision in ("0123abc", None):
+        asked.clear()
+        with pytest.raises(BackboneError, match="could not fetch"):
+            build(describe(name, revision=revision), 2)
+        assert asked
+        assert set(asked) == {(f"timm/{name}", revision)}
+    with pytest.raises(BackboneError, match="--revision is of weights from the hub"):
+        describe("miniature", revision="0123abc")
+    assert Backbone.from_dict(describe(name, revision="0123abc").to_dict()).revision == "0123abc"

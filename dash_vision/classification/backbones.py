@@ -40,7 +40,8 @@ class BackboneError(ValueError):
 class Backbone:
     """A base model before any weight is loaded: what its input looks like and where its weights come from.
 
-    mean and std are of RGB in 0..1. checkpoint: a local file of weights; random: leave it untrained.
+    mean and std are of RGB in 0..1. checkpoint: a local file of weights; random: leave it untrained; revision: of the
+    weights on the hub.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Backbone:
     std: tuple[float, ...]
     checkpoint: str | None = None
     random: bool = False
+    revision: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; Backbone.from_dict is its inverse."""
@@ -66,8 +68,9 @@ class Backbone:
             raise BackboneError("a base model has three means, three standard deviations and an image size")
         if not all(map(math.isfinite, numbers)) or min(found.std) <= 0 or not 1 <= found.image_size <= _LARGEST:
             raise BackboneError("its image size, means or standard deviations are out of range")
-        if type(found.image_size) is not int or not isinstance(found.checkpoint, str | None):
-            raise BackboneError("its image size or its checkpoint is of the wrong kind")
+        texts = (found.checkpoint, found.revision)
+        if type(found.image_size) is not int or not all(isinstance(text, str | None) for text in texts):
+            raise BackboneError("its image size, checkpoint or revision is of the wrong kind")
         if found.name != MINIATURE:
             _check_name(found.name)
         if found.checkpoint:
@@ -81,22 +84,28 @@ def describe(
     normalization: str = "checkpoint",
     checkpoint: str | None = None,
     random: bool = False,
+    revision: str | None = None,
 ) -> Backbone:
-    """The Backbone called `name`; loads nothing. Raises BackboneError for an unknown name, with near ones, and for a
-    checkpoint file that is not there or of a kind that is not read."""
+    """The Backbone called `name`; loads nothing. Raises BackboneError for an unknown name, with near ones, for a
+    checkpoint file that is not there or of a kind that is not read, and for a revision of weights that are not on the
+    hub."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     if name == MINIATURE:
-        native, mean, std = MINIATURE_SHAPE["img_size"], _MEANS["half"], _STDS["half"]
+        native, mean, std, hub = MINIATURE_SHAPE["img_size"], _MEANS["half"], _STDS["half"], None
     else:
         _check_name(name)
         info = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
-        native, mean, std = info.input_size[-1], tuple(info.mean), tuple(info.std)
+        native, mean, std, hub = info.input_size[-1], tuple(info.mean), tuple(info.std), info.hf_hub_id
+    if revision and not hub:
+        raise BackboneError(
+            f"--revision is of weights from the hub, and those of {name} are not from there; leave it out"
+        )
     if normalization != "checkpoint":
         mean, std = _MEANS[normalization], _STDS[normalization]
     if checkpoint:
         _check_file(Path(checkpoint))
-    return Backbone(name, image_size or native, mean, std, checkpoint, random)
+    return Backbone(name, image_size or native, mean, std, checkpoint, random, revision)
 
 
 def _check_name(name: str) -> None:
@@ -187,6 +196,8 @@ def _timm(backbone: Backbone, classes: int, drop_path: float) -> nn.Module:
     if native != backbone.image_size:
         options["img_size"] = backbone.image_size
     fetch = not (backbone.random or backbone.checkpoint)
+    if backbone.revision and info:
+        options["pretrained_cfg_overlay"] = {"hf_hub_id": f"{info.hf_hub_id}@{backbone.revision}"}
     try:
         with _silent_timm():
             model = timm.create_model(backbone.name, pretrained=fetch, **options)

@@ -76,6 +76,9 @@ class VtabConfig:
     checkpoint: str | None = option(
         None, BASE, "local weights for --model: .safetensors, or .npz of Google's ViTs", metavar="FILE"
     )
+    revision: str | None = option(
+        None, BASE, "hub revision (branch, tag or commit) of --model's weights", shown_default="the newest"
+    )
     random_weights: bool = option(False, BASE, "leave the base untrained: for tests of speed and plumbing only")
     image_size: int | None = option(None, BASE, "side of the model's input in pixels", shown_default="the model's own")
     normalization: str = option(
@@ -161,6 +164,8 @@ class VtabConfig:
         unknown = [method for method in self.methods if method not in METHODS]
         _require(not unknown, f"unknown method {''.join(unknown[:1])!r}; it takes {', '.join(METHODS)}")
         _require(not (self.checkpoint and self.random_weights), "give --checkpoint or --random_weights, not both")
+        local = self.checkpoint or self.random_weights
+        _require(not (self.revision and local), "--revision is of weights from the hub; leave it out, or the other")
         _require(not self.tag or plain(self.tag) != "", f"tag needs letters or digits, got {self.tag!r}")
         try:
             self.dash_config(self.dash_k)

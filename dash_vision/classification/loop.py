@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..cli import UsageError
 from ..schedule import DashSchedule
+from ..sharding import load_optimizer, whole_state
 from .backbones import Backbone, plain_attention
 from .config import Run
 from .data import Split
@@ -111,6 +113,8 @@ class Trainer:
             plain_attention(tuned.model)
         self.normalize = Normalize(backbone).to(runtime.device)
         if run.settings.compile:
+            if runtime.sharded:
+                raise UsageError("--compile does not go with FSDP, which hooks into the blocks; leave one of them out")
             tuned.model.compile()
         self.parallel = runtime.parallel(tuned.model)
         s = run.settings
@@ -247,7 +251,7 @@ class Trainer:
             "loss_sum": self.runtime.total(self._loss_sum).item(),
             "launched": self.tuned.launched,
             "model": self.tuned.state(),
-            "optimizer": self.optimizer.state_dict()["state"],
+            "optimizer": whole_state(self.optimizer.state_dict()["state"]),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -265,6 +269,6 @@ class Trainer:
         loss_sum, seconds = state["loss_sum"] / self.runtime.world, 0.0 + state["seconds"]
         self.tuned.load_state(state["model"], state["launched"], state["step"])
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        load_optimizer(self.optimizer, {"state": moments, "param_groups": groups})
         self.step, self.launch, self.seconds, self.curve = step, state["launch"], seconds, curve
         self._loss_sum.fill_(loss_sum)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..cli import UsageError
 from ..inject import Adapter, inject
 from ..schedule import DashSchedule
+from ..sharding import whole, write
 from .backbones import Backbone, build, head_names
 from .config import Run, read_peft_config
 
@@ -45,20 +46,25 @@ class Tuned:
         return [group for group in groups if group["params"]]
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that training changes, by name: trainable parameters and all buffers (directions included)."""
+        """Everything that training changes, by name: trainable parameters and all buffers (directions included). Every
+        process has to call it for a model that is split over them."""
+        return {name: whole(tensor) for name, tensor in self._tensors().items()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The tensors of `state()` as they are kept, split or whole."""
         return {**{n: p.detach() for n, p in self.trainable().items()}, **dict(self.model.named_buffers())}
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor], launched: bool, steps: int) -> None:
         """Write back what `state` gave, in place. Raises ValueError if it is another model's."""
-        own = self.state()
+        own = self._tensors()
         wrong = sorted(own.keys() ^ state.keys()) or [k for k in own if own[k].shape != state[k].shape]
         if wrong:
             raise ValueError(
                 f"the checkpoint is of another model: {len(wrong)} tensors differ, the first is {wrong[0]}"
             )
         for name, tensor in state.items():
-            own[name].copy_(tensor)
+            write(own[name], tensor)
         if self.adapter is not None and self.schedule is not None:
             self.adapter.launched = launched
             self.schedule.steps = steps

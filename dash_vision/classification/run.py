@@ -55,7 +55,7 @@ def cache_folder(run: Run) -> Path | None:
 
 def backbone_of(run: Run) -> Backbone:
     s = run.settings
-    return describe(run.model, s.image_size, s.normalization, s.checkpoint, s.random_weights)
+    return describe(run.model, s.image_size, s.normalization, s.checkpoint, s.random_weights, s.revision)
 
 
 def open_data(run: Run) -> TaskData:
@@ -137,8 +137,8 @@ class _Execution:
         accuracy = self.runtime.agreed(self.data.test.score(selection, trainer.predict))
         self.settled.seconds["test"] = time.perf_counter() - started
         report = self._report(selection) | self._outcome(trainer, accuracy)
-        if self.runtime.main:
-            save_trained(self.run.folder, trainer.tuned, self._about(), self.backbone)
+        if self.runtime.main or self.runtime.sharded:  # of a split model every process gives its part
+            save_trained(self.run.folder, trainer.tuned, self._about(), self.backbone, self.runtime.main)
         return self._write(RESULT, report)
 
     def _choose(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -10,8 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..cli import UsageError, refuse_sharding
+from ..cli import UsageError, take_sharding
 from ..precision import fast_in_bf16
+from ..sharding import shard
 
 INTERRUPTED = 75  # EX_TEMPFAIL: not done, nothing wrong, run the same command again
 
@@ -22,12 +24,14 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Runtime:
-    """device of this process, bf16 autocast or not, and its place among `world` processes."""
+    """device of this process, bf16 autocast or not, and its place among `world` processes. sharded: the model is split
+    over them (FSDP)."""
 
     device: torch.device
     bf16: bool = False
     rank: int = 0
     world: int = 1
+    sharded: bool = False
 
     @property
     def main(self) -> bool:
@@ -37,8 +41,14 @@ class Runtime:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        """`model` under DistributedDataParallel if there are several processes."""
+        """`model` under DistributedDataParallel if there are several processes; split over them, in place, for FSDP."""
         if self.world == 1:
+            return model
+        if self.sharded:
+            try:
+                shard(model, lambda name, module: re.search(r"(^|\.)blocks\.\d+$", name) is not None, self.device)
+            except ValueError as error:
+                raise UsageError(str(error)) from None
             return model
         devices = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=devices)
@@ -74,8 +84,8 @@ class Runtime:
 
 
 def make_runtime(device: str = "auto", mixed_precision: str = "auto") -> Runtime:
-    """The runtime of this process. Raises UsageError for a device that is not there, or a model in parts."""
-    refuse_sharding()
+    """The runtime of this process. Raises UsageError for a device that is not there, and as `take_sharding`."""
+    sharded = take_sharding()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import PartialState
 
@@ -87,7 +97,7 @@ def make_runtime(device: str = "auto", mixed_precision: str = "auto") -> Runtime
     bf16 = fast_in_bf16(chosen) if mixed_precision == "auto" else mixed_precision == "bf16"
     if chosen.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
-    return Runtime(chosen, bf16, rank, world)
+    return Runtime(chosen, bf16, rank, world, sharded and world > 1)
 
 
 def _device(name: str) -> torch.device:

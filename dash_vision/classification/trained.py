@@ -21,9 +21,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..adapter_io import NATIVE_NAME, AdapterFileError, export_lora, load_adapter, read_notes, save_adapters
+from ..adapter_io import (
+    NATIVE_NAME,
+    AdapterFileError,
+    adapter_state,
+    export_states,
+    load_adapter,
+    read_notes,
+    write_native,
+)
 from ..checksum import checksum
 from ..files import replacing, write_json
+from ..sharding import whole
 from .backbones import Backbone, BackboneError, build
 from .decode import FORMATS, to_tensor
 from .layout import DataError
@@ -47,22 +56,28 @@ class Trained(NamedTuple):
         return Backbone.from_dict(self.about["backbone"])
 
 
-def save_trained(folder: Path, tuned: Tuned, about: dict[str, Any], backbone: Backbone) -> None:
-    """Write what `tuned` has learned to `folder`, in the files named above."""
+def save_trained(folder: Path, tuned: Tuned, about: dict[str, Any], backbone: Backbone, write: bool = True) -> None:
+    """Write what `tuned` has learned to `folder`, in the files named above. Every process has to call it for a model
+    that is split over them, with write=False on all but one."""
     if backbone.checkpoint:
         resolved = {**backbone.to_dict(), "checkpoint": str(Path(backbone.checkpoint).resolve())}
         about = {**about, "backbone": resolved}
     if tuned.adapter is not None:
         heads = {name: tuned.model.get_submodule(name) for name in tuned.heads}
-        save_adapters(tuned.adapter, folder / NATIVE_NAME, {_HEADER: about}, heads)
-        export_lora(tuned.adapter, folder / PEFT_FOLDER, "peft", modules_to_save=heads)
-        write_json(folder / PEFT_FOLDER / NOTE_NAME, about)
+        states = {"model": adapter_state(tuned.adapter, heads)}
+        if write:
+            write_native(states, folder / NATIVE_NAME, {_HEADER: about})
+            export_states(states, folder / PEFT_FOLDER, "peft")
+            write_json(folder / PEFT_FOLDER / NOTE_NAME, about)
     elif tuned.method.startswith("peft-"):
-        tuned.model.save_pretrained(str(folder / PEFT_FOLDER))  # type: ignore[operator]
-        write_json(folder / PEFT_FOLDER / NOTE_NAME, about)
+        state = {name: whole(tensor) for name, tensor in tuned.model.state_dict().items()}
+        if write:
+            tuned.model.save_pretrained(str(folder / PEFT_FOLDER), state_dict=state)  # type: ignore[operator]
+            write_json(folder / PEFT_FOLDER / NOTE_NAME, about)
     else:
-        tensors = {name: p.detach().cpu().contiguous() for name, p in tuned.trainable().items()}
-        write_tensors(folder / TRAINED_NAME, tensors, about)
+        tensors = {name: whole(p).cpu().contiguous() for name, p in tuned.trainable().items()}
+        if write:
+            write_tensors(folder / TRAINED_NAME, tensors, about)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:

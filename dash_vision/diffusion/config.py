@@ -52,6 +52,7 @@ class DreamBoothConfig:
     pretrained_vae_model_name_or_path: str | None = option(
         None, BASE, "another VAE for the base, such as SDXL's fp16-fix", metavar="ID|PATH"
     )
+    vae_revision: str | None = option(None, BASE, "hub revision (branch, tag or commit) of that VAE")
     prediction_type: str | None = option(
         None,
         BASE,

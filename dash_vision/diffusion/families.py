@@ -177,6 +177,7 @@ def load_base(
     vae: str | None = None,
     single_file_config: str | None = None,
     prediction_type: str | None = None,
+    vae_revision: str | None = None,
 ) -> Base:
     """Load a base model by hub id, folder, or single .safetensors file; None is the embedded miniature.
 
@@ -195,7 +196,7 @@ def load_base(
     else:
         pipeline, family = _load_repository(str(path) if path.is_dir() else name, revision, variant)
     if vae is not None:
-        pipeline.register_modules(vae=_load_vae(vae))
+        pipeline.register_modules(vae=_load_vae(vae, vae_revision))
     if prediction_type is not None:
         pipeline.scheduler.register_to_config(prediction_type=prediction_type)
     base = Base(name, family, pipeline, family.defaults)
@@ -265,13 +266,14 @@ def _expanded(name: str | None) -> str | None:
     return str(Path(name).expanduser()) if name and name.startswith("~") else name
 
 
-def _load_vae(name: str) -> Any:
+def _load_vae(name: str, revision: str | None) -> Any:
     from diffusers import AutoencoderKL
 
+    where = {"revision": revision} if revision else {}
     with _plain_words(name):
         if Path(name).is_file():
             return AutoencoderKL.from_single_file(name, torch_dtype=torch.float32)
-        return AutoencoderKL.from_pretrained(name, torch_dtype=torch.float32, use_safetensors=True)
+        return AutoencoderKL.from_pretrained(name, torch_dtype=torch.float32, use_safetensors=True, **where)
 
 
 def _family_of(pipeline_class: str, name: str) -> StableDiffusion:

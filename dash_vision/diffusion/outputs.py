@@ -27,13 +27,16 @@ PACKAGES = ("dash-vision", "torch", "diffusers", "transformers", "accelerate", "
 
 
 def save_results(run: DreamBoothRun) -> None:
-    """Write everything of a finished run; only the first process does, the others wait."""
-    if run.accelerator.is_main_process:
+    """Write everything of a finished run; only the first process does, the others wait, or give it their part of a
+    split model."""
+    if run.accelerator.is_main_process or run.sharded:
         save_adapters(run)
+    if run.accelerator.is_main_process:
         write_card(run)
         write_json(run.output / "run.json", describe_run(run))  # before the pictures, which may take long or fail
         run.say(f"adapters: {run.output}")
-        draw_samples(run, run.output / "samples.png", base_row=True)
+    draw_samples(run, run.output / "samples.png", base_row=True)
+    if run.accelerator.is_main_process:
         write_json(run.output / "run.json", describe_run(run))
     run.accelerator.wait_for_everyone()
 
@@ -41,6 +44,8 @@ def save_results(run: DreamBoothRun) -> None:
 def save_adapters(run: DreamBoothRun) -> None:
     """dash_adapter.safetensors, pytorch_lora_weights.safetensors, and kohya/ for ComfyUI and A1111."""
     states = {name: adapter_state(adapter) for name, adapter in run.adapters.items()}
+    if not run.accelerator.is_main_process:
+        return
     notes = {"base": run.base.name, "prompt": run.prompts.instance, "step": run.step}
     write_native(states, run.output / NATIVE_NAME, notes)
     export_states(states, run.output, "diffusers")
@@ -52,7 +57,7 @@ def save_adapters(run: DreamBoothRun) -> None:
 
 def draw_samples(run: DreamBoothRun, path: Path, base_row: bool) -> None:
     """The sheet of inputs, base and trained; pictures in one column start from the same noise."""
-    if not run.accelerator.is_main_process:
+    if not (run.accelerator.is_main_process or run.sharded):  # a split model computes only on all processes at once
         return
     c = run.config
     prompts = c.validation_prompt or default_validation_prompts(run.prompts)
@@ -66,13 +71,15 @@ def draw_samples(run: DreamBoothRun, path: Path, base_row: bool) -> None:
     method_rows = [(method, f"rank {c.rank}, step {run.step}", True)]
     if base_row:
         method_rows.insert(0, ("base", _short(run.base.name), False))
-    rows, start = [], time.perf_counter()
-    with tqdm(total=len(method_rows) * len(columns), desc="samples", leave=False) as bar:
+    rows, start, quiet = [], time.perf_counter(), not run.accelerator.is_main_process
+    with tqdm(total=len(method_rows) * len(columns), desc="samples", leave=False, disable=quiet) as bar:
         for title, note, trained in method_rows:
             for adapter in run.adapters.values():
                 (adapter.enable if trained else adapter.disable)()
             pictures = sample(run.base, columns, seeds, how, run.device, run._dtype(), bar.update)
             rows.append(Row(title, note, pictures))
+    if quiet:
+        return
     run.timings["samples"] = run.timings.get("samples", 0.0) + time.perf_counter() - start
     inputs = Row("input", f"{len(run.inputs)} pictures, prompt: {run.prompts.instance}", run.inputs)
     footnote = f"{how.steps} steps, guidance {how.guidance:g}, seed {c.seed}; same starting noise within a column."
@@ -133,6 +140,7 @@ def describe_run(run: DreamBoothRun) -> dict[str, Any]:
         "seed": run.config.seed,
         "steps": run.step,
         "processes": run.accelerator.num_processes,
+        "fsdp": run.sharded,
         "mixed_precision": str(run.accelerator.mixed_precision),
         "device": {"type": run.device.type, "name": device, "threads": torch.get_num_threads()},
         "trainable_parameters": sum(p.numel() for a in run.adapters.values() for p in a.parameters()),

@@ -34,6 +34,7 @@ from ..files import FolderInUse, FolderLock
 from ..inject import Adapter, DashConfig, find_targets, inject
 from ..layer import weight_matrix
 from ..schedule import DashSchedule
+from ..sharding import load_optimizer, shard, whole, whole_state
 from ..signals import StopRequest, catching_signals
 from . import config as settings
 from .config import DreamBoothConfig, derive_prompts
@@ -54,7 +55,9 @@ _MAY_CHANGE = {
     "class_data_dir",
     "sample_batch_size",
 }
+_SPLIT = ("train_batch_size", "gradient_accumulation_steps")  # with the processes, how a step's batch is split
 _MOST_SKIPPED = 50  # steps in a row whose gradients overflow fp16; a healthy start skips a few
+_UNITS = ("BasicTransformerBlock", "ResnetBlock2D", "CLIPEncoderLayer")  # whose weights FSDP puts together at a time
 _FLUSH = 10  # steps between looks at the loss: each look makes a GPU wait
 
 
@@ -73,12 +76,15 @@ class TrainingError(RuntimeError):
 class DreamBoothRun:
     """One run. Construction reads and checks everything before the base model is loaded, then prepares it.
 
-    say: prints one line for the user, on the main process. Raises UsageError or ImageFolderError for input that
-    cannot be used.
+    say: prints one line for the user, on the main process. sharded: split the trained networks over the processes
+    (FSDP) instead of keeping a whole one on each. Raises UsageError or ImageFolderError for input that cannot be used.
     """
 
-    def __init__(self, config: DreamBoothConfig, accelerator: Accelerator, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: DreamBoothConfig, accelerator: Accelerator, say: Callable[[str], None], sharded: bool = False
+    ) -> None:
         self.config, self.accelerator = config, accelerator
+        self.sharded = sharded and accelerator.num_processes > 1
         self.say = say if accelerator.is_main_process else _silent
         self.device = accelerator.device
         self.output = Path(config.output_dir).expanduser()
@@ -142,6 +148,7 @@ class DreamBoothRun:
                 c.pretrained_vae_model_name_or_path,
                 c.single_file_config,
                 c.prediction_type,
+                c.vae_revision,
             )
         parameters = sum(p.numel() for p in base.pipeline.unet.parameters())
         self.say(
@@ -299,12 +306,24 @@ class DreamBoothRun:
 
     def _prepare_optimizer(self) -> None:
         c = self.config
+        if self.sharded and (c.optimizer != "adamw" or c.use_8bit_adam):
+            wanted = "--use_8bit_adam" if c.use_8bit_adam else f"--optimizer {c.optimizer}"
+            raise UsageError(f"FSDP splits the optimizer's numbers too, which {wanted} does not take; leave it out")
+        # Networks first: splitting one exchanges its parameters.
+        self.networks = {name: self._spread(adapter.model) for name, adapter in self.adapters.items()}
         self.optimizer = make_optimizer(c, parameter_groups(self.adapters, c, self._lr_factor()))
         self.lr_scheduler = make_lr_scheduler(c, self.optimizer)
-        self.networks: dict[str, nn.Module] = {}
-        for name, adapter in self.adapters.items():
-            self.networks[name] = self.accelerator.prepare(adapter.model)
         self.accelerated = self.accelerator.prepare(self.optimizer)
+
+    def _spread(self, network: nn.Module) -> nn.Module:
+        """`network` on all processes: split over them, or a whole one on each (DDP)."""
+        if not self.sharded:
+            return self.accelerator.prepare(network)
+        try:
+            shard(network, lambda name, module: type(module).__name__ in _UNITS, self.device)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        return network
 
     def _lr_factor(self) -> float:
         c = self.config
@@ -378,6 +397,7 @@ class DreamBoothRun:
             self.lr_scheduler.step()
             # A gradient that is not finite has just spoilt the weights, though this step's loss may look well.
             assert norm is not None
+            norm = whole(norm)
             mean = torch.where(torch.isfinite(norm), mean, norm.to(mean) * 0)
         self.step += 1
         self._pending.append(mean)
@@ -391,7 +411,12 @@ class DreamBoothRun:
         """Gradients stay on each process while batches accumulate."""
         with ExitStack() as stack:
             for network in self.networks.values():
-                stack.enter_context(self.accelerator.no_sync(network))
+                if self.sharded:
+                    synchronize = cast(Any, network).set_requires_gradient_sync
+                    synchronize(False)
+                    stack.callback(synchronize, True)
+                else:
+                    stack.enter_context(self.accelerator.no_sync(network))
             yield
 
     def _batches(self, part: int) -> list[Batch]:
@@ -529,8 +554,10 @@ class DreamBoothRun:
         """Write checkpoint-STEP.safetensors; older ones go only after it is complete."""
         self._flush(bar)
         path = self.output / f"checkpoint-{self.step}.safetensors"
+        # Of a split model every process gives its part.
+        state = self._state() if self.accelerator.is_main_process or self.sharded else {}
         if self.accelerator.is_main_process:
-            save_checkpoint(path, self._state())
+            save_checkpoint(path, state)
             limit = self.config.checkpoints_total_limit
             for old in checkpoints(self.output)[:-limit] if limit else []:
                 old.unlink(missing_ok=True)
@@ -544,12 +571,9 @@ class DreamBoothRun:
             "processes": self.accelerator.num_processes,
             "settings": self._identity(),
             "base": self.probes,
-            "adapters": {
-                name: {k: t for k, t in adapter.state_dict().items() if k.rsplit(".", 1)[1] in ("A", "B")}
-                for name, adapter in self.adapters.items()
-            },
+            "adapters": {name: adapter.state_dict(("A", "B")) for name, adapter in self.adapters.items()},
             "schedule": self.schedule.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole_state(self.optimizer.state_dict()),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "losses": self.losses,
@@ -575,14 +599,15 @@ class DreamBoothRun:
             for name, adapter in self.adapters.items():
                 adapter.load_state_dict({**adapter.state_dict(), **state["adapters"][name]}, launched=False)
             self.schedule.load_state_dict(schedule)
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"])
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
             if self.accelerator.scaler is not None and state["scaler"]:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             if state["processes"] != self.accelerator.num_processes:
+                kind = "the same batches, split otherwise" if self._same_batches(state) else "other batches than before"
                 self.say(
                     f"note: {path} was written by {state['processes']} processes, this run has "
-                    f"{self.accelerator.num_processes}: it goes on with other batches than the old one would have had"
+                    f"{self.accelerator.num_processes}: it goes on with {kind}"
                 )
             self.step, self.losses = state["step"], state["losses"]
             self.phases, self.timings = state["phases"], state["timings"]
@@ -595,6 +620,8 @@ class DreamBoothRun:
 
     def _compare(self, path: Path, state: dict[str, Any]) -> None:
         was, now = state["settings"], self._identity()
+        if self._same_batches(state):
+            now = {name: value for name, value in now.items() if name not in _SPLIT}
         for name, value in now.items():
             if name == "instance_data" and was.get(name) != value:
                 raise UsageError(
@@ -613,6 +640,18 @@ class DreamBoothRun:
                     f"{path} was trained on another base (the weights of {name}.{difference[0]} differ); give the same "
                     "--pretrained_model_name_or_path"
                 )
+
+    def _same_batches(self, state: dict[str, Any]) -> bool:
+        """Whether each optimizer step of this run has the pictures and the noise that it had in the run of `state`.
+
+        They follow from the size of the whole batch, however it is split; but pictures of several sizes are drawn by
+        the --train_batch_size.
+        """
+        was, now = state["settings"], self._identity()
+        sizes = [values["train_batch_size"] * values["gradient_accumulation_steps"] for values in (was, now)]
+        whole_batches = sizes[0] * state["processes"], sizes[1] * self.accelerator.num_processes
+        alike = not self.config.aspect_ratio_buckets or was["train_batch_size"] == now["train_batch_size"]
+        return alike and whole_batches[0] == whole_batches[1]
 
     # -- the end
 
