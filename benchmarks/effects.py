@@ -48,7 +48,7 @@ def effects(rows: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]]) ->
     is over them. Raises ValueError when two arms share no seed.
     """
     found = []
-    names = [*(f"way, {name}" for name in rows[0]["another render"]), "place right"]
+    names = [*(f"way by {name}" for name in rows[0]["another render"]), "place right"]
     for arm, against in pairs:
         outcomes, count = {}, 0
         for outcome in names:
@@ -67,7 +67,7 @@ def effects(rows: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]]) ->
 
 
 def _outcome(score: dict[str, Any], name: str) -> float:
-    return float(score["place"] if name == "place right" else score["way"][name.removeprefix("way, ")])
+    return float(score["place"] if name == "place right" else score["way"][name.removeprefix("way by ")])
 
 
 def markdown(found: Sequence[Effect]) -> str:
@@ -84,9 +84,10 @@ def forest_picture(found: Sequence[Effect], individuals: int) -> Image.Image:
     """The differences as a forest plot, grouped by what the arms are set against."""
     groups: dict[str, list[tuple[str, list[Estimate]]]] = {}
     for effect in found:
-        groups.setdefault(f"less {effect.against}", []).append((effect.arm, list(effect.outcomes.values())))
+        groups.setdefault(f"against {effect.against}", []).append((effect.arm, list(effect.outcomes.values())))
     note = (
-        f"Small dots: one of {individuals} individuals each, its training seeds averaged. Large dots and bars: mean "
-        "and 95% interval (Student's t over individuals). Right of the line the first arm is better."
+        f"Small dots: the {individuals} individuals, each one's training seeds averaged. Large dots and bars: mean "
+        "and 95% interval (Student's t over individuals). Right of the line the arm is better than what it is set "
+        "against."
     )
     return draw_forest([f"{name}, points" for name in found[0].outcomes], groups, note)

@@ -338,14 +338,14 @@ def _forest_column(
         return left + (min(max(value, low), high) - low) / (high - low) * (right - left)
 
     shapes.text((left, top - 16), title, "ink", 13)
-    for tick in ticks(low, high, 4):
+    for tick in ticks(low, high, 6):
         colour, thick = ("soft", 1.2) if tick == 0 else ("rule", 1.0)
         shapes.line([(place(tick), top), (place(tick), bottom)], colour, thick)
         shapes.text((place(tick), bottom + 16), _number(tick), "soft", 11, "middle")
     for row, estimate in cells:
         y = top + row_height * (row + 0.5)
         for value in estimate.values:
-            shapes.dot((place(value), y), "c7", 1.8)
+            shapes.dot((place(value), y - 6), "c7", 1.8)
         shapes.line([(place(estimate.low), y), (place(estimate.high), y)], "c0", 2)
         shapes.dot((place(estimate.mean), y), "c0", 4)
 

@@ -146,7 +146,7 @@ def test_arms_are_compared_in_pairs_and_seeds_of_one_individual_count_once() -> 
     rows[0]["another render"] = {"CLIP-I": 1.0, "ViT": 1.0}
     (found,) = effects(rows, [("a", "b")])
     assert (found.arm, found.against, found.pairs) == ("a", "b", 4)
-    estimate = found.outcomes["way, CLIP-I"]
+    estimate = found.outcomes["way by CLIP-I"]
     assert estimate.values == pytest.approx([15, -5, 10])
     assert estimate.mean == pytest.approx(20 / 3)
     # Student's t by hand: standard deviation of 15, -5, 10 is sqrt((8.33^2 + 11.67^2 + 3.33^2) / 2), t(2) is 4.303.
