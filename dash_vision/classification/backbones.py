@@ -92,12 +92,12 @@ def describe(
     mean: tuple[float, ...]
     std: tuple[float, ...]
     if name == MINIATURE:
-        native, mean, std = MINIATURE_SHAPE["img_size"], _MEANS["half"], _STDS["half"]
+        native, mean, std, hub = MINIATURE_SHAPE["img_size"], _MEANS["half"], _STDS["half"], None
     else:
         _check_name(name)
         info = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
-        native, mean, std = info.input_size[-1], tuple(info.mean), tuple(info.std)
-    if revision and (name == MINIATURE or not timm.get_pretrained_cfg(name).hf_hub_id):
+        native, mean, std, hub = info.input_size[-1], tuple(info.mean), tuple(info.std), info.hf_hub_id
+    if revision and not hub:
         raise BackboneError(
             f"--revision is of weights from the hub, and those of {name} are not from there; leave it out"
         )
