@@ -148,7 +148,7 @@ def _sample(
     columns: list[list[Image.Image]] = [[] for _ in prompts]
     for name, run in runs.items():
         pipeline.load_lora_weights(str(run.folder), weight_name=DIFFUSERS_NAME)
-        say(f"{block.subject.name}: {name}, {len(prompts)} pictures")
+        say(f"{first.subject}: {name}, {len(prompts)} pictures")
         for number, prompt in enumerate(prompts):
             # The generator is on the CPU, so that a seed means the same noise on every device.
             noise = torch.Generator().manual_seed(seed * 100_003 + number)
@@ -160,7 +160,7 @@ def _sample(
             inputs.append(open_picture(path))
         except (OSError, ValueError, SyntaxError):
             say(f"note: {path} is no readable picture; left out")
-    return Sampled(block.subject.name, inputs, list(runs), prompts, columns)
+    return Sampled(first.subject, inputs, list(runs), prompts, columns)
 
 
 # -- drawing
