@@ -62,9 +62,10 @@ def _measure(args: argparse.Namespace, settings: Settings) -> list[Table]:
         from . import trainers
 
         if args.name == "dreambooth":
-            return trainers.dreambooth(settings, args.base, args.rank, args.dash_k, args.steps)
-        given = (args.task, args.data_root, args.model, args.rank, args.dash_k, args.epochs, args.workers)
-        return trainers.vtab(settings, *given)
+            given = (args.base, args.shape, args.width, args.side, args.rank, args.dash_k, args.steps)
+            return trainers.dreambooth(settings, *given)
+        words = (args.task, args.data_root, args.model, args.rank, args.dash_k, args.epochs, args.workers)
+        return trainers.vtab(settings, *words)
     from .models import Size
 
     size = Size(args.width, args.depth, args.batch, args.side)
@@ -75,7 +76,7 @@ def _measure(args: argparse.Namespace, settings: Settings) -> list[Table]:
     if args.name == "load":
         from . import load
 
-        return load.measure(settings, size, args.rank, args.dash_k)
+        return load.measure(settings, size, args.rank, args.dash_k, not args.sizes)
     from . import step
 
     run = step.measure_time if args.name == "step" else step.measure_memory
@@ -108,8 +109,13 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--side", type=_positive, default=64, help="of the UNets' latents; SDXL has 128")
             command.add_argument("--depth", type=_positive, default=12, help="blocks of the ViT")
             command.add_argument("--batch", type=_positive, default=8, help="pictures for the ViT")
+        if name == "load":
+            command.add_argument("--sizes", action="store_true", help="sizes of the files alone, which takes no launch")
         if name == "dreambooth":
             command.add_argument("--base", metavar="NAME", help="hub id, folder or file; the miniature where left out")
+            command.add_argument("--shape", choices=("sd15",), help="random weights in this shape instead of --base")
+            command.add_argument("--width", type=_share, default=1.0, help="with --shape: share of the UNet's channels")
+            command.add_argument("--side", type=_positive, default=64, help="with --shape: of the latents")
             command.add_argument("--steps", type=_positive, default=20, help="steps timed at once")
         if name == "vtab":
             command.add_argument("--task", default="caltech101", help="a task on disk")

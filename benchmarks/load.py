@@ -11,39 +11,46 @@ from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from dash_vision import export_lora, load_adapter
+from dash_vision import DashConfig, export_lora, inject, load_adapter
 
 from .exactness import SD15, build, stock, train_at_random
 from .measure import Settings, Table, interleaved, milliseconds, ratio
 from .models import TARGETS, Size
 
 
-def measure(settings: Settings, size: Size, rank: int, k: int) -> list[Table]:
-    """One table: bytes and milliseconds by file."""
+def measure(settings: Settings, size: Size, rank: int, k: int, timed: bool) -> list[Table]:
+    """One table: bytes and milliseconds by file; not timed: bytes alone, of an adapter whose directions are zero."""
     with tempfile.TemporaryDirectory() as name, stock(build(SD15, size.width)) as pipeline:
         folder = Path(name)
         pipeline.unet.to(settings.device)
         peers = {f"PEFT LoRA of rank {r}": peft_file(pipeline, r, folder / f"peft{r}") for r in (rank + k, rank)}
-        adapter = train_at_random(pipeline.unet, rank, k)
+        if timed:
+            adapter = train_at_random(pipeline.unet, rank, k)
+        else:
+            adapter = inject(pipeline.unet, DashConfig(rank=rank, dash_k=k))
+            adapter.launched = True
         adapter.save(folder / "whole.safetensors")
         adapter.save(folder / "compact.safetensors", compact=True)
         exported = export_lora(adapter, folder / "export")
         adapter.remove()
         own = {"native": folder / "whole.safetensors", "native, compact": folder / "compact.safetensors"}
         files = {**own, "export for diffusers": exported, **peers}
-        calls: dict[str, Callable[[], object]] = {
-            way: (lambda p=path: load_adapter(pipeline.unet, p).remove()) for way, path in own.items()
-        }
-        for way in files.keys() - own.keys():
-            calls[way] = lambda p=files[way]: _load_stock(pipeline, p)
-        times = interleaved(calls, settings)
         both, lora = peers
+        times: dict[str, list[float]] = {}
+        if timed:
+            calls: dict[str, Callable[[], object]] = {
+                way: (lambda p=path: load_adapter(pipeline.unet, p).remove()) for way, path in own.items()
+            }
+            for way in files.keys() - own.keys():
+                calls[way] = lambda p=files[way]: _load_stock(pipeline, p)
+            times = interleaved(calls, settings)
         rows: list[list[str | float]] = []
         for way, path in files.items():
             bytes_ = path.stat().st_size
             sizes = [bytes_ / peers[both].stat().st_size, bytes_ / peers[lora].stat().st_size]
-            rows.append([way, bytes_ / 1e6, *sizes, milliseconds(times[way]), ratio(times, way, both)])
-    columns = ("file", "MB", f"/ {both}", f"/ {lora}", "load and unload, ms", f"/ {both}")
+            seconds = [milliseconds(times[way]), ratio(times, way, both)] if timed else []
+            rows.append([way, bytes_ / 1e6, *sizes, *seconds])
+    columns = ["file", "MB", f"/ {both}", f"/ {lora}", *(["load and unload, ms", f"/ {both}"] if timed else [])]
     title = f"SD 1.5 UNet (width x {size.width:g}), attention, rank {rank}, k = {k}"
     return [Table(title, columns, rows)]
 

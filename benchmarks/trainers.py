@@ -13,13 +13,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dash_vision import DashConfig, inject
+from dash_vision import Adapter, DashConfig, inject
 from dash_vision.classification.backbones import build, head_names
 from dash_vision.classification.config import Run, VtabConfig
 from dash_vision.classification.layout import data_root, read_split, task_folder
@@ -28,10 +30,31 @@ from dash_vision.classification.runtime import Runtime
 from dash_vision.diffusion.config import DreamBoothConfig
 from dash_vision.diffusion.families import Base, load_base
 from dash_vision.diffusion.training import DreamBoothRun
+from dash_vision.miniature import pipeline_path
 
+from .exactness import SD15
+from .exactness import build as build_unet
 from .measure import Settings, Table, interleaved, ratio
 
 PICTURES = Path(__file__).resolve().parents[1] / "cat"
+# The public configurations of Stable Diffusion 1.5 beside its UNet's.
+VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "sample_size": 512,
+}
+TEXT: dict[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "projection_dim": 768,
+    "hidden_act": "quick_gelu",
+}
 _UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 _VIT_TARGETS = r"blocks\.\d+\.(?:attn\.(?:qkv|proj)|mlp\.fc[12])"
 _PRECISION = {torch.float32: "no", torch.bfloat16: "bf16"}
@@ -114,6 +137,14 @@ def plain_dreambooth(
     return run
 
 
+def _launched(adapter: Adapter) -> None:
+    """As after a launch; directions cost a step the same whichever they are, and these need no decompositions."""
+    for _, w in adapter.weights():
+        nn.init.orthogonal_(w.U)
+        nn.init.orthogonal_(w.V)
+    adapter.launched = True
+
+
 def trainer_dreambooth(
     base: str | None, rank: int, k: int, steps: int, settings: Settings, folder: Path
 ) -> tuple[Callable[[], None], int]:
@@ -130,7 +161,7 @@ def trainer_dreambooth(
     accelerator = Accelerator(cpu=settings.device.type == "cpu", mixed_precision=_PRECISION[settings.dtype])
     run = DreamBoothRun(config, accelerator, lambda line: None)
     for adapter in run.adapters.values() if k else ():
-        adapter.launch()
+        _launched(adapter)
     assert config.train_batch_size is not None
 
     def go_on() -> None:
@@ -141,36 +172,66 @@ def trainer_dreambooth(
     return go_on, config.train_batch_size
 
 
-def dreambooth(settings: Settings, base: str | None, rank: int, k: int, steps: int) -> list[Table]:
-    """Pictures a second of the trainer, after encoding and launch, and of plain loops on the same base."""
+def dreambooth(
+    settings: Settings, base: str | None, shape: str | None, width: float, side: int, rank: int, k: int, steps: int
+) -> list[Table]:
+    """Pictures a second of the trainer, after encoding and launch, and of plain loops on the same base.
+
+    shape: "sd15" for random weights in the shape of Stable Diffusion 1.5 instead of `base` (width, side: see
+    write_sd15), and only the two ways at the ends of the comparison: each holds the whole base.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        if shape is None:
+            return [_dreambooth(settings, base, base or "the miniature", rank, k, steps, whole=True)]
+        write_sd15(Path(folder), width, side)
+        title = f"random weights in the shape of SD 1.5 (UNet's width x {width:g}, {8 * side} pixels)"
+        return [_dreambooth(settings, folder, title, rank, k, steps, whole=False)]
+
+
+def write_sd15(folder: Path, width: float, side: int) -> None:
+    """A pipeline with random weights in the public configuration of Stable Diffusion 1.5, for latents of side x side:
+    the VAE and the text encoder in full, the UNet with `width` of its channels; the tokenizer is the miniature's."""
+    tokenizer = CLIPTokenizer.from_pretrained(pipeline_path() / "tokenizer", model_max_length=77)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    torch.manual_seed(0)
+    noise = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
+    StableDiffusionPipeline(
+        vae=AutoencoderKL(**VAE),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**TEXT, **ids)),
+        tokenizer=tokenizer,
+        unet=build_unet({**SD15, "sample_size": side}, width),
+        scheduler=DDIMScheduler(**noise, steps_offset=1, set_alpha_to_one=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+
+
+def _dreambooth(settings: Settings, base: str | None, title: str, rank: int, k: int, steps: int, whole: bool) -> Table:
+    """title: the base in words; whole: every way, not only the first and the last."""
 
     def peft(unet: nn.Module) -> None:
         unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=_UNET_TARGETS))  # type: ignore[operator]
 
     def dash(unet: nn.Module) -> None:
-        adapter = inject(unet, DashConfig(rank=rank, dash_k=k, target="unet-attention"))
-        for _, w in adapter.weights():  # directions cost the same whichever they are
-            nn.init.orthogonal_(w.U)
-            nn.init.orthogonal_(w.V)
+        _launched(inject(unet, DashConfig(rank=rank, dash_k=k, target="unet-attention")))
 
     ours, plain = "train_dreambooth.py, LoRA-Dash", "plain loop, PEFT LoRA"
     with tempfile.TemporaryDirectory() as folder:
         own, batch = trainer_dreambooth(base, rank, k, steps, settings, Path(folder))
-        ways = {
-            ours: own,
-            "train_dreambooth.py, LoRA (--dash_k 0)": trainer_dreambooth(base, rank, 0, steps, settings, Path(folder))[
-                0
-            ],
-            "plain loop, LoRA-Dash, nothing cached": plain_dreambooth(base, batch, steps, settings, dash),
-            plain: plain_dreambooth(base, batch, steps, settings, peft),
-        }
+        ways = {ours: own}
+        if whole:
+            lora, _ = trainer_dreambooth(base, rank, 0, steps, settings, Path(folder))
+            ways["train_dreambooth.py, LoRA (--dash_k 0)"] = lora
+            ways["plain loop, LoRA-Dash, nothing cached"] = plain_dreambooth(base, batch, steps, settings, dash)
+        ways[plain] = plain_dreambooth(base, batch, steps, settings, peft)
         times = interleaved(ways, settings)
     rows: list[list[str | float]] = []
     for name, found in times.items():
         median = sorted(found)[len(found) // 2]
         rows.append([name, steps * batch / median, ratio(times, plain, name)])
-    title = f"DreamBooth on {base or 'the miniature'}, {batch} pictures a step, rank {rank}, k = {k}"
-    return [Table(title, ("way", "pictures/s", "times as fast as the plain loop with PEFT"), rows)]
+    title = f"DreamBooth on {title}, {batch} pictures a step, rank {rank}, k = {k}"
+    return Table(title, ("way", "pictures/s", "times as fast as the plain loop with PEFT"), rows)
 
 
 # -- VTAB

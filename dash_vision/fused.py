@@ -2,7 +2,8 @@
 
 Left to autograd, the parts cost more than they must in the backward pass: gradients of U and V are computed as columns
 of the stacked factors and thrown away, and the input's gradient is summed from two wide tensors. Here U and V get none,
-and the update's share is added into the frozen layer's by one product. The plain version, DashLinear's `_add_update`,
+the update's share is added into the frozen layer's by one product, and the copies that the products read are made when
+they are needed and kept by nobody. The plain version, DashLinear's `_add_update`,
 stays for every other case, and is what the tests compare this with.
 """
 
@@ -61,11 +62,29 @@ def linear(base: nn.Linear, w: DashWeights, x: Tensor) -> Tensor:
     """
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    result: Tensor = _Linear.apply(x, base.weight, base.bias, w.A, w.B, w.dsigma, w, dtype)
+    result: Tensor = _Linear.apply(x, base.weight, base.bias, w.A, w.B, w.dsigma, w.U, w.V, w.scaling, dtype)
     return result
 
 
+def _down(A: Tensor, V: Tensor, dsigma: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
+    """[(alpha / r) A; diag(dsigma) V], [r + k, in]: scaled here, where there are fewest numbers."""
+    return _as(dtype, torch.cat([A if scaling == 1 else A * scaling, V * dsigma.view(-1, 1)]))
+
+
+def _up(B: Tensor, U: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, U], [out, r + k]."""
+    return _as(dtype, torch.cat([B, U], dim=1))
+
+
+def _as(dtype: torch.dtype, t: Tensor) -> Tensor:
+    """t.to(dtype), without a call into PyTorch where there is nothing to do: small layers are measured in those."""
+    return t if t.dtype == dtype else t.to(dtype)
+
+
 class _Linear(torch.autograd.Function):
+    """Keeps for the backward pass what LoRA alone would: the input and A x; of many tokens in a narrow layer not even
+    that. Stacked factors and a cast weight are made again there, in a hundredth of the products' time."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -75,42 +94,50 @@ class _Linear(torch.autograd.Function):
         A: Tensor,
         B: Tensor,
         dsigma: Tensor,
-        w: DashWeights,
+        U: Tensor,
+        V: Tensor,
+        scaling: float,
         dtype: torch.dtype,
     ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).to(dtype)
-        weight = weight.to(dtype)
-        down, up, scale = w.down(dtype), w.up(dtype), w.scale(dtype)
+        r = len(A)
+        out, in_ = weight.shape
+        rows, matrix = _as(dtype, x.reshape(-1, in_)), _as(dtype, weight).T
         # The output is no view of anything: an activation after the layer may work in place.
-        y = rows.new_empty(*x.shape[:-1], weight.shape[0])
-        flat = y.view(-1, y.shape[-1])
+        y = rows.new_empty(*x.shape[:-1], out)
+        flat = y.view(-1, out)
         if bias is None:
-            torch.mm(rows, weight.T, out=flat)
+            torch.mm(rows, matrix, out=flat)
         else:
-            torch.addmm(bias.to(dtype), rows, weight.T, out=flat)
-        h = rows @ down.T
-        flat.addmm_(h * scale, up.T)
-        ctx.save_for_backward(rows, weight, down, up, scale, h)
-        ctx.rank, ctx.shape, ctx.dtypes = w.rank, x.shape, (x.dtype, A.dtype, B.dtype, dsigma.dtype)
+            torch.addmm(_as(dtype, bias), rows, matrix, out=flat)
+        h = torch.mm(rows, _down(A, V, dsigma, scaling, dtype).T)
+        flat.addmm_(h, _up(B, U, dtype).T)
+        # More numbers than A and B have are computed again instead: so U and V find room in what LoRA takes.
+        kept = h[:, :r].clone() if len(rows) <= in_ + out else None
+        ctx.save_for_backward(rows, weight, A, B, dsigma, U, V, kept)
+        ctx.scaling, ctx.shape, ctx.dtype = scaling, x.shape, x.dtype
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, down, up, scale, h = ctx.saved_tensors
-        r: int = ctx.rank
-        for_x, _, _, for_A, for_B, for_dsigma, _, _ = ctx.needs_input_grad
+        rows, weight, A, B, dsigma, U, V, kept = ctx.saved_tensors
+        r, dtype = len(A), rows.dtype
+        for_x, _, _, for_A, for_B, for_dsigma, *_ = ctx.needs_input_grad
         dx = dA = dB = ddsigma = None
-        g = gradient.reshape(-1, gradient.shape[-1])
-        gh = g @ up  # of the scaled h, [tokens, r + k]
+        g = gradient.reshape(-1, len(weight))
+        down = _down(A, V, dsigma, ctx.scaling, dtype)
+        gh = torch.mm(g, _up(B, U, dtype))  # [tokens, r + k]
         if for_B:
             # Thin times wide: in this order BLAS is up to nine times faster than with the wide factor transposed.
-            dB = ((h[:, :r] * scale[:r]).T @ g).T.to(ctx.dtypes[2])
-        if for_dsigma:
-            ddsigma = (gh[:, r:] * h[:, r:]).sum(0, dtype=ctx.dtypes[3])
-        gh *= scale
-        if for_A:
-            dA = (gh[:, :r].T @ rows).to(ctx.dtypes[1])
+            h = torch.mm(rows, down[:r].T) if kept is None else kept
+            dB = _as(B.dtype, torch.mm(h.T, g).T)
+        if for_A or for_dsigma:
+            # One product: its first rows are A's gradient, and the others' share along V is that of the shifts.
+            toward = torch.mm(gh.T, rows)  # [r + k, in]
+            if for_A:  # in memory of its own, not as a part of the product's
+                dA = (toward[:r] * ctx.scaling).to(A.dtype)
+            if for_dsigma:
+                ddsigma = (toward[r:] * V).sum(1, dtype=dsigma.dtype)
         if for_x:
-            dx = (g @ weight).addmm_(gh, down).view(ctx.shape).to(ctx.dtypes[0])
-        return dx, None, None, dA, dB, ddsigma, None, None
+            dx = _as(ctx.dtype, torch.mm(g, _as(dtype, weight)).addmm_(gh, down).view(ctx.shape))
+        return dx, None, None, dA, dB, ddsigma, None, None, None, None

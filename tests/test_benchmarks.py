@@ -17,6 +17,7 @@ COMMANDS = {
     "launch": [*TINY, "--models", "sd15"],
     "dreambooth": ["--steps", "1"],
     "load": TINY,
+    "load --sizes": [*TINY, "--sizes"],
     "scale": ["--tokens", "0.02", "--processes"],
 }
 
@@ -24,7 +25,8 @@ COMMANDS = {
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_prints_and_stores_its_tables(name, tmp_path, capsys):
     file = tmp_path / "result.json"
-    assert main([name, "--rounds", "1", "--json", str(file), *COMMANDS[name]]) == 0
+    words, name = COMMANDS[name], name.split()[0]
+    assert main([name, "--rounds", "1", "--json", str(file), *words]) == 0
     printed, stored = capsys.readouterr().out, json.loads(file.read_text())
     assert stored["machine"]["torch"] == torch.__version__.split("+")[0]
     assert stored["benchmark"] == name
@@ -35,6 +37,18 @@ def test_each_prints_and_stores_its_tables(name, tmp_path, capsys):
             assert len(row) == len(table["columns"])
             assert f"| {row[0]} |" in printed
             assert all(value > 0 for value in row if not isinstance(value, str))
+
+
+def test_a_base_in_the_shape_of_stable_diffusion_is_timed_too(monkeypatch, capsys):
+    from benchmarks import trainers
+
+    monkeypatch.setitem(trainers.VAE, "block_out_channels", (32, 32, 32, 32))
+    monkeypatch.setitem(trainers.TEXT, "num_hidden_layers", 1)
+    words = ["--rounds", "1", "--steps", "1", "--shape", "sd15", "--width", "0.1", "--side", "16"]
+    assert main(["dreambooth", *words]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.endswith(" |")][-2:]
+    assert [row[0] for row in rows] == ["| train_dreambooth.py, LoRA-Dash", "| plain loop, PEFT LoRA"]
+    assert all(float(row[1]) > 0 for row in rows)
 
 
 def test_a_whole_task_is_timed_beside_a_plain_loop(tmp_path, capsys):

@@ -56,7 +56,7 @@ def gradients(layer: DashLinear, x: Tensor, forward: Callable[[Tensor], Tensor])
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("rank", "k"), [(RANK, K), (RANK, 0), (0, K)])
-@pytest.mark.parametrize("shape", [(7,), (4, 7), (2, 3, 7), (2, 2, 3, 7), (0, 7)])
+@pytest.mark.parametrize("shape", [(7,), (4, 7), (2, 3, 7), (2, 2, 3, 7), (5, 4, 7), (0, 7)])
 def test_it_equals_the_dense_formula_and_its_derivatives(shape, rank: int, k: int, bias: bool) -> None:
     layer = adapted(bias=bias, rank=rank, k=k)
     x = torch.randn(shape, dtype=torch.float64)
@@ -66,6 +66,39 @@ def test_it_equals_the_dense_formula_and_its_derivatives(shape, rank: int, k: in
     ):
         assert found.dtype == expected.dtype
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("tokens", [8, 40])
+def test_no_more_is_kept_for_the_backward_pass_than_lora_keeps(tokens: int) -> None:
+    layer = adapted()
+    own = {t.data_ptr() for t in (*layer.parameters(), *layer.buffers())}
+    x = torch.randn(tokens, 7, dtype=torch.float64)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        layer(x)
+    beside = [t for t in kept if t.data_ptr() not in own | {x.data_ptr()}]
+    assert sum(t.untyped_storage().nbytes() for t in beside) <= 8 * RANK * min(tokens, 7 + 5)  # A x, in doubles
+
+
+def test_under_autocast_no_copy_of_the_weight_is_kept() -> None:
+    layer = adapted(torch.float32)
+    kept: list[Tensor] = []
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+    ):
+        layer(torch.randn(4, 7))
+    wide = [t for t in kept if t.shape == layer.base.weight.shape]
+    assert [t.data_ptr() for t in wide] == [layer.base.weight.data_ptr()]
+
+
+def test_a_parameter_changed_before_its_backward_pass_is_refused_not_wrong() -> None:
+    layer = adapted()
+    y = layer(torch.randn(4, 7, dtype=torch.float64))
+    with torch.no_grad():
+        weights(layer).A.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 def test_finite_differences() -> None:
