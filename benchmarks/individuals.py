@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import yaml
+from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor
 
@@ -38,7 +40,7 @@ from dash_vision.classification.config import MINIATURE as VIT
 from dash_vision.cli import UsageError
 from dash_vision.diffusion.families import Base, load_base
 from dash_vision.diffusion.sampling import Sampling, sample
-from dash_vision.files import replacing, write_json
+from dash_vision.files import replacing, write_json, write_text
 from dash_vision.miniature.build import prompt_ids
 from dash_vision.miniature.report import Judge, train_judge
 from dash_vision.miniature.scenes import (
@@ -69,7 +71,7 @@ class Arm:
     against: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.name or "/" in self.name:
+        if self.name in ("", ".", "..") or "/" in self.name:
             raise UsageError(f"an arm's name is a folder's name, got {self.name!r}")
 
     @classmethod
@@ -103,7 +105,9 @@ def read_plan(path: Path) -> list[Arm]:
             f"{path} is no plan ({' '.join(str(error).split())}); it takes YAML with arms, each with a name and flags; "
             "benchmarks/individuals.yaml is one"
         ) from None
-    names = {arm.name for arm in arms}
+    names = [arm.name for arm in arms]
+    if len(set(names)) < len(names):
+        raise UsageError(f"{path} has two arms of one name; the arms are {', '.join(names)}")
     for arm in arms:
         if arm.against is not None and arm.against not in names:
             raise UsageError(f"{path}: {arm.name} is set against {arm.against!r}; the arms are {', '.join(names)}")
@@ -149,22 +153,37 @@ def train(case: Case, arm: Arm, seed: int, base: Path | None) -> dict[str, Any]:
     In this process: an interpreter with diffusers takes as long to start as a hundred of the miniature's steps.
     """
     folder = arm_folder(case, arm, seed)
-    if not (folder / "samples.png").exists():  # the trainer's last work but a few numbers
-        folder.mkdir(parents=True, exist_ok=True)
-        command = ["--instance_data_dir", str(case.folder / "instance"), "--output_dir", str(folder)]
-        command += ["--instance_prompt", f"a photo of {TOKEN} {case.kind}", "--seed", str(seed)]
-        command += ["--checkpointing_steps", "0", "--validation_prompt", case.prompts()[0]]
-        command += ["--pretrained_model_name_or_path", str(base)] if base else []
-        with (folder / "log.txt").open("w+", encoding="utf-8") as log:
-            with redirect_stdout(log), redirect_stderr(log):
-                try:
-                    status = train_dreambooth.main([*command, *arm.flags])
-                except SystemExit as refused:  # argparse's answer to a flag that there is not
-                    status = int(refused.code or 0)
-            if status:
-                log.seek(0)
-                said = log.read().strip()[-400:]
-                raise UsageError(f"individual {case.seed}, arm {arm.name}: the trainer failed: {said}")
+    command = ["--instance_prompt", f"a photo of {TOKEN} {case.kind}", "--seed", str(seed)]
+    command += ["--checkpointing_steps", "0", "--validation_prompt", case.prompts()[0]]
+    command += ["--pretrained_model_name_or_path", str(base)] if base else []
+    command += arm.flags
+    told = folder / "command.txt"
+    if (folder / "samples.png").exists():  # the trainer's last work but a few numbers
+        if told.exists() and told.read_text(encoding="utf-8") != shlex.join(command):
+            raise UsageError(
+                f"{folder} is a run of other flags than arm {arm.name} has now; give the arm another name, or take "
+                "another OUT"
+            )
+        return read_run(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(told, shlex.join(command))
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the run before, which may have had another precision
+    terminate = signal.getsignal(signal.SIGTERM)
+    with (folder / "log.txt").open("w+", encoding="utf-8") as log:
+        with redirect_stdout(log), redirect_stderr(log):
+            try:
+                folders = ["--instance_data_dir", str(case.folder / "instance"), "--output_dir", str(folder)]
+                status = train_dreambooth.main([*folders, *command])
+            except SystemExit as refused:  # argparse's answer to a flag that there is not
+                status = int(refused.code or 0)
+            finally:
+                signal.signal(signal.SIGTERM, terminate)
+        if status > 128:
+            raise KeyboardInterrupt
+        if status:
+            log.seek(0)
+            said = log.read().strip()[-400:]
+            raise UsageError(f"individual {case.seed}, arm {arm.name}: the trainer failed: {said}")
     return read_run(folder)
 
 
@@ -373,10 +392,11 @@ def main(arguments: list[str] | None = None) -> int:
         "--work", type=Path, help="the miniature build's folder: a judge is trained on its renders and measures too"
     )
     parser.add_argument("--individuals", type=int, nargs="+", default=list(range(10)), help="which (default: 0 to 9)")
-    parser.add_argument(
+    arms_from = parser.add_mutually_exclusive_group()
+    arms_from.add_argument(
         "--arm", action="append", metavar="NAME=FLAGS", help="repeatable (default: LoRA-Dash, no flags)"
     )
-    parser.add_argument("--plan", type=Path, metavar="FILE", help="arms from a YAML file instead, with comparisons")
+    arms_from.add_argument("--plan", type=Path, metavar="FILE", help="arms from a YAML file instead, with comparisons")
     parser.add_argument("--base", type=Path, help="a pipeline folder instead of the shipped miniature")
     parser.add_argument("--places", type=int, default=12, help="held-out places an individual (default: 12)")
     args = parser.parse_args(arguments)
@@ -399,6 +419,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (UsageError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with what is missing", file=sys.stderr)
+        return 130
     write_json(args.output / "scores.json", {"arms": {arm.name: arm.flags for arm in arms}, "individuals": rows})
     sheet(cases, arms, args.output / "sheet.png")
     print(f"\n{summary(rows, arms)}\n")

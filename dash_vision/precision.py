@@ -11,7 +11,7 @@ def fast_in_bf16(device: torch.device | str) -> bool:
     if kind == "cpu":  # torch tells it nowhere else
         asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
-    return kind == "cuda"
+    return kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def autocast(device: torch.device | str) -> torch.autocast:

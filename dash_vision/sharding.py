@@ -56,8 +56,12 @@ def write(parameter: Tensor, value: Tensor) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """optimizer.load_state_dict for a state of whole tensors, whatever way the parameters are split."""
+    """optimizer.load_state_dict for a state of whole tensors, whatever way the parameters are split. Raises ValueError
+    for a state of parameters that this optimizer does not have."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    strange = [number for number in state["state"] if not 0 <= number < len(parameters)]
+    if strange:
+        raise ValueError(f"the optimizer's state is of parameter {strange[0]}; there are {len(parameters)}")
 
     def fitted(number: int, value: Any) -> Any:
         alike = isinstance(value, Tensor) and value.shape == parameters[number].shape
@@ -89,7 +93,9 @@ def _check_mean(device: torch.device) -> None:
     world = dist.get_world_size()
     mean = torch.zeros(1, device=device)
     try:
-        dist.reduce_scatter_tensor(mean, torch.ones(world, device=device), op=dist.ReduceOp.AVG)
+        # The newer name of one operation, where there is one: that is what fully_shard calls.
+        scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+        scatter(mean, torch.ones(world, device=device), op=dist.ReduceOp.AVG)
         problem = None if mean.item() == 1 else f"it gives {mean.item():g} for the mean of ones"
     except (RuntimeError, ValueError, NotImplementedError) as error:
         problem = " ".join(str(error).split())[:200]

@@ -90,10 +90,7 @@ def describe(result: Mapping[str, Any]) -> list[str]:
     if "DINO" not in result["backbones"]:
         sentences.append("DINO was left out.")
     if result["stand_in"]:
-        sentences.append(
-            "The embedded base's own CLIP stands in for OpenAI's, and its ViT, which is no DINO, for DINO where it is "
-            "named: not comparable with published numbers."
-        )
+        sentences.append("Backbones of the embedded miniature stand in: not comparable with published numbers.")
     above = [
         metric
         for metric, real in result["ceiling"].items()

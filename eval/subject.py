@@ -7,6 +7,7 @@ and another adapter can be added later. Under `accelerate launch` they are dealt
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -87,8 +88,12 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
     jobs = _jobs(runs, prompts, subject, kind, output)
     real = _real_pictures(block.subject)
     clip, dino = _encoders(first, how)  # before hours are spent on pictures that nothing could measure
-    # The others wait for the slowest one.
-    state = PartialState(cpu=how.device == "cpu", timeout=timedelta(days=1))
+    # Under accelerate's FSDP, transformers would leave the weights of all but the first process unread; nothing is
+    # split here.
+    os.environ.pop("ACCELERATE_USE_FSDP", None)
+    # Without being told, accelerate starts no process group where there is no GPU. The others wait for the slowest one.
+    on_cpu = how.device == "cpu" or not torch.cuda.is_available()
+    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))
     if not state.is_main_process:
         say = _silent
     say(f'{len(jobs)} methods x {len(prompts)} prompts x {how.images_per_prompt} pictures; "{jobs[0].prompts[0]}", ...')

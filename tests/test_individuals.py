@@ -16,6 +16,7 @@ from benchmarks import individuals
 from benchmarks.effects import effects, markdown, student
 from benchmarks.individuals import Arm, Case, Eyes, main, read_plan, to_pixels, way
 from dash_vision.miniature.scenes import render
+from eval.plot import Estimate, draw_forest
 
 
 def test_an_arm_is_a_name_and_flags_and_nothing_else(capsys, tmp_path: Path) -> None:
@@ -96,6 +97,9 @@ def test_a_run_trains_draws_and_scores_once_and_goes_on_from_what_is_there(tmp_p
     written = {file: file.stat().st_mtime_ns for file in (out / "4").rglob("*") if file.is_file()}
     assert main(arguments) == 0
     assert {file: file.stat().st_mtime_ns for file in (out / "4").rglob("*") if file.is_file()} == written
+    plan.write_text(plan.read_text().replace("--dash_k 0", "--dash_k 0 --rank 2"))
+    assert main(arguments) == 2
+    assert "is a run of other flags than arm LoRA has now" in capsys.readouterr().err
 
 
 def test_a_flag_that_the_trainer_does_not_have_is_one_sentence(tmp_path: Path, capsys) -> None:
@@ -112,6 +116,8 @@ def test_a_flag_that_the_trainer_does_not_have_is_one_sentence(tmp_path: Path, c
         ("arms: 3", "is no plan"),
         ("arms: [{flags: --rank 4}]", "is no plan"),
         ("arms: [{name: a, flags: 3}]", "is no plan"),
+        ("arms: [{name: a}, {name: a, flags: --rank 3}]", "two arms of one name; the arms are a, a"),
+        ("arms: [{name: ..}]", "an arm's name is a folder's name"),
         ("arms: [{name: a/b}]", "an arm's name is a folder's name"),
         ("arms: [{name: a, against: b}]", "a is set against 'b'; the arms are a"),
         ("a: [", "is no plan"),
@@ -131,6 +137,18 @@ def test_the_plan_of_the_repository_is_one() -> None:
     assert {arm.name for arm in arms} >= {arm.against for arm in arms if arm.against}
     for arm in arms:
         assert "--max_train_steps" in arm.flags
+
+
+def test_a_forest_plot_puts_estimates_where_their_values_lie() -> None:
+    """The blue dots of -10, 0 and +10 stand in this order at equal distances, the middle one on the line of zero."""
+    estimates = [Estimate(v, v, v) for v in (-10.0, 0.0, 10.0)]
+    pixels = np.asarray(draw_forest(["points"], {"all": [("row", [e]) for e in estimates]}).convert("RGB")).astype(int)
+    blue = (pixels[..., 2] > 180) & (pixels[..., 0] < 90)
+    rows = np.flatnonzero(blue.any(axis=1))
+    dots = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+    left, middle, right = (np.flatnonzero(blue[dot].any(axis=0)).mean() for dot in dots)
+    assert left < middle < right
+    assert middle - left == pytest.approx(right - middle, abs=2)
 
 
 def score(way: float, place: float = 1.0) -> dict:
@@ -160,7 +178,7 @@ def test_arms_are_compared_in_pairs_and_seeds_of_one_individual_count_once() -> 
 
 def test_the_quantiles_are_students() -> None:
     """By integrating the density: 97.5% lie below the quantile."""
-    for freedom in (1, 3, 10, 30):
+    for freedom in (1, 3, 10, 30, 31, 60):
         values = [0.0] * freedom + [(freedom + 1) ** 0.5]  # mean m, standard error m: the interval's half is t * m
         low, high = student(values)
         mean = sum(values) / len(values)

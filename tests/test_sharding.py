@@ -207,3 +207,10 @@ def _sums(rank, world, folder):
 
 def test_a_pytorch_that_cannot_average_is_refused(tmp_path):
     spread(_sums, 2, tmp_path)
+
+
+@pytest.mark.parametrize("number", [999, -1])
+def test_an_optimizer_state_of_strange_parameters_is_refused(number):
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3))])
+    with pytest.raises(ValueError, match=f"of parameter {number}; there are 1"):
+        load_optimizer(optimizer, {**optimizer.state_dict(), "state": {number: {"exp_avg": torch.zeros(3)}}})

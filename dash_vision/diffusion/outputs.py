@@ -92,9 +92,10 @@ def draw_samples(run: DreamBoothRun, path: Path, base_row: bool) -> None:
 
 
 def _sampling_batch(run: DreamBoothRun) -> int:
-    """As many pictures at once as a small base allows; one at a time for a large one."""
+    """As many pictures at once as a small base allows; one at a time for a large one, and for a split one, of which a
+    process that halved its batch alone would leave the others waiting."""
     assert run.config.resolution is not None
-    return 8 if run.config.resolution <= 128 else 1
+    return 8 if run.config.resolution <= 128 and not run.sharded else 1
 
 
 def _short(name: str) -> str:
