@@ -199,8 +199,9 @@ def test_a_failure_in_a_split_model_is_an_error_on_all(tmp_path):
 
 def _sums(rank, world, folder):
     """As gloo does in some releases of PyTorch: the sum where the mean was asked for."""
-    scatter = dist.reduce_scatter_tensor
-    dist.reduce_scatter_tensor = lambda out, given, op: scatter(out, given, op=dist.ReduceOp.SUM)
+    name = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
+    scatter = getattr(dist, name)
+    setattr(dist, name, lambda out, given, op: scatter(out, given, op=dist.ReduceOp.SUM))
     with pytest.raises(ValueError, match="it gives 2 for the mean of ones"):
         shard(net(), lambda name, module: False, CPU)
 
