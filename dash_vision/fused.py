@@ -83,7 +83,7 @@ def _as(dtype: torch.dtype, t: Tensor) -> Tensor:
 
 class _Linear(torch.autograd.Function):
     """Keeps for the backward pass what LoRA alone would: the input and A x; of many tokens in a narrow layer not even
-    that. Stacked factors and a cast weight are made again there, in a hundredth of the products' time."""
+    that. Stacked factors and a cast weight are made again there."""
 
     @staticmethod
     def forward(
