@@ -135,7 +135,7 @@ def download(config: VtabConfig) -> int:
     from dash_vision.classification.layout import data_root
 
     root = data_root(config.data_root)
-    written = fetch(root)
+    written = fetch(root, revision=config.data_revision)
     print(f"{root}: {len(written)} tasks written ({', '.join(written) or 'all were there already'}); checking them")
     config.task = ["all"]
     return check_data(config)

@@ -13,7 +13,7 @@ from dash_vision.classification.cache import cached, open_cache, whole
 from dash_vision.classification.check import check_task
 from dash_vision.classification.data import load_task
 from dash_vision.classification.decode import decode, decode_chunks
-from dash_vision.classification.download import download
+from dash_vision.classification.download import download, fetch_archive
 from dash_vision.classification.layout import (
     DataError,
     class_names,
@@ -334,6 +334,23 @@ def test_a_failed_fetch_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(download_module, "_NEEDED_BYTES", 0)
     with pytest.raises(DataError, match=r"could not fetch the hub dataset XiN0919/VTAB-1k .*check the network"):
         download(tmp_path / "root")
+
+
+def test_the_archive_is_that_of_the_revision(tmp_path, monkeypatch):
+    asked = []
+
+    def listed(self, repo, **options):
+        asked.append((repo, options))
+        return ["README.md", "vtab-1k.zip"]
+
+    def fetched(repo, name, **options):
+        asked.append((repo, options))
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", listed)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetched)
+    assert fetch_archive("abc123") == tmp_path / "vtab-1k.zip"
+    assert asked == [("XiN0919/VTAB-1k", {"repo_type": "dataset", "revision": "abc123"})] * 2
 
 
 def test_a_full_disk_is_noticed_before_the_download(tmp_path, monkeypatch):

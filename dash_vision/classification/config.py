@@ -91,6 +91,9 @@ class VtabConfig:
     data_root: str | None = option(
         None, DATA, "folder that holds the tasks' folders", metavar="DIR", shown_default="$VTAB_ROOT or data/vtab-1k"
     )
+    data_revision: str | None = option(
+        None, DATA, "hub revision (branch, tag or commit) of what --download fetches", shown_default="the newest"
+    )
     cache_dir: str | None = option(
         None,
         DATA,

@@ -16,17 +16,18 @@ from .tasks import SPLITS
 _NEEDED_BYTES = 10 * 10**9
 
 
-def download(root: Path, fetch: Callable[[], Path] | None = None) -> list[str]:
+def download(root: Path, fetch: Callable[[], Path] | None = None, revision: str | None = None) -> list[str]:
     """Fetch the archive (resumed if it was begun before), unpack it under `root`; the names of the folders written.
 
-    fetch: gives the path of the archive; by default it comes from the hub dataset XiN0919/VTAB-1k. Task folders
-    that exist are left as they are. Raises DataError when the archive cannot be fetched, is damaged, or holds no task.
+    fetch: gives the path of the archive; by default it comes from the hub dataset XiN0919/VTAB-1k, at `revision`
+    (branch, tag or commit; None: the newest). Task folders that exist are left as they are. Raises DataError when the
+    archive cannot be fetched, is damaged, or holds no task.
     """
     root.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(root).free
     if fetch is None and free < _NEEDED_BYTES:
         raise DataError(f"{root} has {free / 1e9:.1f} GB free; the data needs {HUB_SIZE}. Name another --data_root")
-    archive = (fetch or fetch_archive)()
+    archive = fetch() if fetch else fetch_archive(revision)
     try:
         with zipfile.ZipFile(archive) as opened:
             return unpack(opened, root)
@@ -34,19 +35,19 @@ def download(root: Path, fetch: Callable[[], Path] | None = None) -> list[str]:
         raise DataError(f"{archive} is damaged ({error}); delete it and run --download again") from None
 
 
-def fetch_archive() -> Path:
-    """The dataset's zip archive in the hub's local cache."""
+def fetch_archive(revision: str | None = None) -> Path:
+    """The dataset's zip archive in the hub's local cache. Raises DataError."""
     from huggingface_hub import HfApi, hf_hub_download
 
     try:
-        names = HfApi().list_repo_files(HUB_DATASET, repo_type="dataset")
+        names = HfApi().list_repo_files(HUB_DATASET, repo_type="dataset", revision=revision)
         archives = [name for name in names if name.endswith(".zip")]
         if len(archives) != 1:
             raise DataError(
                 f"the hub dataset {HUB_DATASET} holds {len(archives)} zip archives, expected one; download it by hand "
                 "and unpack it so that <data_root>/cifar/train800.txt exists"
             )
-        return Path(hf_hub_download(HUB_DATASET, archives[0], repo_type="dataset"))
+        return Path(hf_hub_download(HUB_DATASET, archives[0], repo_type="dataset", revision=revision))
     except DataError:
         raise
     except Exception as error:  # the hub client raises errors of several libraries; all mean the same to the user
