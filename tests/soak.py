@@ -179,8 +179,7 @@ def trainers(folder: Path) -> list[Trainer]:
 
     def vtab(out: Path) -> list[str]:
         # float32 on every machine: in bf16 the same batch, split over processes, is rounded elsewhere.
-        exact = {"mixed_precision": "no", "drop_path": 0.0}
-        run = one_run(folder, output_dir=str(out), checkpoint_every=1, selection="last", **exact)
+        run = one_run(folder, output_dir=str(out), checkpoint_every=1, selection="last", mixed_precision="no")
         return shlex.split(command(run))[2:]
 
     place = "cifar/dash/seed-0"

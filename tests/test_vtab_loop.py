@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from vtab_helpers import CPU, ROOT, one_run, write_task
 
+from dash_vision.classification.drop_path import DropPaths
 from dash_vision.classification.loop import NonFiniteLoss, Plan, Trainer, mixed_seed
 from dash_vision.classification.methods import prepare
 from dash_vision.classification.run import CHECKPOINT, backbone_of, execute, open_data
@@ -311,6 +313,28 @@ def test_bf16_autocast_trains_and_keeps_float32_weights(data):
     assert {p.dtype for p in trainer.tuned.trainable().values()} == {torch.float32}
 
 
+def test_stochastic_depth_is_timms_and_independent_of_the_number_of_processes():
+    draws = torch.Generator().manual_seed(1)
+    images = torch.randn(7, 3, 32, 32, generator=draws)
+    model = timm.create_model("vtab_tiny", num_classes=4, drop_path_rate=0.6).train()
+    torch.manual_seed(5)
+    expected = model(images)
+    paths = DropPaths(model)
+    assert len(paths.paths) == 2  # of the last block; the first one's probability is 0
+    for world in (1, 2, 3, 8):
+        for rank in range(world):
+            torch.manual_seed(5)
+            paths.draw(7, rank, world, torch.device("cpu"))
+            if rank < 7:
+                found = model(images[rank::world])
+                torch.testing.assert_close(found, expected[rank::world], atol=1e-6, rtol=1e-5)
+            else:
+                assert torch.isfinite(model(images[:1])).all()
+    plain = timm.create_model("vtab_tiny", num_classes=4).eval()
+    plain.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model.eval()(images), plain(images))
+
+
 def _work(rank, world, folder):
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "WORLD_SIZE": str(world)}
@@ -323,8 +347,8 @@ def _work(rank, world, folder):
     dist.destroy_process_group()
 
 
-# Batches of 23 and 1: in the last one, one process has nothing to do. Without stochastic depth all draw alike.
-_SHARED = {"batch_size": 23, "drop_path": 0.0, "prelaunch_steps": 3}
+# Batches of 23 and 1: in the last one, one process has nothing to do.
+_SHARED = {"batch_size": 23, "drop_path": 0.5, "prelaunch_steps": 3}
 
 
 def test_two_processes_compute_what_one_does(data):

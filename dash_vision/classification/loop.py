@@ -22,6 +22,7 @@ from ..sharding import load_optimizer, whole_state
 from .backbones import Backbone, plain_attention
 from .config import Run
 from .data import Split
+from .drop_path import DropPaths
 from .methods import Tuned
 from .protocol import EpochScore, accuracy, mean_loss
 from .runtime import Runtime
@@ -111,6 +112,7 @@ class Trainer:
         tuned.model.to(runtime.device)
         if runtime.device.type == "cpu":
             plain_attention(tuned.model)
+        self.paths = DropPaths(tuned.model)
         self.normalize = Normalize(backbone).to(runtime.device)
         if run.settings.compile:
             if runtime.sharded:
@@ -159,10 +161,13 @@ class Trainer:
 
     def _step(self) -> None:
         runtime, plan = self.runtime, self.plan
-        torch.manual_seed(mixed_seed(self.run.seed, self.stage, self.step, runtime.rank))
         for group in self.optimizer.param_groups:
             group["lr"] = plan.rate(self.step) * group["scale"]
         batch = self._batch()
+        torch.manual_seed(mixed_seed(self.run.seed, self.stage, self.step, 0))
+        self.paths.draw(len(batch), runtime.rank, runtime.world, runtime.device)
+        if runtime.rank:  # what else is drawn, each process draws for its own images
+            torch.manual_seed(mixed_seed(self.run.seed, self.stage, self.step, runtime.rank))
         mine = batch[runtime.rank :: runtime.world]
         images, labels = self.train.images[mine], self.train.labels[mine]
         weight = runtime.world / len(batch)
