@@ -17,6 +17,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -43,7 +44,8 @@ class Decompositions:
 
     cache: a folder of decompositions that later runs on the same weights read (default: $DASH_VISION_DIRECTIONS, else
     none). A weight takes 8 p^2 bytes there, p = min(out, in): 0.2 GB for all blocks of ViT-B/16, 0.8 GB for the
-    attention of SD 1.5, 6 GB for that of SDXL. `start` holds as much in memory until the launch.
+    attention of SD 1.5, 6 GB for that of SDXL. `start` holds as much in memory until the launch, and ends early where
+    less than a quarter of the machine's memory would be left.
     """
 
     def __init__(self, cache: str | PathLike[str] | None = None) -> None:
@@ -95,12 +97,20 @@ def _work_ahead(
     for name, weight in weights.items():
         if stop.is_set() or not threading.main_thread().is_alive():  # it is not: the program ends
             return
+        if memory_is_short(8 * min(weight.shape) ** 2):
+            return
         version = weight._version
         try:
             spectrum = read_or_decompose(weight.cpu(), cache)
         except Exception:  # the launch will meet it again, and say so
             return
         ready[name] = _Ready(weight, version, spectrum)
+
+
+def memory_is_short(needed: int) -> bool:
+    """Whether `needed` bytes more would leave less than a quarter of the machine's memory."""
+    memory = psutil.virtual_memory()
+    return memory.available - needed < memory.total / 4
 
 
 # -- files: one for each weight, named after its content

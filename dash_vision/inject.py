@@ -183,10 +183,10 @@ class Adapter:
         """Begin the launch's work ahead of time: decompose the frozen weights in a background thread.
 
         `launch` then only projects and chooses; what the thread has not come to, it does itself, with the same
-        result. Call it once the model is where it will train. Worth it where the model is on a GPU; on the CPU the
-        thread and the training share the cores. cache, memory: see decompositions.Decompositions. Under
-        torch.distributed every rank prepares its share. Does nothing when there will be no launch, nor in a model that
-        FSDP has split: whole weights ahead of time are what it is split to avoid.
+        result. Call it once the model is where it will train; both trainers do. cache, memory: see
+        decompositions.Decompositions. Under torch.distributed every rank prepares its share. Does nothing when there
+        will be no launch, nor in a model that FSDP has split: whole weights ahead of time are what it is split to
+        avoid.
         """
         if self.launched or self.config.dash_k == 0 or self.sharded:
             return

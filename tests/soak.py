@@ -278,8 +278,10 @@ MOMENTS: dict[str, tuple[Any, str, bool]] = {
     "before the launch": (Adapter, "launch", True),
     "after the launch": (Adapter, "launch", False),
     "in the export to diffusers or kohya": (dash_vision.diffusion.outputs, "export_states", True),
-    "in the export to PEFT": (dash_vision.classification.trained, "export_lora", True),
+    "in the export to PEFT": (dash_vision.classification.trained, "export_states", True),
 }
+for _place, _name, _ in MOMENTS.values():
+    getattr(_place, _name)  # --short comes to few of the moments, and would not see that a name is gone
 
 
 def arm(moment: str, number: int) -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from helpers import trained
@@ -98,6 +99,20 @@ def test_a_launch_does_not_depend_on_how_far_the_thread_came(progress, monkeypat
         assert reached.wait(300)
     assert same(buffers(adapter), expected)
     assert sorted(counted) == [(8, 27), (16, 32), (32, 24)]  # each once, whoever did it
+
+
+def test_the_thread_ends_where_memory_is_short(monkeypatch, counted):
+    expected = buffers(untrained())
+    del counted[:]
+    total = psutil.virtual_memory().total
+    assert decompositions.memory_is_short(total)
+    assert not decompositions.memory_is_short(-total)
+    monkeypatch.setattr(decompositions, "memory_is_short", lambda needed: True)
+    adapter = untrained()
+    adapter.prepare()
+    adapter.decompositions.wait()
+    assert counted == []
+    assert same(buffers(adapter), expected)
 
 
 def test_a_weight_that_changes_after_it_was_decomposed_is_decomposed_anew():

@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from helpers import save_base, save_pictures, save_single_file, unet_inputs
 from PIL import Image
 from safetensors.torch import load_file
 
+import dash_vision.decompositions as decompositions
 from dash_vision import load_adapter
 from dash_vision.checkpoint import load_checkpoint, save_checkpoint
 from dash_vision.cli import UsageError, parse
@@ -201,6 +203,25 @@ def test_the_same_seed_gives_the_same_files(folder, tmp_path):
     second = load_file(tmp_path / "c/dash_adapter.safetensors")
     assert any(not torch.equal(first[k], second[k]) for k in first)
     assert other.config.seed == 1
+
+
+def test_the_launch_is_prepared_while_plain_lora_trains(folder, tmp_path, monkeypatch):
+    expected = train(settings(folder, tmp_path / "a" / "out", train_text_encoder=True))
+    where = []
+    decompose, one_step = decompositions.decompose, DreamBoothRun._one_step
+    monkeypatch.setattr(decompositions, "decompose", lambda W: where.append(threading.current_thread()) or decompose(W))
+
+    def patient(self):
+        one_step(self)
+        for adapter in self.adapters.values():
+            adapter.decompositions.wait()
+
+    monkeypatch.setattr(DreamBoothRun, "_one_step", patient)
+    run = train(settings(folder, tmp_path / "b" / "out", train_text_encoder=True))
+    assert run.schedule.launched
+    assert len(where) == sum(len(adapter.layers) for adapter in run.adapters.values())
+    assert threading.main_thread() not in where
+    assert run.losses == expected.losses
 
 
 # -- stopping and going on

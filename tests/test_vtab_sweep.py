@@ -9,10 +9,11 @@ import sys
 import pytest
 from vtab_helpers import CPU, TINY, one_run, train_vtab, trained_run, write_task
 
+import dash_vision.decompositions as decompositions
 from dash_vision.classification import sweep as sweep_module
 from dash_vision.classification.config import VtabConfig
 from dash_vision.classification.loop import NonFiniteLoss
-from dash_vision.classification.results import paired, read_results, render, spread, summarize
+from dash_vision.classification.results import RESULT, paired, read_result, read_results, render, spread, summarize
 from dash_vision.classification.run import execute, finished
 from dash_vision.classification.runtime import Interrupted
 from dash_vision.classification.sweep import command, sweep, sweep_on_ray
@@ -59,6 +60,23 @@ def test_what_is_done_is_skipped_and_what_is_missing_is_run(folder, monkeypatch)
     again = sweep(config(folder, methods=["linear", "lora", "dash"]).runs(), CPU, StopRequest())
     assert (len(again.done), again.skipped) == (3, 2)
     assert executed == ["cifar linear seed 0", "cifar lora seed 0", "cifar dash seed 0"]
+
+
+def test_the_frozen_weights_are_decomposed_once_for_all_runs(folder, monkeypatch):
+    seeds = {"seeds": [0, 1]}
+    monkeypatch.delenv(decompositions.VARIABLE, raising=False)
+    sweep(config(folder, cache_dir="none", output_dir=str(folder / "uncached"), **seeds).runs(), CPU, StopRequest())
+    decompose, shapes = decompositions.decompose, []
+    monkeypatch.setattr(decompositions, "decompose", lambda W: shapes.append(W.shape) or decompose(W))
+    sweep(config(folder, **seeds).runs(), CPU, StopRequest())
+    assert len(shapes) == len(list((folder / "cache/directions").iterdir())) == 8  # two blocks of four linear layers
+    for run in config(folder, **seeds).runs():
+        kept = read_result(run.folder / RESULT)
+        other = read_result(folder / "uncached" / run.folder.relative_to(folder / "runs") / RESULT)
+        assert kept["selection"] == other["selection"]
+        assert kept["launch"]["step"] == other["launch"]["step"] == 2
+    sweep(config(folder, seeds=[2], cache_dir="none").runs(), CPU, StopRequest())
+    assert len(shapes) == 24  # nothing is kept with --cache_dir none: eight to select, eight to retrain
 
 
 def test_a_killed_sweep_goes_on_where_it_was(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import torch
 
 from ..checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ..cli import UsageError
+from ..decompositions import VARIABLE
 from ..files import FolderInUse, FolderLock, write_json
 from ..signals import StopRequest
 from ..versions import installed_versions
@@ -51,6 +53,12 @@ def cache_folder(run: Run) -> Path | None:
     """Where decoded images are kept; None for --cache_dir none."""
     given = run.settings.cache_dir
     return None if given == "none" else cache_root(given)
+
+
+def directions_folder(run: Run) -> Path | None:
+    """Where decompositions of frozen weights are kept: $DASH_VISION_DIRECTIONS, else beside the decoded images."""
+    images = cache_folder(run)
+    return None if VARIABLE in os.environ or images is None else images / "directions"
 
 
 def backbone_of(run: Run) -> Backbone:
@@ -163,6 +171,8 @@ class _Execution:
                 trainer.load_state_dict(state)
             except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
                 raise self._does_not_fit(error) from None
+        if tuned.adapter is not None:  # every task, seed and candidate on this base needs the same decompositions
+            tuned.adapter.prepare(directions_folder(run))
         phase = "select" if val else "retrain"
 
         def after_epoch(trainer: Trainer) -> None:

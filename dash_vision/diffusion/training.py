@@ -354,6 +354,8 @@ class DreamBoothRun:
         assert c.max_train_steps is not None
         for network in self.networks.values():
             network.train()
+        for adapter in self.adapters.values():
+            adapter.prepare()
         self._clock, self._first = time.perf_counter(), self.step
         with catching_signals() as stop, self._progress() as bar:
             while self.step < c.max_train_steps:
