@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -23,10 +24,10 @@ _WHAT = {"vit": "all block linears", "sd15": "attention only", "sdxl": "attentio
 
 def measure(settings: Settings, models: list[str], size: Size, rank: int, k: int) -> list[Table]:
     """Seconds of every way to launch, and in training steps."""
-    return [_table(name, settings, size, rank, k) for name in models]
+    return [table for name in models for table in _tables(name, settings, size, rank, k)]
 
 
-def _table(name: str, settings: Settings, size: Size, rank: int, k: int) -> Table:
+def _tables(name: str, settings: Settings, size: Size, rank: int, k: int) -> list[Table]:
     model = network(name, size, settings)
     adapter = inject(model, DashConfig(rank=rank, dash_k=k, target=TARGETS[name][_WHAT[name]]))
     with torch.no_grad():
@@ -61,7 +62,30 @@ def _table(name: str, settings: Settings, size: Size, rank: int, k: int) -> Tabl
         f"{TITLES[name]} ({size.of(name)}), {_WHAT[name]}: {len(adapter.layers)} layers; a training step takes "
         f"{one_step:.3g} s"
     )
-    return Table(title, ("launch", "stall, s", "in training steps", "times less than the full SVDs"), rows)
+    stalls = Table(title, ("launch", "stall, s", "in training steps", "times less than the full SVDs"), rows)
+    return [stalls, _beside_the_thread(adapter, step, settings)]
+
+
+def _beside_the_thread(adapter: Adapter, step: Callable[[], None], settings: Settings) -> Table:
+    """Wall time of training steps while the thread decomposes, and of as many without it."""
+
+    def mean(steps: int) -> tuple[float, int]:
+        """Seconds a step over at least `steps`, and until the thread is done; how many there were."""
+        start, done = time.perf_counter(), 0
+        while done < steps or adapter.decompositions.working:
+            step()
+            done += 1
+        if settings.device.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / done, done
+
+    _rewind(adapter, None)
+    adapter.prepare()
+    beside, count = mean(1)
+    alone, _ = mean(count)
+    title = f"Training steps, {count} of them, while the background thread decomposes the {len(adapter.layers)} weights"
+    rows: list[list[str | float]] = [["beside the thread", beside, beside / alone], ["alone", alone, 1.0]]
+    return Table(title, ("steps", "s a step (wall)", "of a step alone"), rows)
 
 
 def _rewind(adapter: Adapter, folder: str | None) -> None:

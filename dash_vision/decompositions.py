@@ -73,6 +73,11 @@ class Decompositions:
         if self._thread is not None:
             self._thread.join()
 
+    @property
+    def working(self) -> bool:
+        """Whether the thread is at work."""
+        return self._thread is not None and self._thread.is_alive()
+
     def of(self, name: str, weight: Tensor, device: torch.device) -> Spectrum:
         """The Spectrum of `weight`, the one called `name`: made on the CPU after `start`, else on `device`.
 
@@ -92,8 +97,8 @@ def _work_ahead(
     weights: dict[str, Tensor], cache: Path | None, ready: dict[str, _Ready], stop: threading.Event
 ) -> None:
     if sys.platform == "linux":  # where a thread has a priority of its own; those that it starts inherit it
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        with suppress(OSError):  # 10: about a tenth of a core that training wants too; at 19 it would hardly come on
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
     for name, weight in weights.items():
         if stop.is_set() or not threading.main_thread().is_alive():  # it is not: the program ends
             return
