@@ -17,8 +17,9 @@ import argparse
 import json
 import shlex
 import signal
+import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +35,6 @@ from torch import Tensor
 
 import train_dreambooth
 from dash_vision import load_adapter
-from dash_vision.classification.backbones import build
-from dash_vision.classification.backbones import describe as describe_backbone
-from dash_vision.classification.config import MINIATURE as VIT
 from dash_vision.cli import UsageError
 from dash_vision.diffusion.families import Base, load_base
 from dash_vision.diffusion.sampling import Sampling, sample
@@ -54,6 +52,7 @@ from dash_vision.miniature.scenes import (
     render,
     write_pictures,
 )
+from eval.encoders import miniature_vit
 
 from .effects import effects, forest_picture, markdown
 
@@ -238,8 +237,7 @@ class Eyes:
         self.judge = judge
         self.clip: Any = CLIPModel.from_pretrained(clip_path(), dtype=torch.float32).eval()
         self.tokenizer = CLIPTokenizer.from_pretrained(clip_path())
-        self.vit: Any = build(describe_backbone(VIT), classes=1).eval()
-        self.vit.reset_classifier(0)
+        self.vit: Any = miniature_vit()[0].eval()
 
     @torch.no_grad()
     def features(self, pictures: Tensor) -> dict[str, Tensor]:
@@ -257,19 +255,13 @@ class Eyes:
 
     def place_kept(self, pictures: Tensor, scenes: Sequence[Scene]) -> float:
         """The share of pictures that show the right place: CLIP's choice among captions of the class in all places."""
-        images = self.features(pictures)["CLIP-I"]
-        right = 0
-        for image, scene in zip(images, scenes, strict=True):
-            captions = {setting: f"a photo of a {scene.subject.kind} {setting}" for setting in SETTINGS}
-            right += self._chosen(image, captions) == scene.setting
-        return right / len(scenes)
-
-    @torch.no_grad()
-    def _chosen(self, image: Tensor, captions: Mapping[str, str]) -> str:
-        ids = prompt_ids(self.tokenizer, list(captions.values()))
-        blank = torch.zeros(1, 3, 64, 64)
-        texts = F.normalize(self.clip(input_ids=ids, pixel_values=blank).text_embeds, dim=1)
-        return list(captions)[int((texts @ image).argmax())]
+        settings = list(SETTINGS)
+        (kind,) = {scene.subject.kind for scene in scenes}
+        ids = prompt_ids(self.tokenizer, [f"a photo of a {kind} {setting}" for setting in settings])
+        with torch.no_grad():
+            texts = self.clip(input_ids=ids, pixel_values=torch.zeros(1, 3, 64, 64)).text_embeds
+        chosen = (self.features(pictures)["CLIP-I"] @ texts.T / texts.norm(dim=1)).argmax(dim=1).tolist()
+        return statistics.fmean(settings[i] == scene.setting for i, scene in zip(chosen, scenes, strict=True))
 
 
 @torch.no_grad()
@@ -343,20 +335,17 @@ def summary(rows: Sequence[dict[str, Any]], arms: Sequence[Arm], seed: int = 0) 
     lines = [f"| arm | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
     for arm in arms:
         found = [list(row["arms"][arm.name].values()) for row in rows]
-        cells = [_percent([_mean(one["way"][name] for one in runs) for runs in found], seed) for name in measures]
-        cells.append(_percent([_mean(one["place"] for one in runs) for runs in found], seed))
-        minutes = _mean(one["seconds"] / 60 for runs in found for one in runs)
+        cells = [
+            _percent([statistics.fmean(one["way"][name] for one in runs) for runs in found], seed) for name in measures
+        ]
+        cells.append(_percent([statistics.fmean(one["place"] for one in runs) for runs in found], seed))
+        minutes = statistics.fmean(one["seconds"] / 60 for runs in found for one in runs)
         lines.append(f"| {arm.name} | {' | '.join(cells)} | {found[0][0]['trainable']:,} | {minutes:.1f} |")
     limit = [next(iter(row["arms"][arms[0].name].values()))["way of the VAE"] for row in rows]
     cells = [_percent([one[name] for one in limit], seed) for name in measures]
     cells.append(_percent([row["place"] for row in rows], seed))
     lines.append(f"| a true render | {' | '.join(cells)} | | |")
     return "\n".join(lines)
-
-
-def _mean(values: Iterable[float]) -> float:
-    listed = list(values)
-    return sum(listed) / len(listed)
 
 
 def _percent(values: Sequence[float], seed: int) -> str:

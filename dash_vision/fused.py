@@ -3,8 +3,8 @@
 Left to autograd, the parts cost more than they must in the backward pass: gradients of U and V are computed as columns
 of the stacked factors and thrown away, and the input's gradient is summed from two wide tensors. Here U and V get none,
 the update's share is added into the frozen layer's by one product, and the copies that the products read are made when
-they are needed and kept by nobody. The plain version, DashLinear's `_add_update`,
-stays for every other case, and is what the tests compare this with.
+they are needed and kept by nobody. The plain version, DashLinear's `_add_update`, stays for every other case, and is
+what the tests compare this with.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class DinoEncoder:
     def __init__(self, name: str = DINO, checkpoint: str | None = None, device: str = "cpu") -> None:
         self.device = device
         self.name = f"ViT of {MINIATURE}" if name == MINIATURE else f"timm {name}"
-        self.model, self.transform = _miniature_vit() if name == MINIATURE else self._timm(name, checkpoint)
+        self.model, self.transform = miniature_vit() if name == MINIATURE else self._timm(name, checkpoint)
         self.model.eval().to(device)
 
     def _timm(self, name: str, checkpoint: str | None) -> tuple[Any, Any]:
@@ -102,8 +102,8 @@ class DinoEncoder:
         return _in_batches(pictures, encode)
 
 
-def _miniature_vit() -> tuple[Any, Any]:
-    """The ViT and the transform of its pictures."""
+def miniature_vit() -> tuple[Any, Any]:
+    """The ViT that ships beside the embedded base, without a head, and the transform of its pictures."""
     from timm.data import create_transform
 
     from dash_vision.classification.backbones import build, describe

@@ -97,7 +97,7 @@ class VtabConfig:
     cache_dir: str | None = option(
         None,
         DATA,
-        "folder for decoded images; none keeps nothing on disk",
+        "folder for decoded images and decomposed base weights; none keeps nothing on disk",
         metavar="DIR",
         shown_default="$DASH_VISION_CACHE or ~/.cache/dash_vision",
     )
