@@ -18,8 +18,17 @@ _T += (2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.0
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """Arms less others: pairs of (arm, the arm that it is set against), one or several that are taken together."""
+
+    name: str
+    against: str
+    pairs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Effect:
-    """One arm less another, by each measure of the way and by the share of right places, in percentage points."""
+    """What a comparison gave, by each measure of the way and by the share of right places, in percentage points."""
 
     arm: str
     against: str
@@ -41,29 +50,36 @@ def student(values: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def effects(rows: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]]) -> list[Effect]:
-    """(arm, against) -> their difference over the individuals in `rows` and the training seeds that both have.
+def effects(rows: Sequence[dict[str, Any]], comparisons: Sequence[Comparison]) -> list[Effect]:
+    """The differences over the individuals in `rows` and the training seeds that both arms of a pair have.
 
-    Seeds of one individual are averaged first: individuals are what a finding should carry over to, and the interval
-    is over them. Raises ValueError when two arms share no seed.
+    Seeds and pairs of one individual are averaged first: individuals are what a finding should carry over to, and the
+    interval is over them. Raises ValueError when two arms share no seed.
     """
     found = []
     names = [*(f"way by {name}" for name in rows[0]["another render"]), "place right"]
-    for arm, against in pairs:
+    for comparison in comparisons:
         outcomes, count = {}, 0
         for outcome in names:
             points = []
             for row in rows:
-                one, other = row["arms"][arm], row["arms"][against]
-                shared = one.keys() & other.keys()
-                if not shared:
-                    raise ValueError(f"{arm} and {against} have no training seed in common; give both one in the plan")
-                gaps = [100 * (_outcome(one[seed], outcome) - _outcome(other[seed], outcome)) for seed in shared]
-                points.append(statistics.fmean(gaps))
-                count += len(shared)
+                means = []
+                for arm, against in comparison.pairs:
+                    gaps = _gaps(row["arms"], arm, against, outcome)
+                    means.append(statistics.fmean(gaps))
+                    count += len(gaps)
+                points.append(statistics.fmean(means))
             outcomes[outcome] = Estimate(statistics.fmean(points), *student(points), points)
-        found.append(Effect(arm, against, count // len(names), outcomes))
+        found.append(Effect(comparison.name, comparison.against, count // len(names), outcomes))
     return found
+
+
+def _gaps(arms: dict[str, Any], arm: str, against: str, outcome: str) -> list[float]:
+    """One individual's differences in points, a number for each seed that both arms have."""
+    shared = arms[arm].keys() & arms[against].keys()
+    if not shared:
+        raise ValueError(f"{arm} and {against} have no training seed in common; give both one in the plan")
+    return [100 * (_outcome(arms[arm][s], outcome) - _outcome(arms[against][s], outcome)) for s in sorted(shared)]
 
 
 def _outcome(score: dict[str, Any], name: str) -> float:

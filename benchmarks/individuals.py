@@ -54,7 +54,7 @@ from dash_vision.miniature.scenes import (
 )
 from eval.encoders import miniature_vit
 
-from .effects import effects, forest_picture, markdown
+from .effects import Comparison, effects, forest_picture, markdown
 
 TOKEN = "sks"
 _SHEET = 6  # held-out places shown per individual
@@ -82,10 +82,11 @@ class Arm:
         return cls(name, tuple(shlex.split(flags)))
 
 
-def read_plan(path: Path) -> list[Arm]:
-    """The arms of a YAML plan: `common` flags of all, and `arms` with a name, flags, and maybe seeds and against.
+def read_plan(path: Path) -> tuple[list[Arm], list[Comparison]]:
+    """A YAML plan: `common` flags of all; `arms` with a name, flags, and maybe seeds and the arm each is set `against`;
+    `pools` of pairs of arms that are compared together, with a name and what they are set against.
 
-    Raises UsageError for a file that is no plan, or sets an arm against one that it does not have.
+    Raises UsageError for a file that is no plan, or compares an arm that it does not have.
     """
     try:
         plan = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -99,6 +100,12 @@ def read_plan(path: Path) -> list[Arm]:
             )
             for one in plan["arms"]
         ]
+        pools = [
+            Comparison(str(one["name"]), str(one["against"]), tuple((arm, against) for arm, against in one["pairs"]))
+            for one in plan.get("pools", ())
+        ]
+        if not all(pool.pairs for pool in pools):
+            raise ValueError("a pool has no pairs")
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(
             f"{path} is no plan ({' '.join(str(error).split())}); it takes YAML with arms, each with a name and flags; "
@@ -107,10 +114,13 @@ def read_plan(path: Path) -> list[Arm]:
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
         raise UsageError(f"{path} has two arms of one name; the arms are {', '.join(names)}")
-    for arm in arms:
-        if arm.against is not None and arm.against not in names:
-            raise UsageError(f"{path}: {arm.name} is set against {arm.against!r}; the arms are {', '.join(names)}")
-    return arms
+    single = [Comparison(arm.name, arm.against, ((arm.name, arm.against),)) for arm in arms if arm.against]
+    comparisons = [*single, *pools]
+    for comparison in comparisons:
+        for name in (name for pair in comparison.pairs for name in pair):
+            if name not in names:
+                raise UsageError(f"{path} compares {name!r} in {comparison.name}; the arms are {', '.join(names)}")
+    return arms, comparisons
 
 
 @dataclass(frozen=True)
@@ -390,7 +400,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--places", type=int, default=12, help="held-out places an individual (default: 12)")
     args = parser.parse_args(arguments)
     try:
-        arms = read_plan(args.plan) if args.plan else [Arm.parse(text) for text in args.arm or ["LoRA-Dash="]]
+        comparisons: list[Comparison] = []
+        if args.plan:
+            arms, comparisons = read_plan(args.plan)
+        else:
+            arms = [Arm.parse(text) for text in args.arm or ["LoRA-Dash="]]
         cases = [Case.make(seed, args.output, args.places) for seed in args.individuals]
         base = load_base(str(args.base) if args.base else None)
         base.pipeline.set_progress_bar_config(disable=True)
@@ -404,7 +418,7 @@ def main(arguments: list[str] | None = None) -> int:
         for case, row in zip(cases, rows, strict=True):
             for arm in arms:
                 row["arms"][arm.name] = {str(seed): score(case, arm, seed, row, eyes) for seed in arm.seeds}
-        found = effects(rows, [(arm.name, arm.against) for arm in arms if arm.against])
+        found = effects(rows, comparisons)
     except (UsageError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from benchmarks import individuals
-from benchmarks.effects import effects, markdown, student
+from benchmarks.effects import Comparison, effects, markdown, student
 from benchmarks.individuals import Arm, Case, Eyes, main, read_plan, to_pixels, way
 from dash_vision.miniature.scenes import render
 from eval.plot import Estimate, draw_forest
@@ -119,7 +119,10 @@ def test_a_flag_that_the_trainer_does_not_have_is_one_sentence(tmp_path: Path, c
         ("arms: [{name: a}, {name: a, flags: --rank 3}]", "two arms of one name; the arms are a, a"),
         ("arms: [{name: ..}]", "an arm's name is a folder's name"),
         ("arms: [{name: a/b}]", "an arm's name is a folder's name"),
-        ("arms: [{name: a, against: b}]", "a is set against 'b'; the arms are a"),
+        ("arms: [{name: a, against: b}]", "compares 'b' in a; the arms are a"),
+        ("arms: [{name: a}]\npools: [{name: p, against: q, pairs: [[a, b]]}]", "compares 'b' in p; the arms are a"),
+        ("arms: [{name: a}]\npools: [{name: p, against: q, pairs: []}]", "is no plan (a pool has no pairs)"),
+        ("arms: [{name: a}]\npools: [{name: p, against: q, pairs: [a]}]", "is no plan"),
         ("a: [", "is no plan"),
     ],
 )
@@ -133,8 +136,8 @@ def test_a_broken_plan_is_one_sentence(text: str, what: str, tmp_path: Path, cap
 
 
 def test_the_plan_of_the_repository_is_one() -> None:
-    arms = read_plan(Path(individuals.__file__).with_name("individuals.yaml"))
-    assert {arm.name for arm in arms} >= {arm.against for arm in arms if arm.against}
+    arms, comparisons = read_plan(Path(individuals.__file__).with_name("individuals.yaml"))
+    assert {c.name for c in comparisons} >= {arm.name for arm in arms if arm.against}
     for arm in arms:
         assert "--max_train_steps" in arm.flags
 
@@ -162,7 +165,7 @@ def test_arms_are_compared_in_pairs_and_seeds_of_one_individual_count_once() -> 
         {"arms": {"a": {"0": score(0.60, 0.5)}, "b": {"0": score(0.50)}}},  # 10
     ]
     rows[0]["another render"] = {"CLIP-I": 1.0, "ViT": 1.0}
-    (found,) = effects(rows, [("a", "b")])
+    (found,) = effects(rows, [Comparison("a", "b", (("a", "b"),))])
     assert (found.arm, found.against, found.pairs) == ("a", "b", 4)
     estimate = found.outcomes["way by CLIP-I"]
     assert estimate.values == pytest.approx([15, -5, 10])
@@ -173,7 +176,23 @@ def test_arms_are_compared_in_pairs_and_seeds_of_one_individual_count_once() -> 
     assert found.outcomes["place right"].values == pytest.approx([0, 0, -50])
     assert "| a | b | 4 | +6.7 (" in markdown([found])
     with pytest.raises(ValueError, match="no training seed in common"):
-        effects([{**rows[0], "arms": {"a": {"0": score(1)}, "b": {"1": score(1)}}}], [("a", "b")])
+        effects(
+            [{**rows[0], "arms": {"a": {"0": score(1)}, "b": {"1": score(1)}}}], [Comparison("a", "b", (("a", "b"),))]
+        )
+
+
+def test_pooled_pairs_weigh_alike_within_an_individual() -> None:
+    rows: list = [
+        {
+            "another render": {"CLIP-I": 1.0, "ViT": 1.0},
+            "arms": {"a": {"0": score(0.5), "1": score(0.7)}, "b": {"0": score(0.4), "1": score(0.5)}}
+            | {"c": {"0": score(0.2)}, "d": {"0": score(0.3)}},
+        },  # a - b: 10 and 20; c - d: -10
+        {"arms": {"a": {"0": score(0.5)}, "b": {"0": score(0.5)}, "c": {"0": score(0.9)}, "d": {"0": score(0.5)}}},
+    ]
+    (found,) = effects(rows, [Comparison("both", "others", (("a", "b"), ("c", "d")))])
+    assert (found.arm, found.against, found.pairs) == ("both", "others", 5)
+    assert found.outcomes["way by CLIP-I"].values == pytest.approx([2.5, 20])
 
 
 def test_the_quantiles_are_students() -> None:
