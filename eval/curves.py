@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .figure import check_picture_name, save
-from .plot import Panel, Point, Series, draw, running_mean, thinned
+from .plot import MOST_LINES, Panel, Point, Series, draw, running_mean, thinned
 from .runs import DreamBoothRun, EvalError, Run, VtabRun, find_runs, labels, native_adapters
 
 # The projections of one block keep one colour through a chart.
@@ -25,6 +25,11 @@ def make_curves(paths: Sequence[Path], output: Path, say: Callable[[str], None] 
     runs, problems = find_runs(paths)
     if not runs:
         raise EvalError("; ".join(problems) or "no runs; give output folders of train_dreambooth.py or train_vtab.py")
+    if len(runs) > MOST_LINES:
+        raise EvalError(
+            f"there are {len(runs)} runs; one picture takes up to {MOST_LINES}: name fewer, such as the folder of one "
+            "task or method"
+        )
     panels, broken = all_panels(runs)
     page = draw(panels, 2, f"{len(runs)} runs: {', '.join(labels(runs))}" if len(runs) > 1 else labels(runs)[0])
     save(page, output, {"runs": [str(run.folder) for run in runs]})
@@ -33,15 +38,18 @@ def make_curves(paths: Sequence[Path], output: Path, say: Callable[[str], None] 
 
 
 def all_panels(runs: Sequence[Run]) -> tuple[list[Panel], list[str]]:
-    """Every chart that these runs allow, and the problems of adapters that cannot be read."""
+    """Every chart that these runs allow, and the problems of adapters that cannot be read.
+
+    More runs than one chart tells apart are spread over several.
+    """
     names = labels(runs)
     dreambooth = [(n, r) for n, r in zip(names, runs, strict=True) if isinstance(r, DreamBoothRun)]
     vtab = [(n, r) for n, r in zip(names, runs, strict=True) if isinstance(r, VtabRun)]
     panels = []
-    if dreambooth:
-        panels.append(_dreambooth_loss(dreambooth))
-    if vtab:
-        panels += _vtab(vtab)
+    for first in range(0, len(dreambooth), MOST_LINES):
+        panels.append(_dreambooth_loss(dreambooth[first : first + MOST_LINES]))
+    for first in range(0, len(vtab), MOST_LINES):
+        panels += _vtab(vtab[first : first + MOST_LINES])
     problems = []
     for name, run in zip(names, runs, strict=True):
         try:
@@ -81,7 +89,7 @@ def _vtab(runs: Sequence[tuple[str, VtabRun]]) -> list[Panel]:
 
 def _launches(runs: Sequence[Run]) -> list[tuple[float, str]]:
     steps = sorted({run.launch for run in runs if run.launch is not None})
-    return [(step, f"dash launched after step {step}") for step in steps]
+    return [(step, f"dash launched after step {', '.join(map(str, steps))}") for step in steps]
 
 
 def adapter_panels(name: str, run: Run) -> list[Panel]:

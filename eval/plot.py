@@ -6,9 +6,10 @@ Lengths are in pixels of the SVG; a picture drawn by Pillow has SCALE times as m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -16,7 +17,12 @@ from PIL import Image, ImageDraw, ImageFont
 SCALE = 2  # of a PNG against the SVG
 _SMOOTH = 2  # drawn larger by this and reduced, which smooths the edges
 COLOURS = ("#2f6fde", "#d9730d", "#16855b", "#8b46c1", "#c2334d", "#0b7f8c", "#7a6a00", "#5b6570")
+# What tells lines, and single points, of one colour apart: (drawn, left out, ...) in pixels, and markers.
+DASHES: tuple[tuple[float, ...], ...] = ((), (9, 4), (2.5, 3.5), (11, 4, 2.5, 4))
+MARKERS = ("dot", "square", "diamond", "cross")
+MOST_LINES = len(COLOURS) * len(DASHES)  # that one panel tells apart
 ROLES = {"ink": "#1b1f24", "soft": "#5b6570", "rule": "#e3e7ec", "paper": "#ffffff"}
+_PLOT = 180  # least height of a panel's plotting area, however long the title and the legend above it are
 _CHARACTER = 0.53  # mean width of a character, in units of the font's size, by which legends and titles are broken
 
 Point = tuple[float, float]
@@ -24,10 +30,12 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """Points under one name. A colour is an index of COLOURS. A name of "" stays out of the legend.
+    """Points under one name. A name of "" stays out of the legend. A colour is an index of COLOURS; those beyond have
+    the colours again with another of DASHES, or of MARKERS where points stand alone.
 
     style: "line", "faint" (a thin pale line), "dots", "band" (filled between `points` and `upper`, which have the same
-    x), or "cells" (a square of side 1 around each point, as opaque as `shades` says).
+    x), or "cells" (a square of side 1 around each point, as opaque as `shades` says). marker: one of MARKERS to set on
+    every point of a line.
     """
 
     name: str
@@ -36,12 +44,30 @@ class Series:
     style: str = "line"
     upper: Sequence[Point] = ()
     shades: Sequence[float] = ()
+    marker: str = ""
+
+    @property
+    def tint(self) -> str:
+        """The name of its colour among the shapes."""
+        return f"c{self.colour % len(COLOURS)}"
+
+    @property
+    def cycle(self) -> int:
+        """How often the colours were used up before it: the index of its dashes and its marker."""
+        return self.colour // len(COLOURS) % len(DASHES)
+
+    @property
+    def symbol(self) -> str:
+        """The marker of its points; "" for a line without."""
+        alone = self.style == "dots" or (self.style == "line" and len(self.points) == 1)
+        return self.marker or (MARKERS[self.cycle] if alone else "")
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart. marks: vertical dashed lines (x, what happened there). log: the y axis is logarithmic; values that are
-    not positive are then left out. bounds: (low, high) of y, where they are not to follow from the points."""
+    """One chart. marks: vertical dashed lines (x, what happened there, for the legend). log: the y axis is logarithmic;
+    values that are not positive are then left out. bounds: (low, high) of y, where they are not to follow from the
+    points."""
 
     title: str
     x: str
@@ -68,14 +94,34 @@ class _Shapes:
 
     items: list[tuple[str, Any, str, Any]] = field(default_factory=list)
 
-    def line(self, points: Sequence[Point], colour: str, width: float = 1.0, opacity: float = 1.0) -> None:
-        self.items.append(("line", points, colour, (width, opacity)))
+    def line(
+        self,
+        points: Sequence[Point],
+        colour: str,
+        width: float = 1.0,
+        opacity: float = 1.0,
+        dashes: Sequence[float] = (),
+    ) -> None:
+        self.items.append(("line", points, colour, (width, opacity, dashes)))
 
     def area(self, points: Sequence[Point], colour: str, opacity: float) -> None:
         self.items.append(("area", points, colour, opacity))
 
     def dot(self, point: Point, colour: str, radius: float) -> None:
         self.items.append(("dot", point, colour, radius))
+
+    def marker(self, kind: str, point: Point, colour: str, radius: float) -> None:
+        """kind: one of MARKERS. All but a dot are outlines, so that a dot in the same place is seen."""
+        (x, y), r, d = point, radius, 1.4 * radius
+        if kind == "dot":
+            self.dot(point, colour, r)
+        elif kind == "square":
+            self.line([(x - r, y - r), (x + r, y - r), (x + r, y + r), (x - r, y + r), (x - r, y - r)], colour, 1.5)
+        elif kind == "diamond":
+            self.line([(x - d, y), (x, y - d), (x + d, y), (x, y + d), (x - d, y)], colour, 1.5)
+        else:
+            self.line([(x - r, y - r), (x + r, y + r)], colour, 1.5)
+            self.line([(x - r, y + r), (x + r, y - r)], colour, 1.5)
 
     def text(self, point: Point, words: str, colour: str, size: int, anchor: str = "start") -> None:
         self.items.append(("text", point, colour, (words, size, anchor)))
@@ -84,13 +130,14 @@ class _Shapes:
 # -- numbers
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers in [low, high]: multiples of 1, 2 or 5 times a power of ten."""
+def ticks(low: float, high: float, count: int = 5, least: float = 0.0) -> list[float]:
+    """About `count` round numbers in [low, high]: multiples of 1, 2 or 5 times a power of ten. least: the smallest
+    distance between two, such as 1 where only whole numbers mean something."""
     if not high > low:
         return [low]
     raw = (high - low) / max(1, count)
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * (1 - 1e-9))
+    step = max(least, next(power * m for m in (1, 2, 5, 10) if power * m >= raw * (1 - 1e-9)))
     first = math.ceil(low / step - 1e-9)
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -118,7 +165,8 @@ def _number(value: float) -> str:
 # -- layout
 
 
-def _layout(panel: Panel, width: int, height: int) -> _Shapes:
+def _layout(panel: Panel, width: int, height: int) -> tuple[_Shapes, int]:
+    """The panel's shapes and its height: `height`, or what its title, its legend and a plotting area of _PLOT take."""
     shapes = _Shapes()
     y = 18
     for words in _broken(panel.title, 15, width):
@@ -126,11 +174,14 @@ def _layout(panel: Panel, width: int, height: int) -> _Shapes:
         y += 20
     y = _legend(shapes, panel, width, y)
     points = [p for s in panel.series for p in (*s.points, *s.upper) if _drawn(panel, p)]
-    left, right, top, bottom = 52, width - 10, y + 8, height - 40
+    left, right, top = 52, width - 10, y + 8
+    height = max(height, top + _PLOT + 40)
+    bottom = height - 40
     if not points:
         shapes.text(((left + right) / 2, (top + bottom) / 2), "no values", "soft", 13, "middle")
-        return shapes
+        return shapes, height
     (x0, x1), (y0, y1) = _range([p[0] for p in points], False), panel.bounds or _range([p[1] for p in points], True)
+    whole = all(float(p[0]).is_integer() for p in points)
     if any(s.style == "dots" for s in panel.series):
         x0, x1 = x0 - 0.015 * (x1 - x0), x1 + 0.015 * (x1 - x0)
     if any(s.style == "cells" for s in panel.series):
@@ -148,31 +199,33 @@ def _layout(panel: Panel, width: int, height: int) -> _Shapes:
         at = bottom - (tick - y0) / (y1 - y0) * (bottom - top)
         shapes.line([(left, at), (right, at)], "rule")
         shapes.text((left - 7, at + 4), label, "soft", 11, "end")
-    for tick in ticks(x0, x1, max(2, width // 90)):
+    for tick in ticks(x0, x1, max(2, width // 90), least=1.0 if whole else 0.0):
         at = left + (tick - x0) / (x1 - x0) * (right - left)
         shapes.text((at, bottom + 16), _number(tick), "soft", 11, "middle")
     shapes.text(((left + right) / 2, height - 6), panel.x, "soft", 12, "middle")
     shapes.text((left, top - 5), panel.y, "soft", 11)
     for at, _ in panel.marks:
         x, _ = place((at, 10.0**y0 if panel.log else y0))
-        for dash in range(int(top), int(bottom), 8):
-            shapes.line([(x, dash), (x, min(dash + 4, bottom))], "soft", 1.2)
-    later = sum(s.style == "line" for s in panel.series)
+        shapes.line([(x, top), (x, bottom)], "soft", 1.2, dashes=(4, 4))
+    lines = sum(s.style == "line" for s in panel.series)
+    later = lines
     for series in panel.series:
         later -= series.style == "line"
-        _series(shapes, series, [place(p) for p in series.points if _drawn(panel, p)], place, panel, later)
-    for number, (at, words) in enumerate(panel.marks):
-        x, _ = place((at, 10.0**y0 if panel.log else y0))
-        side = "start" if x < (left + right) / 2 else "end"
-        shapes.text((x + (5 if side == "start" else -5), top + 13 + 14 * number), words, "soft", 11, side)
-    return shapes
+        # Earlier lines are wider, so that equal ones all show; dashes do that among many.
+        thickness = 2 + 1.2 * min(later, 2) if lines <= len(COLOURS) else 2
+        _series(shapes, series, [place(p) for p in series.points if _drawn(panel, p)], place, panel, thickness)
+    return shapes, height
 
 
 def _series(
-    shapes: _Shapes, series: Series, points: list[Point], place: Callable[[Point], Point], panel: Panel, later: int
+    shapes: _Shapes,
+    series: Series,
+    points: list[Point],
+    place: Callable[[Point], Point],
+    panel: Panel,
+    thickness: float,
 ) -> None:
-    """later: how many lines will be drawn after this one. Earlier ones are wider, so that equal ones all show."""
-    colour = f"c{series.colour % len(COLOURS)}"
+    colour = series.tint
     if series.style == "band":
         upper = [place(p) for p in series.upper if _drawn(panel, p)]
         shapes.area([*points, *reversed(upper)], colour, 0.18)
@@ -182,13 +235,20 @@ def _series(
             corners = [(left + 1, bottom - 1), (right - 1, bottom - 1), (right - 1, top + 1), (left + 1, top + 1)]
             shapes.area(corners, "rule", 0.35)
             shapes.area(corners, colour, shade)
-    elif series.style == "dots" or len(points) == 1:
-        for point in points:
-            shapes.dot(point, colour, 2.2 if len(points) > 1 else 4)
     elif series.style == "faint":
         shapes.line(points, colour, 1, 0.3)
     else:
-        shapes.line(points, colour, 2 + 1.2 * min(later, 2))
+        if series.style == "line" and len(points) > 1:
+            shapes.line(points, colour, thickness, dashes=DASHES[series.cycle])
+        alone = "dot" if len(points) == 1 else ""  # the only one of a line that can be drawn
+        for point in points if series.symbol or alone else ():
+            shapes.marker(series.symbol or alone, point, colour, _radius(series, len(points)))
+
+
+def _radius(series: Series, points: int) -> float:
+    if series.style == "line" and series.marker:
+        return 3 if series.marker == "dot" else 6
+    return 2.2 if points > 1 else 4
 
 
 def _drawn(panel: Panel, point: Point) -> bool:
@@ -214,28 +274,43 @@ def _y_ticks(log: bool, low: float, high: float) -> list[tuple[float, str]]:
 
 
 def _legend(shapes: _Shapes, panel: Panel, width: int, y: int) -> int:
-    named = [s for s in panel.series if s.name]
+    """The series by name and what the marks say, side by side where they fit; the height reached."""
+    named: list[Series | str] = [
+        *(s for s in panel.series if s.name),
+        *dict.fromkeys(words for _, words in panel.marks),
+    ]
     x = 0.0
-    for series in named:
-        length = 24 + len(series.name) * 12 * _CHARACTER + 14
+    for item in named:
+        words = _broken(item if isinstance(item, str) else item.name, 12, width - 22)
+        length = 24 + max(map(len, words)) * 12 * _CHARACTER + 14
         if x and x + length > width:
             x, y = 0.0, y + 18
-        colour = f"c{series.colour % len(COLOURS)}"
-        if series.style == "band":
-            shapes.area([(x, y - 5), (x + 16, y - 5), (x + 16, y + 5), (x, y + 5)], colour, 0.3)
-        elif series.style == "dots":
-            shapes.dot((x + 8, y), colour, 3.5)
-        else:
-            shapes.line([(x, y), (x + 16, y)], colour, 2.5, 0.4 if series.style == "faint" else 1.0)
-        shapes.text((x + 22, y + 4), series.name, "ink", 12)
+        _sample(shapes, item, x, y)
+        for number, line in enumerate(words):
+            shapes.text((x + 22, y + 4 + 15 * number), line, "ink", 12)
+        y += 15 * (len(words) - 1)
         x += length
     return y + 22 if named else y + 6
+
+
+def _sample(shapes: _Shapes, item: Series | str, x: float, y: float) -> None:
+    """What a series, or a mark, looks like."""
+    if isinstance(item, str):
+        shapes.line([(x + 8, y - 8), (x + 8, y + 8)], "soft", 1.2, dashes=(4, 4))
+    elif item.style == "band":
+        shapes.area([(x, y - 5), (x + 16, y - 5), (x + 16, y + 5), (x, y + 5)], item.tint, 0.3)
+    else:
+        if item.style != "dots" and (len(item.points) > 1 or not item.symbol):
+            opacity = 0.4 if item.style == "faint" else 1.0
+            shapes.line([(x - 2, y), (x + 18, y)], item.tint, 2.5, opacity, DASHES[item.cycle])
+        if item.symbol:
+            shapes.marker(item.symbol, (x + 8, y), item.tint, 3.5)
 
 
 def _broken(text: str, size: int, width: int) -> list[str]:
     most = max(10, int(width / (size * _CHARACTER)))
     lines: list[str] = []
-    for word in text.split():
+    for word in (part[i : i + most] for part in text.split() for i in range(0, len(part), most)):
         if lines and len(lines[-1]) + 1 + len(word) <= most:
             lines[-1] += f" {word}"
         else:
@@ -247,13 +322,21 @@ def _broken(text: str, size: int, width: int) -> list[str]:
 
 
 def svg(panel: Panel, width: int = 460, height: int = 300) -> str:
-    """The panel as an <svg> element for a page whose style sheet colours the classes ink, soft, rule and c0 ... c7."""
+    """The panel as an <svg> element for a page whose style sheet colours the classes ink, soft, rule and c0 ... c7.
+
+    height: the least; a long legend adds to it.
+    """
     parts = []
-    for kind, where, colour, extra in _layout(panel, width, height).items:
+    shapes, height = _layout(panel, width, height)
+    for kind, where, colour, extra in shapes.items:
         if kind in ("line", "area"):
             path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in where)
             if kind == "line":
-                parts.append(f'<path class="l {colour}" d="{path}" stroke-width="{extra[0]}" opacity="{extra[1]}"/>')
+                thickness, opacity, dashes = extra
+                # Round ends would fill the gaps.
+                dashed = f' style="stroke-dasharray:{",".join(map(str, dashes))};stroke-linecap:butt"' if dashes else ""
+                look = f'stroke-width="{thickness}" opacity="{opacity}"{dashed}'
+                parts.append(f'<path class="l {colour}" d="{path}" {look}/>')
             else:
                 parts.append(f'<path class="f {colour}" d="{path}Z" opacity="{extra}"/>')
         elif kind == "dot":
@@ -273,18 +356,23 @@ def svg(panel: Panel, width: int = 460, height: int = 300) -> str:
 def draw(
     panels: Sequence[Panel], columns: int = 2, footnote: str = "", size: tuple[int, int] = (460, 300)
 ) -> Image.Image:
-    """The panels on one white page as an RGB picture, `columns` side by side, a line of words under them."""
+    """The panels on one white page as an RGB picture, `columns` side by side, a line of words under them.
+
+    size: (width, least height) of a panel; the panels of a row are as high as the highest of them has to be.
+    """
     columns = max(1, min(columns, len(panels)))
     width, height, gap, margin = *size, 36, 28
-    rows = -(-len(panels) // columns)
+    needed = [_layout(panel, width, height)[1] for panel in panels]
+    rows = [max(needed[i : i + columns]) for i in range(0, len(panels), columns)]
     page_width = 2 * margin + columns * width + (columns - 1) * gap
     notes = _broken(footnote, 12, page_width - 2 * margin)
-    page_height = 2 * margin + rows * height + (rows - 1) * gap + (10 + 18 * len(notes) if notes else 0)
+    page_height = 2 * margin + sum(rows) + (len(rows) - 1) * gap + (10 + 18 * len(notes) if notes else 0)
     scale = SCALE * _SMOOTH
     page = Image.new("RGB", (page_width * scale, page_height * scale), ROLES["paper"])
     for i, panel in enumerate(panels):
-        origin = margin + i % columns * (width + gap), margin + i // columns * (height + gap)
-        _paint(page, _layout(panel, width, height), origin, scale)
+        row = i // columns
+        origin = margin + i % columns * (width + gap), margin + sum(rows[:row]) + row * gap
+        _paint(page, _layout(panel, width, rows[row])[0], origin, scale)
     foot = _Shapes()
     for i, words in enumerate(notes):
         foot.text((0, 14 + 18 * i), words, "soft", 12)
@@ -358,8 +446,9 @@ def _paint(page: Image.Image, shapes: _Shapes, origin: tuple[int, int], scale: i
 
     for kind, where, colour, extra in shapes.items:
         if kind == "line":
-            width, opacity = extra
-            canvas.line([place(p) for p in where], _rgba(colour, opacity), round(width * scale), joint="curve")
+            width, opacity, dashes = extra
+            for part in _parts(where, dashes):
+                canvas.line([place(p) for p in part], _rgba(colour, opacity), round(width * scale), joint="curve")
         elif kind == "area":
             canvas.polygon([place(p) for p in where], _rgba(colour, extra))
         elif kind == "dot":
@@ -373,6 +462,27 @@ def _paint(page: Image.Image, shapes: _Shapes, origin: tuple[int, int], scale: i
             ink, paper = _rgba(colour, 1.0), _rgba("paper", 0.85)
             canvas.text(place(where), words, paper, font, f"{side}s", stroke_width=2 * scale, stroke_fill=paper)
             canvas.text(place(where), words, ink, font, f"{side}s")
+
+
+def _parts(points: Sequence[Point], dashes: Sequence[float]) -> Iterator[list[Point]]:
+    """What is drawn of a path, as SVG's stroke-dasharray has it; dashes: see DASHES."""
+    if not dashes:
+        yield list(points)
+        return
+    number, room, part = 0, dashes[0], [points[0]]
+    for (x0, y0), (x1, y1) in pairwise(points):
+        length, done = math.hypot(x1 - x0, y1 - y0), 0.0
+        while length - done > room:
+            done += room
+            part.append((x0 + (x1 - x0) * done / length, y0 + (y1 - y0) * done / length))
+            if number % 2 == 0:
+                yield part
+            number += 1
+            room, part = dashes[number % len(dashes)], part[-1:]
+        room -= length - done
+        part.append((x1, y1))
+    if number % 2 == 0:
+        yield part
 
 
 def _rgba(colour: str, opacity: float) -> tuple[int, int, int, int]:

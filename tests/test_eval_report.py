@@ -16,7 +16,7 @@ from vtab_helpers import trained_run
 
 from eval.__main__ import main
 from eval.curves import all_panels
-from eval.plot import Panel, Series, draw, running_mean, svg, thinned, ticks
+from eval.plot import MOST_LINES, Panel, Series, _parts, draw, running_mean, svg, thinned, ticks
 from eval.runs import find_runs, labels
 
 
@@ -81,8 +81,85 @@ def test_a_chart_shows_its_numbers_at_its_ticks():
     (x0, y0), (x1, y1), (x2, y2) = line
     assert (x1 - x0) / (x2 - x0) == pytest.approx(0.25, abs=0.01)
     assert (y1 - y0) / (y2 - y0) == pytest.approx(0.25, abs=0.01)
-    marked = {numbers(d)[0][0] for d in re.findall(r'class="l soft" d="([^"]+)"', drawing)}
-    assert list(marked) == [pytest.approx((x0 + x2) / 2, abs=0.2)]
+    sample, mark = (numbers(d) for d in re.findall(r'class="l soft" d="([^"]+)"', drawing))
+    assert [x for x, _ in mark] == pytest.approx([(x0 + x2) / 2] * 2, abs=0.2)
+    assert max(y for _, y in sample) < y2 < y0 < max(y for _, y in mark)  # the legend's is above the chart
+
+
+def drawn_lines(drawing):
+    """(class, style, points) of every series' line, the legend's samples first."""
+    found = re.findall(r'<path class="l (c\d)" d="([^"]+)" stroke-width="[^"]+" opacity="[^"]+"([^/]*)/>', drawing)
+    return [(colour, style, numbers(d)) for colour, d, style in found]
+
+
+@pytest.mark.parametrize("count", [1, 8, 22, 114])
+def test_a_long_legend_leaves_the_chart_its_size(count):
+    series = [Series(f"a task of many, method {i}, seed 0", [(0.0, 0.0), (7.0, 1.0)], i) for i in range(count)]
+    panel = Panel("t", "x", "y", series, marks=[(3.0, "launched")], bounds=(0.0, 1.0))
+    drawing = svg(panel)
+    lines = drawn_lines(drawing)
+    assert len(lines) == 2 * count
+    height = float(re.search(r'viewBox="0 0 460 (\d+)"', drawing)[1])
+    legend = [
+        float(y) for y, words in re.findall(r'y="([\d.]+)" font-size="12"[^>]*>([^<]*)<', drawing) if words != "x"
+    ]
+    assert len(legend) == count + 1
+    for _, _, ((_, low), (_, high)) in lines[count:]:  # pixels grow downwards: bounds 0 and 1 are the area's ends
+        assert max(legend) < high
+        assert low - high >= 120
+        assert low < height - 20
+    assert draw([panel]).height == 2 * (height + 2 * 28)
+    assert draw([panel, Panel("t", "x", "y", []), panel], columns=2).height == 2 * (2 * height + 36 + 2 * 28)
+
+
+def test_lines_of_one_colour_have_other_dashes_in_legend_and_chart_alike():
+    series = [Series(str(i), [(0.0, float(i)), (1.0, float(i))], i) for i in range(MOST_LINES)]
+    looks = [(colour, style) for colour, style, _ in drawn_lines(svg(Panel("", "x", "y", series)))]
+    assert len(set(looks)) == MOST_LINES
+    assert looks[:MOST_LINES] == looks[MOST_LINES:]
+
+
+def test_points_of_one_colour_have_other_shapes():
+    """Runs of one epoch are single points."""
+    looks = []
+    for i in range(MOST_LINES):
+        drawing = svg(Panel("", "x", "y", [Series("", [(3.0, 0.5)], i)]))
+        ((kind, colour, d),) = re.findall(r'<(circle|path) class="[lf] (c\d)"(?: d="([^"]+)")?', drawing)[:1]
+        outline = np.array(numbers(d)) if d else np.zeros((1, 2))
+        looks.append((kind, colour, str(outline - outline[0])))
+    assert len(set(looks)) == MOST_LINES
+    assert {kind for kind, _, _ in looks[:8]} == {"circle"}
+
+
+def test_dashes_follow_the_path_through_its_corners():
+    # A right angle of 30 + 40 pixels: 10 drawn, 5 left out, from 0: [0, 10] [15, 25] [30, 40] [45, 55] [60, 70].
+    parts = [[round(x + y, 6) for x, y in part] for part in _parts([(0, 0), (30, 0), (30, 40)], (10, 5))]
+    assert [(part[0], part[-1]) for part in parts if part[0] < part[-1]] == [(15 * i, 15 * i + 10) for i in range(5)]
+    parts = list(_parts([(0, 0), (12, 0), (12, 40)], (20, 5)))
+    assert parts[0] == [(0, 0), (12, 0), (12, 8)]
+
+
+@pytest.mark.parametrize("steps", [[13], [13, 14], [0, 1, 2], [3, 6, 9]])
+def test_steps_are_labelled_with_whole_numbers(steps):
+    drawing = svg(Panel("", "step", "y", [Series("", [(s, 0.5) for s in steps])]))
+    bottom = re.search(r'y="([\d.]+)"[^>]*text-anchor="middle">[\d.]+<', drawing)[1]
+    found = re.findall(rf'y="{bottom}"[^>]*text-anchor="middle">([\d.]+)<', drawing)
+    assert found
+    assert all("." not in label for label in found)
+
+
+def test_what_a_mark_means_stands_in_the_legend_once():
+    series = [Series("s", [(0.0, 0.0), (10.0, 1.0)])]
+    drawing = svg(Panel("t", "x", "y", series, marks=[(3.0, "launched"), (5.0, "launched")]))
+    (y,) = re.findall(r'y="([\d.]+)"[^>]*>launched<', drawing)
+    assert float(y) < min(y for *_, points in drawn_lines(drawing)[1:] for _, y in points)
+
+
+def test_long_names_are_broken_inside_the_panel():
+    drawing = svg(Panel("", "x", "y", [Series("a/very/long/folder/name" * 8, [(0.0, 0.0), (1.0, 1.0)])]))
+    words = re.findall(r'font-size="12"[^>]*>([^<]+)<', drawing)
+    assert "".join(words).startswith("a/very/long/folder/name" * 8)
+    assert max(map(len, words)) * 12 * 0.53 < 460
 
 
 def test_pillow_draws_the_same_places_as_svg():
@@ -146,6 +223,20 @@ def test_curves_of_good_runs_are_drawn_beside_broken_ones(runs, tmp_path, capsys
     assert not (tmp_path / "d.png").exists()
     assert main(["curves", str(runs / "vtab"), str(tmp_path / "v.pdf")]) == 0
     assert (tmp_path / "v.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_too_many_runs_for_a_picture_are_one_sentence_and_several_charts_of_a_page(runs, tmp_path, capsys):
+    source = next((runs / "vtab").rglob("lora/*/result.json")).parent
+    for i in range(MOST_LINES + 3):
+        (tmp_path / "many" / f"run-{i:02d}").mkdir(parents=True)
+        shutil.copy(source / "result.json", tmp_path / "many" / f"run-{i:02d}")
+    assert main(["curves", str(tmp_path / "many"), str(tmp_path / "c.png")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "35 runs; one picture takes up to 32: name fewer" in said
+    assert not (tmp_path / "c.png").exists()
+    panels, _ = all_panels(find_runs([tmp_path / "many"])[0])
+    assert [len(p.series) for p in panels] == [32, 32, 3, 3]
 
 
 # -- the page
