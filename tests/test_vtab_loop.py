@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from vtab_helpers import CPU, ROOT, one_run, write_task
 
+from dash_vision.checkpoint import load_checkpoint, save_checkpoint
 from dash_vision.classification.drop_path import DropPaths
 from dash_vision.classification.loop import NonFiniteLoss, Plan, Trainer, mixed_seed
 from dash_vision.classification.methods import prepare
@@ -221,6 +222,23 @@ def test_a_search_goes_on_with_the_candidate_it_was_at(tmp_path, data):
     found = execute(run, CPU, progress=lambda phase, trainer: phases.append(phase))
     assert outcome(found) == outcome(expected)
     assert phases.count("select") == 3  # of 8: the first candidate's 4 and 1 of the second's were done
+
+
+def test_a_val_only_run_says_when_its_chosen_candidate_launched(tmp_path, data):
+    settings = {"val_only": True, "search": ["prelaunch_steps=5,7"]}
+    expected = execute(one_run(data, output_dir=str(tmp_path / "whole"), **settings), CPU)
+    assert expected["launch"]["step"] == expected["selected_settings"]["prelaunch_steps"]
+    run = one_run(data, output_dir=str(tmp_path / "parts"), **settings)
+    with pytest.raises(Interrupted):
+        execute(run, CPU, StopAt(14))  # in the second candidate; each has 12 steps
+    state = load_checkpoint(run.folder / CHECKPOINT)
+    assert [launch["step"] for launch in state["launches"]] == [5]
+    assert execute(run, CPU)["launch"]["step"] == expected["launch"]["step"]
+    # A checkpoint from before launches were kept is gone on with.
+    old = one_run(data, output_dir=str(tmp_path / "old"), **settings)
+    old.folder.mkdir(parents=True)
+    save_checkpoint(old.folder / CHECKPOINT, {k: v for k, v in state.items() if k != "launches"})
+    assert outcome(execute(old, CPU)) == outcome(expected)
 
 
 def test_a_checkpoint_of_other_settings_is_not_gone_on_with(data):

@@ -42,9 +42,11 @@ def quiet(phase: str, trainer: Trainer) -> None:
 
 @dataclass
 class Progressed:
-    """What a run has settled so far: finished curves, one per candidate, and the selection once it is frozen."""
+    """What a run has settled so far: finished curves and launches, one per candidate, and the selection once it is
+    frozen."""
 
     curves: list[list[EpochScore]] = field(default_factory=list)
+    launches: list[dict[str, Any] | None] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     selection: Selection | None = None
 
@@ -155,6 +157,7 @@ class _Execution:
             candidate = self.run.with_overrides(self.candidates[index])
             trainer = self._train(candidate, "train800", "val200", index, candidate.epochs)
             self.settled.curves.append(trainer.curve)
+            self.settled.launches.append(trainer.launch)
             self.settled.seconds[f"selection {index}"] = trainer.seconds
             self.trainer_state = None
         self.settled.selection = select(self.run.settings.selection, self.settled.curves)
@@ -193,6 +196,7 @@ class _Execution:
         state = {
             "arguments": self.run.identity(),
             "curves": curves,
+            "launches": settled.launches,
             "seconds": settled.seconds,
             "selection": settled.selection.to_dict() if settled.selection else None,
             "trainer": trainer.state_dict() if trainer else None,
@@ -210,9 +214,12 @@ class _Execution:
             curves = [[EpochScore(**score) for score in curve] for curve in state["curves"]]
             if not all(curves):
                 raise ValueError("a curve is empty")
+            launches = list(state.get("launches", [None] * len(curves)))  # the first checkpoints had none
+            if len(launches) != len(curves):
+                raise ValueError("curves and launches are of different candidates")
             frozen = state["selection"]
             selection = None if frozen is None else Selection.from_dict(frozen)
-            return Progressed(curves, dict(state["seconds"]), selection), state["trainer"]
+            return Progressed(curves, launches, dict(state["seconds"]), selection), state["trainer"]
         except UsageError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, ProtocolError) as error:
@@ -257,6 +264,7 @@ class _Execution:
             "val_accuracy": score.val_accuracy,
             "test_accuracy": None,
             "selection": {**selection.to_dict(), "candidates": self.candidates},
+            "launch": self.settled.launches[selection.candidate],
             "sizes": {"images": self.data.sizes},
             "data": self.data.source,
             "seconds": self.settled.seconds,
