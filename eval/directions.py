@@ -35,7 +35,7 @@ from dash_vision.layer import weight_matrix
 
 from .figure import check_picture_name, save
 from .plot import Panel, Point, Series, draw
-from .runs import DreamBoothRun, EvalError, Run, find_runs, labels, load_pipeline, native_adapters
+from .runs import DreamBoothRun, EvalError, Run, find_runs, labels, load_pipeline, native_adapters, short_names
 
 TRAINED_NAME = "trained.safetensors"  # of a VTAB run without an adapter
 FULL_NAMES = (TRAINED_NAME, "unet/diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors")
@@ -85,8 +85,8 @@ def make_directions(
     if state is None or state.config.rank == 0:
         raise EvalError(f"{run} has no low-rank update to predict directions from; give a run of LoRA or LoRA-Dash")
     other = _truth(truth, source) if truth else None
-    if truth and other and other.name == source.name:  # told apart by the folders they are in
-        source.name, other.name = (f"{path.resolve().parent.name}/{source.name}" for path in (run, truth))
+    if truth and other and (isinstance(found, DreamBoothRun) or other.name == source.name):
+        source.name, other.name = short_names([run, truth])
     shown = _shown(list(state.kinds), layers)
     model = _base(found, base)
     frozen = _frozen(model, state, run)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from dash_vision.adapter_io import DIFFUSERS_NAME, NATIVE_NAME, AdapterFileError
 
 MINIATURE = "the embedded miniature"  # what a run.json calls it
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # not pillow's "all": EPS would run Ghostscript
+
+# What pages and figures need among a DreamBooth run's arguments, and what both kinds of record may have: numbers.
+_ARGUMENTS = ("rank", "dash_k", "learning_rate", "resolution", "num_inference_steps", "guidance_scale")
+_MEASURES = ("seed", "steps", "trainable_parameters", "selected_epoch", "val_accuracy", "test_accuracy")
 
 
 class EvalError(ValueError):
@@ -81,18 +86,26 @@ class VtabRun:
 
     @property
     def launch(self) -> int | None:
-        """The step after which the dash was launched."""
+        """The step after which the dash was launched; where only the curve tells of a launch, the one asked for."""
         launch = self.content.get("launch")
-        return int(launch["step"]) if launch else None
+        if launch:
+            return int(launch["step"])
+        asked = {**self.content["arguments"], **(self.content.get("selected_settings") or {})}
+        return int(asked["prelaunch_steps"]) if any(s.get("launched") for s in self._curve) else None
+
+    @property
+    def _curve(self) -> list[dict[str, Any]]:
+        """The chosen candidate's epochs on train800."""
+        selection = self.content["selection"]
+        curve: list[dict[str, Any]] = selection["curves"][selection["candidate"]]
+        return curve
 
     @property
     def scores(self) -> list[tuple[int, float, float | None]]:
         """(optimizer step, training loss, accuracy on val200 in percent) at every epoch's end of the chosen candidate's
         training on train800."""
-        selection = self.content["selection"]
-        curve = selection["curves"][selection["candidate"]]
         steps = -(-self.content["sizes"]["images"]["train800"] // self.content["arguments"]["batch_size"])
-        return [(int(s["epoch"]) * steps, float(s["train_loss"]), s["val_accuracy"]) for s in curve]
+        return [(int(s["epoch"]) * steps, float(s["train_loss"]), s["val_accuracy"]) for s in self._curve]
 
 
 Run = DreamBoothRun | VtabRun
@@ -101,11 +114,12 @@ Run = DreamBoothRun | VtabRun
 def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """Every run in folders and, where they are none themselves, below them; and one sentence for each that is broken.
 
-    A broken run costs itself only.
+    A broken run costs itself only; one that several paths lead to is there once, under the first.
     """
     runs: list[Run] = []
     problems = []
-    for path in dict.fromkeys(Path(p).expanduser() for p in paths):
+    seen: set[str] = set()
+    for path in _once((Path(p).expanduser() for p in paths), set()):
         folders = [path]
         if path.is_dir() and not _record(path):
             names = ("run.json", "result.json", "val_result.json")
@@ -114,7 +128,7 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
                 problems.append(
                     f"{path} holds no run.json and no result.json; give the output folders of finished runs"
                 )
-        for folder in folders:
+        for folder in _once(folders, seen):
             record = _record(folder)
             try:
                 runs.append(read_vtab_run(folder) if record and record.name != "run.json" else read_run(folder))
@@ -123,25 +137,43 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     return runs, problems
 
 
+def _once(folders: Iterable[Path], seen: set[str]) -> Iterator[Path]:
+    """The folders that are not in `seen` under any path; adds them to it."""
+    for folder in folders:
+        real = os.path.realpath(folder)
+        if real not in seen:
+            seen.add(real)
+            yield folder
+
+
 def _record(folder: Path) -> Path | None:
     files = (folder / name for name in ("run.json", "result.json", "val_result.json"))
     return next((file for file in files if file.is_file()), None)
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """A short name for each run, no two alike: its method where that tells them apart, else its folder as well."""
-    names = [run.method for run in runs]
-    if len({type(run) for run in runs}) > 1 or any(isinstance(run, VtabRun) for run in runs):
-        names = [
-            f"{run.content['task']}, {run.method}, seed {run.content['seed']}" if isinstance(run, VtabRun) else name
-            for run, name in zip(runs, names, strict=True)
-        ]
-    for depth in (1, 2, 3, None):
-        if len(set(names)) == len(names):
-            break
-        parts = ["/".join(run.folder.resolve().parts[-depth if depth else 0 :]) for run in runs]
-        names = [f"{run.method} ({part})" for run, part in zip(runs, parts, strict=True)]
+    """A short name for each run, no two alike: its method, of a VTAB run its task and seed as well; and where that
+    leaves some alike, for those their folders as in `short_names`."""
+    names = [
+        f"{run.content['task']}, {run.method}, seed {run.content['seed']}" if isinstance(run, VtabRun) else run.method
+        for run in runs
+    ]
+    alike: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        alike.setdefault(name, []).append(i)
+    for name, places in alike.items():
+        if len(places) > 1:
+            for i, folder in zip(places, short_names([runs[i].folder for i in places]), strict=True):
+                names[i] = f"{name} ({folder})"
     return names
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The ends of paths from where they part: "2/lora/seed-0" and "3/dash/seed-1". All that tells two apart is there,
+    nothing that all share above it; of a single path its last part."""
+    real = [Path(os.path.realpath(path.expanduser())) for path in paths]
+    shared = os.path.commonpath([path.parent for path in real])
+    return [path.relative_to(shared).as_posix() for path in real]
 
 
 def native_adapters(run: Run) -> dict[str, AdapterState]:
@@ -168,12 +200,15 @@ def read_run(folder: str | Path) -> DreamBoothRun:
     try:
         if content["kind"] != "dreambooth":
             raise EvalError(f"{path} is of a {content['kind']} run; this takes runs of train_dreambooth.py")
-        needed = (run.base, run.base_fingerprint, run.prompt, content["arguments"], run.method, content["versions"])
-        if None in needed or not all(map(math.isfinite, run.losses)) or (run.launch or 0) < 0:
+        needed = (run.base, run.base_fingerprint, run.prompt, run.method)
+        numbers = [*run.losses, *map(run.argument, _ARGUMENTS), content.get("timings_s", {}).get("train", 0)]
+        content["class_prompt"]  # null without a class
+        if None in needed or not all(map(math.isfinite, numbers)) or (run.launch or 0) < 0:
             raise ValueError
+        _check_record(content)
     except EvalError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError):
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError):
         raise EvalError(f"{path} is of another version of dash-vision; make the run again") from None
     if not (folder / DIFFUSERS_NAME).is_file():
         raise EvalError(f"{folder} has no {DIFFUSERS_NAME}; make the run again")
@@ -186,12 +221,21 @@ def read_vtab_run(folder: Path) -> VtabRun:
     assert path is not None
     run = VtabRun(folder, read_json(path))
     try:
-        complete = run.scores and run.content["task"] and run.method and run.content["versions"]
+        complete = run.scores and run.content["task"] and run.method
         if not complete or not isinstance(run.content["seed"], int) or (run.launch or 0) < 0:
             raise ValueError
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError):
+        _check_record(run.content)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, ArithmeticError):
         raise EvalError(f"{path} is no result of this version of train_vtab.py; make the run again") from None
     return run
+
+
+def _check_record(content: dict[str, Any]) -> None:
+    """Raises KeyError, TypeError or ValueError where what both kinds of run record has not its form."""
+    measures = [content[name] for name in _MEASURES if content.get(name) is not None]
+    tables = (content["arguments"], content["versions"])
+    if not all(map(math.isfinite, measures)) or not all(isinstance(table, dict) for table in tables):
+        raise ValueError
 
 
 def read_json(path: Path) -> Any:

@@ -102,14 +102,17 @@ def test_a_collage_shows_every_picture_up_to_nine(count):
         ([], "no adapter for"),
         (["--adapter", "a=CUT"], "cannot be read"),
         (["--adapter", "a=OLD"], "of another version"),
+        (["--adapter", "a=LESS"], "of another version"),
     ],
 )
 def test_bad_figures_are_one_sentence(runs, tmp_path, capsys, change, words):
-    for name, text in (("cut", '{"kind": "dream'), ("old", '{"kind": "dreambooth"}')):
+    less = json.loads((runs / "dash" / "run.json").read_text())
+    del less["arguments"]["resolution"]
+    for name, text in (("cut", '{"kind": "dream'), ("old", '{"kind": "dreambooth"}'), ("less", json.dumps(less))):
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(text)
     places = {"CAT": runs / "cat", "DASH": runs / "dash", "OTHER": runs / "other", "LORA": runs / "lora"}
-    places |= {"CUT": tmp_path / "cut", "OLD": tmp_path / "old"}
+    places |= {"CUT": tmp_path / "cut", "OLD": tmp_path / "old", "LESS": tmp_path / "less"}
     change = [w.split("=")[0] + f"={places[w.split('=')[1]]}" if w.split("=")[-1] in places else w for w in change]
     try:
         status = main(["figure", "--subject", str(runs / "cat"), *change, "--prompts", "a {}", str(tmp_path / "o.png")])
