@@ -389,7 +389,8 @@ def _match_panels(
 
 def _over_steps(layers: Sequence[Layer], steps: Sequence[int]) -> Panel:
     series = []
-    for colour, measure in ((0, "recall"), (1, "accuracy")):
+    # A dot fits into a square: equal ones both show.
+    for colour, measure, marker in ((0, "recall", "square"), (1, "accuracy", "dot")):
         means = [statistics.fmean(getattr(x.at[step], measure) for x in layers) for step in steps]
         # One draw of the null is one random update in every layer.
         drawn = zip(*([getattr(o, measure) for o in x.null] for x in layers), strict=True)
@@ -397,7 +398,7 @@ def _over_steps(layers: Sequence[Layer], steps: Sequence[int]) -> Panel:
         band = _at((0, steps[-1]), (low, low)), _at((0, steps[-1]), (high, high))
         series += [
             Series(f"null, {measure}", band[0], colour, "band", band[1]),
-            Series(measure, _at(steps, means), colour),
+            Series(measure, _at(steps, means), colour, marker=marker),
         ]
     return Panel("Mean over layers", "optimizer step", "recall, accuracy", series, bounds=(-0.04, 1.04))
 

@@ -310,12 +310,21 @@ def _sample(shapes: _Shapes, item: Series | str, x: float, y: float) -> None:
 def _broken(text: str, size: int, width: int) -> list[str]:
     most = max(10, int(width / (size * _CHARACTER)))
     lines: list[str] = []
-    for word in (part[i : i + most] for part in text.split() for i in range(0, len(part), most)):
+    for word in (piece for part in text.split() for piece in _pieces(part, most)):
         if lines and len(lines[-1]) + 1 + len(word) <= most:
             lines[-1] += f" {word}"
         else:
             lines.append(word)
     return lines
+
+
+def _pieces(word: str, most: int) -> Iterator[str]:
+    """A word in pieces of at most `most` characters, as of a path or of a module's name: after a slash or a dot."""
+    while len(word) > most:
+        end = 1 + max(word.rfind("/", 0, most), word.rfind(".", 0, most))
+        yield word[: end or most]
+        word = word[end or most :]
+    yield word
 
 
 # -- SVG

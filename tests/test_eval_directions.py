@@ -1,6 +1,7 @@
 """The analysis of change rates: its formulas written out, its nulls, and the charts that show both."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -234,6 +235,15 @@ def test_one_run_needs_no_truth(runs, tmp_path, drawn):
     assert directions(runs / "lora", "--layer", "mid_block", tmp_path / "one.pdf") == 0
     assert {panel.title.split(".")[0] for panel in drawn} == {"mid_block"}
     assert all(panel.log for panel in drawn)
+
+
+def test_runs_are_named_by_all_that_tells_their_folders_apart(runs, tmp_path, drawn):
+    shutil.copytree(runs / "dash", tmp_path / "1/dash/seed-0")
+    shutil.copytree(runs / "lora", tmp_path / "2/lora/seed-1")
+    words = (tmp_path / "1/dash/seed-0", "--truth", tmp_path / "2/lora/seed-1")
+    assert directions(*words, tmp_path / "d.png") == 0
+    assert drawn[0].title == "Recall of LoRA of rank 2 against 2/lora/seed-1, step 6"
+    assert (drawn[3].x, drawn[3].y) == ("rank in 2/lora/seed-1", "rank in 1/dash/seed-0")
 
 
 def test_equal_seeds_are_pointed_out(runs, tmp_path, capsys):

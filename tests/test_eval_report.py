@@ -15,8 +15,10 @@ from safetensors import safe_open
 from test_dreambooth import settings, train
 from vtab_helpers import trained_run
 
+from dash_vision.analysis import Overlap
 from eval.__main__ import main
 from eval.curves import all_panels
+from eval.directions import Layer, _over_steps
 from eval.plot import MOST_LINES, Panel, Series, _parts, draw, running_mean, svg, thinned, ticks
 from eval.runs import find_runs, labels, short_names
 
@@ -156,11 +158,32 @@ def test_what_a_mark_means_stands_in_the_legend_once():
     assert float(y) < min(y for *_, points in drawn_lines(drawing)[1:] for _, y in points)
 
 
-def test_long_names_are_broken_inside_the_panel():
-    drawing = svg(Panel("", "x", "y", [Series("a/very/long/folder/name" * 8, [(0.0, 0.0), (1.0, 1.0)])]))
-    words = re.findall(r'font-size="12"[^>]*>([^<]+)<', drawing)
-    assert "".join(words).startswith("a/very/long/folder/name" * 8)
-    assert max(map(len, words)) * 12 * 0.53 < 460
+@pytest.mark.parametrize("name", ["a/very/long/folder/name" * 8, "down_blocks.0.attentions.0." * 5, "x" * 300])
+def test_long_names_are_broken_inside_the_panel(name):
+    drawing = svg(Panel(name, "x", "y", [Series(name, [(0.0, 0.0), (1.0, 1.0)])]))
+    for size in (12, 15):
+        words = [w for w in re.findall(rf'font-size="{size}"[^>]*>([^<]+)<', drawing) if w != "x"]
+        assert "".join(words) == name
+        assert max(map(len, words)) * size * 0.53 < 460
+        if "x" not in name:
+            assert all(word[-1] in "/." for word in words[:-1])
+
+
+def test_equal_curves_with_markers_both_show():
+    points = [(20.0, 0.3), (60.0, 0.5)]
+    for shown in (points, points[:1]):  # a run that kept no checkpoint has one step
+        at = {step: Overlap(value, value) for step, value in shown}
+        panel = _over_steps([Layer("m", at, [Overlap(0.1, 0.1), Overlap(0.2, 0.2)])], [int(step) for step, _ in shown])
+        drawing = svg(panel)
+        assert [list(s.points) for s in panel.series if s.name in ("recall", "accuracy")] == [shown, shown]
+        squares = [points for colour, _, points in drawn_lines(drawing) if colour == "c0" and len(points) == 5]
+        dots = re.findall(r'class="f c1" cx="([\d.]+)" cy="([\d.]+)" r="([\d.]+)"', drawing)
+        assert len(squares) == len(dots) == 1 + len(shown)  # one in the legend
+        for square, dot in zip(squares[1:], dots[1:], strict=True):
+            x, y, radius = map(float, dot)
+            assert (min(a for a, _ in square) + max(a for a, _ in square)) / 2 == pytest.approx(x, abs=0.1)
+            assert min(a for a, _ in square) < x - radius - 1
+            assert min(b for _, b in square) < y - radius - 1
 
 
 def test_pillow_draws_the_same_places_as_svg():
