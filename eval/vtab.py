@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from .runs import EvalError
 from .vtab_results import Result, read_results
@@ -41,8 +43,11 @@ GROUPS = {
     },
 }
 TASKS = {task: name for tasks in GROUPS.values() for task, name in tasks.items()}
+MEAN_OF_GROUPS, MEAN_OF_TASKS = "mean of groups", "mean of 19"
+SUMMARY = (*GROUPS, MEAN_OF_GROUPS, MEAN_OF_TASKS)
 
 # ViT-B/16, ImageNet-21k; as printed in the papers that introduced or first tabulated them on VTAB-1k.
+BACKBONE = "ViT-B/16, IN-21k"
 PUBLISHED = {
     "full": "68.9 87.7 64.3 97.2 86.9 87.4 38.8 79.7 95.7 84.2 73.9 56.3 58.6 41.7 65.5 57.5 46.7 25.7 29.1",
     "linear": "63.4 85.0 63.2 97.0 86.3 36.6 51.0 78.5 87.5 68.6 74.0 34.3 30.6 33.2 55.4 12.5 20.0 9.6 19.2",
@@ -52,50 +57,111 @@ PUBLISHED = {
 
 @dataclass
 class Row:
-    """One line: method, parameters in millions, mean and sample deviation per task in percent."""
+    """One line: a method under one set of settings. cells: per task the accuracy in percent of every seed.
 
-    method: str
-    parameters: float | None
-    cells: Mapping[str, tuple[float, float | None, int]]
+    parameters: trained, head left out. unofficial: tasks whose images are not the official split's. synthetic: those
+    that are no photographs at all. means: what a paper gives without all 19 numbers, by the names in SUMMARY.
+    """
+
+    name: str
+    backbone: str
+    parameters: int | None
+    cells: Mapping[str, Mapping[int, float]]
     published: bool = False
-    notes: set[str] = field(default_factory=set)
+    unofficial: Sequence[str] = ()
+    synthetic: Sequence[str] = ()
+    means: Mapping[str, float] = field(default_factory=dict)
 
-    def group(self, name: str) -> float | None:
-        """The mean of a group; None while a task of it is missing."""
-        return self._mean(GROUPS[name])
+    def mean(self, name: str) -> tuple[float, float | None] | None:
+        """One of SUMMARY, and its sample deviation over seeds where all its tasks have the same ones.
 
-    @property
-    def mean_of_groups(self) -> float | None:
-        """The mean of the three group means: what most papers print."""
-        groups = [self.group(name) for name in GROUPS]
-        return None if None in groups else statistics.fmean(g for g in groups if g is not None)
+        None while a task of it is missing.
+        """
+        groups = [list(GROUPS[name])] if name in GROUPS else [list(tasks) for tasks in GROUPS.values()]
+        if name == MEAN_OF_TASKS:
+            groups = [list(TASKS)]
+        if name in self.means:
+            return self.means[name], None
+        if any(task not in self.cells for tasks in groups for task in tasks):
+            return None
 
-    @property
-    def mean_of_tasks(self) -> float | None:
-        """The mean of the 19 tasks."""
-        return self._mean(TASKS)
+        def mean(accuracy: Callable[[Mapping[int, float]], float]) -> float:
+            return statistics.fmean(statistics.fmean(accuracy(self.cells[task]) for task in tasks) for tasks in groups)
 
-    def _mean(self, tasks: Iterable[str]) -> float | None:
-        values = [self.cells[t][0] for t in tasks if t in self.cells]
-        return statistics.fmean(values) if len(values) == len(list(tasks)) else None
+        first, *others = (set(self.cells[task]) for tasks in groups for task in tasks)
+        shared = first if all(seeds == first for seeds in others) else set()
+        each = [mean(itemgetter(seed)) for seed in shared]
+        return mean(lambda cell: statistics.fmean(cell.values())), _deviation(each)
 
 
-def measured_rows(results: Sequence[Result]) -> list[Row]:
-    """A row per method, seeds averaged. Results of tasks outside the 19 are left out: see `other_tasks`."""
-    rows = {}
-    for method in dict.fromkeys(r.method for r in results):
-        mine = [r for r in results if r.method == method and r.task in TASKS]
-        cells = {}
-        for task in TASKS:
-            values = [r.accuracy for r in mine if r.task == task]
-            if values:
-                spread = statistics.stdev(values) if len(values) > 1 else None
-                cells[task] = (statistics.fmean(values), spread, len(values))
-        if cells:
-            sizes = [r.parameters for r in mine if r.parameters is not None]
-            notes = {note for r in mine for note in r.notes}
-            rows[method] = Row(method, statistics.fmean(sizes) / 1e6 if sizes else None, cells, notes=notes)
-    return list(rows.values())
+def _deviation(values: Collection[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def measured_rows(results: Sequence[Result]) -> tuple[list[Row], list[str]]:
+    """A row per method and settings, and a sentence for each result that another one stands for already.
+
+    Only seeds are averaged. Results of tasks outside the 19 are left out: see `other_tasks`.
+    """
+    groups: dict[_Key, list[Result]] = {}
+    methods = [r.method for r in results]
+    ordered = sorted((r for r in results if r.task in TASKS), key=lambda r: methods.index(r.method))
+    for result, other_data in _with_data(ordered):
+        key = (result.method, frozenset({**result.settings, **other_data}.items()))
+        groups.setdefault(key, []).append(result)
+    rows, problems = [], []
+    for mine, name in zip(groups.values(), _names(list(groups)), strict=True):
+        first: dict[tuple[str, int], Result] = {}
+        for result in mine:
+            counted = first.setdefault((result.task, result.seed), result)
+            if counted is not result:
+                run = f"{name}, {result.task}, seed {result.seed}"
+                problems.append(f"{result.file} is of the same run as {counted.file} ({run}); keep one of them")
+        rows.append(_row(name, list(first.values())))
+    return rows, problems
+
+
+_Key = tuple[str, frozenset[tuple[str, str]]]
+
+
+def _with_data(results: Sequence[Result]) -> Iterator[tuple[Result, dict[str, str]]]:
+    """Each result, and a setting that tells it apart where its row's task was tested on other images as well.
+
+    The official split comes first, then the largest.
+    """
+    data: dict[Any, set[tuple[bool, int]]] = {}
+    for r in results:
+        data.setdefault((r.method, frozenset(r.settings.items()), r.task), set()).add((r.official, r.images))
+    for r in results:
+        ranked = sorted(data[r.method, frozenset(r.settings.items()), r.task], reverse=True)
+        place = ranked.index((r.official, r.images))
+        yield r, {"data": f"other data{'' if place == 1 else f' {place}'}"} if place else {}
+
+
+def _names(keys: Sequence[_Key]) -> list[str]:
+    """The rows' names: the method and, where it has several rows, the settings that differ between them."""
+    names = []
+    for method, settings in keys:
+        common = settings.intersection(*(other for name, other in keys if name == method))
+        different = sorted(settings - common, key=lambda item: (item[0] != "model", item))
+        parts = [value if name in ("model", "data") else f"{name} {value}" for name, value in different]
+        names.append(f"{method} ({', '.join(parts)})" if parts else method)
+    return names
+
+
+def _row(name: str, results: Sequence[Result]) -> Row:
+    cells: dict[str, dict[int, float]] = {}
+    for r in results:
+        cells.setdefault(r.task, {})[r.seed] = r.accuracy
+    sizes = [r.parameters for r in results if r.parameters is not None]
+    return Row(
+        name,
+        results[0].backbone,
+        round(statistics.fmean(sizes)) if sizes else None,
+        cells,
+        unofficial=[task for task in TASKS if any(r.task == task and not r.official for r in results)],
+        synthetic=[task for task in TASKS if any(r.task == task and r.synthetic for r in results)],
+    )
 
 
 def other_tasks(results: Sequence[Result]) -> list[str]:
@@ -107,8 +173,8 @@ def published_rows() -> list[Row]:
     """Rows of the literature, marked as published elsewhere."""
     rows = []
     for method, numbers in PUBLISHED.items():
-        cells = {task: (float(n), None, 1) for task, n in zip(TASKS, numbers.split(), strict=True)}
-        rows.append(Row(method, None, cells, published=True))
+        cells = {task: {0: float(n)} for task, n in zip(TASKS, numbers.split(), strict=True)}
+        rows.append(Row(method, BACKBONE, None, cells, published=True))
     return rows
 
 
@@ -119,34 +185,44 @@ def table(paths: Sequence[Path], style: str, published: bool) -> tuple[str, list
     """
     results, problems = read_results(paths)
     remarks = []
-    rows = measured_rows(results)
-    if not rows and not published:
-        where = ", ".join(map(str, paths))
-        raise EvalError(f"there are no results of VTAB-1k tasks in {where}; give output folders of train_vtab.py")
+    rows, repeated = measured_rows(results)
+    problems += repeated
     others = other_tasks(results)
+    if not rows and not published:
+        raise EvalError("; ".join([*problems, _nothing(paths, others)]))
     if others:
         remarks.append(f"not in the table, being none of the 19 tasks: {', '.join(others)}")
     for row in rows:
         missing = [task for task in TASKS if task not in row.cells]
         if missing:
-            remarks.append(f"{row.method}: no result for {', '.join(missing)}; shown as a dash, and no mean over them")
-        remarks += [f"{row.method}: {note}" for note in sorted(row.notes)]
+            remarks.append(f"{row.name}: no result for {', '.join(missing)}; shown as a dash, and no mean over them")
+        remarks += [f"{row.name}: {task} is synthetic" for task in row.synthetic]
+        unofficial = [task for task in row.unofficial if task not in row.synthetic]
+        if unofficial:
+            remarks.append(
+                f"{row.name}: {', '.join(unofficial)}: not the official split; not comparable with published numbers"
+            )
     writers = {"markdown": _markdown, "latex": _latex, "csv": _csv}
     return writers[style](rows, published_rows() if published else []), remarks, problems
 
 
-# -- writing
+def _nothing(paths: Sequence[Path], others: Sequence[str]) -> str:
+    where = ", ".join(map(str, paths))
+    found = f"only {', '.join(others)}, which it has no column for" if others else "none"
+    return (
+        f"the table takes test results of the 19 VTAB-1k tasks, and {where} gave {found}; give output folders of "
+        "train_vtab.py"
+    )
 
-_SUMMARY = ("natural", "specialized", "structured", "mean of groups", "mean of 19")
+
+# -- writing
 
 
 def _values(row: Row) -> list[tuple[float, float | None] | None]:
     """Every cell of a row: 19 tasks, three group means, two overall means; None where there is nothing."""
-    tasks = [row.cells.get(task) for task in TASKS]
-    cells: list[tuple[float, float | None] | None] = [None if c is None else (c[0], c[1]) for c in tasks]
-    for value in (*(row.group(name) for name in GROUPS), row.mean_of_groups, row.mean_of_tasks):
-        cells.append(None if value is None else (value, None))
-    return cells
+    accuracies = [row.cells[task].values() if task in row.cells else None for task in TASKS]
+    tasks = [None if a is None else (statistics.fmean(a), _deviation(a)) for a in accuracies]
+    return [*tasks, *(row.mean(name) for name in SUMMARY)]
 
 
 def _best(rows: Sequence[Row]) -> list[float | None]:
@@ -173,16 +249,16 @@ def _texts(row: Row, best: Sequence[float | None], bold: str, plus: str) -> list
 
 
 def _size(row: Row) -> str:
-    return "" if row.parameters is None else f"{row.parameters:.2f}"
+    return "" if row.parameters is None else f"{row.parameters / 1e6:.2f}"
 
 
 def _markdown(rows: Sequence[Row], published: Sequence[Row]) -> str:
-    head = ["method", "parameters (M)", *TASKS.values(), *_SUMMARY]
+    head = ["method", "parameters (M)", *TASKS.values(), *SUMMARY]
     lines = [_pipe(head), _pipe(["---", *["---:"] * (len(head) - 1)])]
     best = _best(rows) if rows else []
-    lines += [_pipe([row.method, _size(row), *_texts(row, best, "**{}**", "±")]) for row in rows]
+    lines += [_pipe([row.name, _size(row), *_texts(row, best, "**{}**", "±")]) for row in rows]
     for row in published:
-        lines.append(_pipe([f"*{row.method} (published elsewhere)*", "", *_texts(row, [], "{}", "±")]))
+        lines.append(_pipe([f"*{row.name} (published elsewhere)*", "", *_texts(row, [], "{}", "±")]))
     return "\n".join(lines) + "\n"
 
 
@@ -193,16 +269,16 @@ def _pipe(cells: Sequence[str]) -> str:
 def _latex(rows: Sequence[Row], published: Sequence[Row]) -> str:
     columns = "lr" + "c" * 7 + "c" * 4 + "c" * 8 + "ccccc"
     spans = " & ".join(rf"\multicolumn{{{len(tasks)}}}{{c}}{{{name.capitalize()}}}" for name, tasks in GROUPS.items())
-    head = " & ".join(rf"\rotatebox{{90}}{{{name}}}" for name in (*TASKS.values(), *_SUMMARY))
+    head = " & ".join(rf"\rotatebox{{90}}{{{name}}}" for name in (*TASKS.values(), *SUMMARY))
     best = _best(rows) if rows else []
     body = [
-        " & ".join([_tex(row.method), _size(row), *_texts(row, best, r"\textbf{{{}}}", r"$\pm$")]) + r" \\"
+        " & ".join([_tex(row.name), _size(row), *_texts(row, best, r"\textbf{{{}}}", r"$\pm$")]) + r" \\"
         for row in rows
     ]
     if published:
         body.append(r"\midrule")
         body += [
-            " & ".join([_tex(row.method) + r"$^\dagger$", "", *_texts(row, [], "{}", r"$\pm$")]) + r" \\"
+            " & ".join([_tex(row.name) + r"$^\dagger$", "", *_texts(row, [], "{}", r"$\pm$")]) + r" \\"
             for row in published
         ]
     lines = [
@@ -230,10 +306,10 @@ def _csv(rows: Sequence[Row], published: Sequence[Row]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["method", "published", "parameters_millions", "column", "accuracy", "deviation", "seeds"])
-    names = [*TASKS, *(name.replace(" ", "_") for name in _SUMMARY)]
+    names = [*TASKS, *(name.replace(" ", "_") for name in SUMMARY)]
     for row in (*rows, *published):
-        seeds = [row.cells[t][2] if t in row.cells else "" for t in TASKS] + [""] * len(_SUMMARY)
+        seeds = [len(row.cells[t]) if t in row.cells else "" for t in TASKS] + [""] * len(SUMMARY)
         for name, cell, count in zip(names, _values(row), seeds, strict=True):
             numbers = ["", ""] if cell is None else [f"{cell[0]:.4f}", "" if cell[1] is None else f"{cell[1]:.4f}"]
-            writer.writerow([row.method, "yes" if row.published else "no", _size(row), name, *numbers, count])
+            writer.writerow([row.name, "yes" if row.published else "no", _size(row), name, *numbers, count])
     return file.getvalue()

@@ -129,9 +129,9 @@ def test_published_rows_have_their_published_means():
     # Mean of the three group means / mean of the 19 tasks, as published with the rows.
     expected = {"full": (68.97, 65.57), "linear": (57.64, 52.94), "LoRA r8 (q, v)": (74.60, 72.25)}
     for row in published_rows():
-        groups, tasks = expected[row.method]
-        assert row.mean_of_groups == pytest.approx(groups, abs=0.011)
-        assert row.mean_of_tasks == pytest.approx(tasks, abs=0.011)
+        groups, tasks = expected[row.name]
+        assert row.mean("mean of groups")[0] == pytest.approx(groups, abs=0.011)
+        assert row.mean("mean of 19")[0] == pytest.approx(tasks, abs=0.011)
     assert len(PUBLISHED) == 3
     assert [len(tasks) for tasks in GROUPS.values()] == [7, 4, 8]
 
@@ -169,9 +169,11 @@ def test_means_spreads_and_the_best_in_bold(tmp_path):
     assert (dash[svhn], lora[svhn]) == ("61.0 ± 1.0", "**91.0** ± 1.0")
     assert dash[1] == "0.29"
     natural = (6 * 51 + 91) / 7
-    assert lora[head.index("natural")] == f"{natural:.1f}"
-    assert lora[head.index("mean of groups")] == f"{(natural + 51 + 51) / 3:.1f}"
-    assert lora[head.index("mean of 19")] == f"{(18 * 51 + 91) / 19:.1f}"
+    assert (
+        lora[head.index("natural")] == f"{natural:.1f} ± 1.0"
+    )  # every task, and so their mean, rises by 1 with the seed
+    assert lora[head.index("mean of groups")] == f"{(natural + 51 + 51) / 3:.1f} ± 1.0"
+    assert lora[head.index("mean of 19")] == f"{(18 * 51 + 91) / 19:.1f} ± 1.0"
     assert [row[0] for row in others] == [f"*{name} (published elsewhere)*" for name in PUBLISHED]
     assert not any("**" in cell for row in others for cell in row)  # never mixed with measured ones
 
@@ -197,6 +199,110 @@ def test_notes_on_comparability(tmp_path):
     results(tmp_path, "dash", {"cifar": 70.0}, official_split=False)
     _, remarks, _ = table([tmp_path], "markdown", published=True)
     assert any("not the official split; not comparable with published numbers" in remark for remark in remarks)
+
+
+def rows_of(*paths):
+    """(per row its name and accuracies of CIFAR-100 and DTD, every problem) of a table as CSV."""
+    text, _, problems = table(list(paths), "csv", published=False)
+    lines = list(csv.DictReader(io.StringIO(text)))
+    cells = {(line["method"], line["column"]): line["accuracy"] for line in lines}
+    names = dict.fromkeys(line["method"] for line in lines)
+    numbers = {n: [float(cells[n, t]) if cells[n, t] else None for t in ("cifar", "dtd")] for n in names}
+    return numbers, problems
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        (
+            {"model": "orig_in21k", "arguments": {"method": "lora", "rank": 64}},
+            "lora (orig_in21k, rank 64)",
+        ),
+        ({"model": "orig_in21k", "arguments": {"method": "lora", "rank": 4}}, "lora (orig_in21k)"),
+        ({"normalization": {"mean": [0, 0, 0], "std": [1, 1, 1]}}, "lora (normalization none)"),
+        ({"arguments": {"method": "lora", "rank": 4, "image_size": 384}}, "lora (image_size 384)"),
+        ({"arguments": {"method": "lora", "rank": 4, "checkpoint": "w.npz"}}, "lora (checkpoint w.npz)"),
+        ({"arguments": {"method": "lora", "rank": 4, "epochs": 10}}, "lora (epochs 10)"),
+        ({"official_split": False}, "lora (other data)"),
+        ({"sizes": {"images": {"test": 500}}}, "lora (other data)"),
+    ],
+)
+def test_what_is_not_comparable_is_never_averaged(tmp_path, changes, name):
+    same = {
+        "model": "augreg_in21k",
+        "normalization": {"mean": [0.5] * 3, "std": [0.5] * 3},
+        "arguments": {"method": "lora", "rank": 4},
+        "sizes": {"images": {"test": 10000}},
+    }
+    results(tmp_path / "a", "lora", {"cifar": 90.0}, **same)
+    results(tmp_path / "b", "lora", {"cifar": 80.0}, **{**same, **changes})
+    numbers, problems = rows_of(tmp_path)
+    assert list(numbers.values()) == [[90.0, None], [80.0, None]]
+    assert list(numbers)[1] == name
+    assert problems == []
+
+
+def test_what_changes_nothing_about_a_result_makes_no_row(tmp_path):
+    same = {"model": "m", "normalization": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    a = {"method": "lora", "rank": 4, "dash_k": 8, "alpha": None, "normalization": "checkpoint", "dropout": 0.0}
+    b = {"method": "lora", "rank": 4, "dash_k": 2, "alpha": 4.0, "normalization": "half", "dropout": 0.0, "search": []}
+    results(tmp_path, "lora", {"cifar": 70.0}, seeds=(0,), arguments={**a, "task": "cifar", "seed": 0}, **same)
+    results(tmp_path, "lora", {"cifar": 70.0}, seeds=(2,), arguments={**b, "task": "cifar", "seed": 2}, **same)
+    assert rows_of(tmp_path) == ({"lora": [71.0, None]}, [])  # 70 and 72
+
+
+def test_a_file_given_twice_counts_once(tmp_path):
+    results(tmp_path, "lora", {"cifar": 70.0})
+    (file,) = tmp_path.rglob("result.json")
+    (tmp_path / "link").symlink_to(file.parent)
+    text, _, problems = table([file, tmp_path, file.parent, tmp_path / "link"], "csv", published=False)
+    assert problems == []
+    assert next(csv.DictReader(io.StringIO(text)))["seeds"] == "1"
+
+
+def test_two_files_of_one_run_are_named_and_not_averaged(tmp_path, capsys):
+    results(tmp_path / "a", "lora", {"cifar": 70.0})
+    results(tmp_path / "b", "lora", {"cifar": 80.0})
+    assert main(["vtab", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    first, second = sorted(tmp_path.rglob("result.json"))
+    assert said.err.count("\n") == said.err.count(f"{second} is of the same run as {first}") + said.err.count("note:")
+    assert rows_of(tmp_path)[0] == {"lora": [70.0, None]}
+
+
+@pytest.mark.parametrize("accuracy", [float("nan"), float("inf"), -1.0, 100.5, 10**400, "x"])
+def test_an_impossible_accuracy_is_a_broken_result(tmp_path, capsys, accuracy):
+    results(tmp_path, "dash", {"cifar": 70.0})
+    results(tmp_path / "odd", "dash", {"dtd": 0.0}, test_accuracy=accuracy)
+    assert main(["vtab", str(tmp_path)]) == 1
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert str(tmp_path / "odd" / "dtd") in said
+    assert rows_of(tmp_path)[0] == {"dash": [70.0, None]}
+
+
+def test_a_bad_path_costs_itself_only(tmp_path, capsys):
+    results(tmp_path / "good", "dash", {"cifar": 70.0})
+    (tmp_path / "empty").mkdir()
+    assert main(["vtab", *(str(tmp_path / name) for name in ("none", "good", "empty"))]) == 1
+    said = capsys.readouterr()
+    assert "70.0" in said.out
+    assert f"error: left out: there is nothing at {tmp_path / 'none'}" in said.err
+    assert f"error: left out: {tmp_path / 'empty'} holds no result.json" in said.err
+
+
+def test_runs_of_validation_only_are_named_as_such(tmp_path, capsys):
+    results(tmp_path, "dash", {"cifar": 70.0}, test_accuracy=None)
+    (file,) = tmp_path.rglob("result.json")
+    file = file.rename(file.with_name("val_result.json"))
+    for path in (tmp_path, file):
+        assert main(["vtab", str(path)]) == 2
+        (said,) = capsys.readouterr().err.splitlines()
+        assert f"{file} is of validation only; the table takes test accuracies" in said
+    results(tmp_path / "good", "dash", {"cifar": 70.0})
+    assert main(["vtab", str(tmp_path)]) == 1
+    assert "of validation only" in capsys.readouterr().err
+    (file.parent / "result.json").write_text((next((tmp_path / "good").rglob("result.json"))).read_text())
+    assert main(["vtab", str(file.parent)]) == 0  # finished since: its test result counts
 
 
 def test_csv_and_latex(tmp_path, capsys):
