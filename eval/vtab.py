@@ -65,6 +65,7 @@ PUBLISHED_MEANS: dict[str, tuple[float, ...]] = {
     "FacT": (75.55,),
     "NOAH": (75.48,),
 }
+BLANK = "–"  # noqa: RUF001 (a dash in a table)
 OTHER_SPLIT = "‡"  # marks numbers that are not of the official split
 
 
@@ -227,15 +228,15 @@ def published_rows() -> list[Row]:
 def table(paths: Sequence[Path], style: str, published: bool) -> tuple[str, list[str], list[str]]:
     """(the table as "markdown", "latex" or "csv", remarks on it, a sentence on each broken result). Raises EvalError.
 
-    The best measured value of a column is bold; published rows stand apart and never take part in that. Markdown and
-    LaTeX hold the remarks, CSV columns that say the same.
+    The best measured value of a column and backbone is bold; published rows stand apart and never take part in that.
+    Markdown and LaTeX hold the remarks, CSV columns that say the same.
     """
     results, problems = read_results(paths)
     rows, repeated = measured_rows(results)
     problems += repeated
     others = other_tasks(results)
     if not rows and not published:
-        raise EvalError("; ".join([*problems, _nothing(paths, others)]))
+        raise EvalError("; ".join([*problems, _nothing(others)]))
     elsewhere = published_rows() if published else []
     remarks = _remarks(rows, elsewhere, others)
     if style == "csv":
@@ -243,13 +244,10 @@ def table(paths: Sequence[Path], style: str, published: bool) -> tuple[str, list
     return {"markdown": _markdown, "latex": _latex}[style](rows, elsewhere, remarks), remarks, problems
 
 
-def _nothing(paths: Sequence[Path], others: Sequence[str]) -> str:
-    where = ", ".join(map(str, paths))
-    found = f"only {', '.join(others)}, which it has no column for" if others else "none"
-    return (
-        f"the table takes test results of the 19 VTAB-1k tasks, and {where} gave {found}; give output folders of "
-        "train_vtab.py"
-    )
+def _nothing(others: Sequence[str]) -> str:
+    if others:
+        return f"there are only results of {', '.join(others)}, and the table has columns for the 19 tasks of VTAB-1k"
+    return "nothing is left for the table; give output folders of train_vtab.py"
 
 
 def _remarks(rows: Sequence[Row], published: Sequence[Row], others: Sequence[str]) -> list[str]:
@@ -257,34 +255,39 @@ def _remarks(rows: Sequence[Row], published: Sequence[Row], others: Sequence[str
     counts = {len(cell) for row in rows for cell in row.cells.values()}
     remarks = []
     if len(counts) > 1:
-        remarks.append("mean ± sample standard deviation over seeds; in brackets the number of seeds")
+        remarks.append("measured rows: mean ± sample standard deviation over seeds; in brackets the number of seeds")
     elif counts:
         n = max(counts)
-        remarks.append(f"mean ± sample standard deviation over {n} seeds" if n > 1 else "one seed")
+        spread = f"mean ± sample standard deviation over {n} seeds" if n > 1 else "one seed"
+        remarks.append(f"measured rows: {spread}")
     if len({row.backbone for row in rows}) > 1:
-        remarks.append("the measured rows have different backbones; not comparable with one another")
+        remarks.append(
+            "the measured rows have different backbones: bold is the best of each, not comparable with others"
+        )
     if published:
         remarks.append(f"published elsewhere, not measured here: {BACKBONE}, under the protocols of their papers")
     if others:
         remarks.append(f"not in the table, being none of the 19 tasks: {', '.join(others)}")
+    about: dict[str, list[str]] = {}  # what is said of several rows is said once
     for row in rows:
-        missing = [task for task in TASKS if task not in row.cells]
-        if missing:
-            remarks.append(f"{row.name}: no result for {', '.join(missing)}; shown as a dash, and no mean over them")
-        if row.synthetic:
-            remarks.append(f"{row.name}: {', '.join(row.synthetic)} {OTHER_SPLIT} synthetic")
-        unofficial = [task for task in row.unofficial if task not in row.synthetic]
-        if unofficial:
-            remarks.append(
-                f"{row.name}: {', '.join(unofficial)} {OTHER_SPLIT} not the official split; not comparable with "
-                "published numbers"
-            )
-    return remarks
+        for remark in _row_remarks(row):
+            about.setdefault(remark, []).append(row.name)
+    return remarks + [f"{', '.join(names)}: {remark}" for remark, names in about.items()]
+
+
+def _row_remarks(row: Row) -> Iterator[str]:
+    missing = [task for task in TASKS if task not in row.cells]
+    if missing:
+        yield f"no result for {', '.join(missing)}; shown as {BLANK}, and no mean over them"
+    if row.synthetic:
+        yield f"{', '.join(row.synthetic)} {OTHER_SPLIT} synthetic"
+    unofficial = [task for task in row.unofficial if task not in row.synthetic]
+    if unofficial:
+        yield f"{', '.join(unofficial)} {OTHER_SPLIT} not the official split; not comparable with published numbers"
 
 
 # -- writing
 
-_BLANK = "–"  # noqa: RUF001 (a dash in a table)
 _MEANS = ("Means",) * len(SUMMARY)
 
 
@@ -303,12 +306,12 @@ def _best(rows: Sequence[Row]) -> list[float | None]:
 
 
 def _texts(rows: Sequence[Row], bold: str, escape: Callable[[str], str]) -> Iterator[list[str]]:
-    """Per measured row name, backbone, parameters and every cell."""
+    """Per measured row name, backbone, parameters and every cell; the best of each backbone in bold."""
     counts = {len(cell) for row in rows for cell in row.cells.values()}
-    best = _best(rows)
+    best = {row.backbone: _best([other for other in rows if other.backbone == row.backbone]) for row in rows}
     for row in rows:
-        texts = [escape(text) for text in (row.name, row.backbone or _BLANK, _size(row))]
-        for cell, largest in zip(_values(row), best, strict=True):
+        texts = [escape(text) for text in (row.name, row.backbone or BLANK, _size(row))]
+        for cell, largest in zip(_values(row), best[row.backbone], strict=True):
             texts.append(_number(cell, largest, bold, escape, len(counts) > 1))
         yield texts
 
@@ -317,7 +320,7 @@ def _number(
     cell: Cell | None, largest: float | None, bold: str, escape: Callable[[str], str], counted: bool = False
 ) -> str:
     if cell is None:
-        return escape(_BLANK)
+        return escape(BLANK)
     text = f"{cell.value:.1f}"
     more = "" if cell.deviation is None else f" ± {cell.deviation:.1f}"
     more += f" ({cell.seeds})" if counted and cell.seeds is not None else ""
@@ -335,7 +338,7 @@ def _published_texts(rows: Sequence[Row], name: str, escape: Callable[[str], str
 def _size(row: Row) -> str:
     """The number of parameters: exact, or to the two digits that a paper gives."""
     if row.parameters is None:
-        return _BLANK
+        return BLANK
     return f"{row.parameters / 1e6:.2f}M" if row.published else f"{row.parameters:,}"
 
 
@@ -411,7 +414,7 @@ _TEX = {
     "±": r"$\pm$",
     "†": r"$^\dagger$",
     "‡": r"$^\ddagger$",
-    _BLANK: "--",
+    BLANK: "--",
 }
 
 

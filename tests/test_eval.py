@@ -188,7 +188,7 @@ def test_means_spreads_and_the_best_in_bold(tmp_path):
     head, lines, below = markdown([tmp_path], published=True)
     dash, lora, *others = lines.values()
     assert len(head) == 3 + 19 + 5
-    assert "- mean ± sample standard deviation over 3 seeds\n" in below
+    assert "- measured rows: mean ± sample standard deviation over 3 seeds\n" in below
     svhn = head.index("SVHN")
     # Seeds 0, 1, 2 give x, x + 1, x + 2: mean x + 1, sample deviation 1.
     assert dash[head.index("DTD")] == "**61.0** ± 1.0"
@@ -258,6 +258,20 @@ def test_seeds_are_counted_where_they_differ(tmp_path):
     assert row["natural"] == "51.1"  # (52 + 6 * 51) / 7; its tasks have different seeds
     assert row["specialized"] == "51.0 ± 1.0 (3)"
     assert "in brackets the number of seeds" in below
+
+
+def test_the_best_is_bold_among_rows_of_one_backbone(tmp_path):
+    for method, model, accuracy in (("dash", "a", 50.0), ("lora", "a", 40.0), ("full", "b", 90.0)):
+        results(tmp_path, method, {"cifar": accuracy}, model=model)
+    cells = {name: row[3] for name, row in markdown([tmp_path])[1].items()}
+    assert cells == {"dash": "**50.0**", "lora": "40.0", "full": "90.0"}
+
+
+def test_what_several_rows_lack_is_said_once(tmp_path):
+    for method in ("dash", "lora"):
+        results(tmp_path, method, {"cifar": 50.0}, official_split=False)
+    _, remarks, _ = table([tmp_path], "markdown", published=False)
+    assert [remark.partition(":")[0] for remark in remarks[1:]] == ["dash, lora", "dash, lora"]
 
 
 def test_sizes_of_small_models_differ(tmp_path):
