@@ -272,7 +272,7 @@ def _remarks(rows: Sequence[Row], published: Sequence[Row], others: Sequence[str
     for row in rows:
         for remark in _row_remarks(row):
             about.setdefault(remark, []).append(row.name)
-    return remarks + [f"{', '.join(names)}: {remark}" for remark, names in about.items()]
+    return remarks + [f"{'; '.join(names)}: {remark}" for remark, names in about.items()]
 
 
 def _row_remarks(row: Row) -> Iterator[str]:

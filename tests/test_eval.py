@@ -271,7 +271,7 @@ def test_what_several_rows_lack_is_said_once(tmp_path):
     for method in ("dash", "lora"):
         results(tmp_path, method, {"cifar": 50.0}, official_split=False)
     _, remarks, _ = table([tmp_path], "markdown", published=False)
-    assert [remark.partition(":")[0] for remark in remarks[1:]] == ["dash, lora", "dash, lora"]
+    assert [remark.partition(":")[0] for remark in remarks[1:]] == ["dash; lora", "dash; lora"]
 
 
 def test_sizes_of_small_models_differ(tmp_path):
