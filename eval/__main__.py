@@ -236,8 +236,9 @@ def _vtab(args: argparse.Namespace) -> list[str]:
     from .vtab import table
 
     text, remarks, problems = table(args.results, args.style, args.published)
-    for remark in remarks:
-        print(f"note: {remark}", file=sys.stderr)
+    if args.out or args.style == "csv":  # else the terminal shows them in the table
+        for remark in remarks:
+            print(f"note: {remark}", file=sys.stderr)
     if args.out is None:
         print(text, end="")
         return problems

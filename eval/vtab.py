@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from .runs import EvalError
 from .vtab_results import Result, read_results
@@ -41,61 +43,165 @@ GROUPS = {
     },
 }
 TASKS = {task: name for tasks in GROUPS.values() for task, name in tasks.items()}
+MEAN_OF_GROUPS, MEAN_OF_TASKS = "mean of groups", "mean of 19"
+SUMMARY = (*GROUPS, MEAN_OF_GROUPS, MEAN_OF_TASKS)
 
-# ViT-B/16, ImageNet-21k; as printed in the papers that introduced or first tabulated them on VTAB-1k.
+# As printed in the papers that introduced or first tabulated them on VTAB-1k.
+BACKBONE = "ViT-B/16, IN-21k"
 PUBLISHED = {
     "full": "68.9 87.7 64.3 97.2 86.9 87.4 38.8 79.7 95.7 84.2 73.9 56.3 58.6 41.7 65.5 57.5 46.7 25.7 29.1",
     "linear": "63.4 85.0 63.2 97.0 86.3 36.6 51.0 78.5 87.5 68.6 74.0 34.3 30.6 33.2 55.4 12.5 20.0 9.6 19.2",
     "LoRA r8 (q, v)": "67.1 91.4 69.4 98.8 90.4 85.3 54.0 84.9 95.3 84.4 73.6 82.9 69.2 49.8 78.5 75.7 47.1 31.0 44.0",
 }
+PUBLISHED_PARAMETERS = {"LoRA r8 (q, v)": 290_000}
+# Mean of groups and mean of the 19 tasks; one number where the source does not say which of the two it is.
+PUBLISHED_MEANS: dict[str, tuple[float, ...]] = {
+    "HST": (78.13, 75.99),
+    "GPS": (77.47, 75.18),
+    "RepAdapter": (77.15, 75.02),
+    "Convpass": (76.56, 74.44),
+    "Adapter+": (77.6,),
+    "SSF": (75.69,),
+    "FacT": (75.55,),
+    "NOAH": (75.48,),
+}
+BLANK = "–"  # noqa: RUF001 (a dash in a table)
+OTHER_SPLIT = "‡"  # marks numbers that are not of the official split
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number in percent, its sample deviation over seeds, the number of seeds, and whether the split is official.
+
+    None: there is one seed only; the seeds differ from task to task, or a paper does not say.
+    """
+
+    value: float
+    deviation: float | None = None
+    seeds: int | None = None
+    official: bool | None = None
 
 
 @dataclass
 class Row:
-    """One line: method, parameters in millions, mean and sample deviation per task in percent."""
+    """One line: a method under one set of settings. cells: per task the accuracy in percent of every seed.
 
-    method: str
-    parameters: float | None
-    cells: Mapping[str, tuple[float, float | None, int]]
+    parameters: trained, head left out. unofficial: tasks whose images are not the official split's. synthetic: those
+    that are no photographs at all. means: what a paper gives without the 19 numbers, by the names in SUMMARY;
+    unclear_mean: one of which it does not say over what.
+    """
+
+    name: str
+    backbone: str
+    parameters: int | None
+    cells: Mapping[str, Mapping[int, float]]
     published: bool = False
-    notes: set[str] = field(default_factory=set)
+    unofficial: Sequence[str] = ()
+    synthetic: Sequence[str] = ()
+    means: Mapping[str, float] = field(default_factory=dict)
+    unclear_mean: float | None = None
 
-    def group(self, name: str) -> float | None:
-        """The mean of a group; None while a task of it is missing."""
-        return self._mean(GROUPS[name])
+    def cell(self, task: str) -> Cell | None:
+        """A task's accuracy, mean over seeds."""
+        if task not in self.cells:
+            return None
+        return self._cell(list(self.cells[task].values()), [task])
 
-    @property
-    def mean_of_groups(self) -> float | None:
-        """The mean of the three group means: what most papers print."""
-        groups = [self.group(name) for name in GROUPS]
-        return None if None in groups else statistics.fmean(g for g in groups if g is not None)
+    def mean(self, name: str) -> Cell | None:
+        """One of SUMMARY, with seeds and deviation where all its tasks have the same seeds.
 
-    @property
-    def mean_of_tasks(self) -> float | None:
-        """The mean of the 19 tasks."""
-        return self._mean(TASKS)
+        None while a task of it is missing.
+        """
+        groups = [list(GROUPS[name])] if name in GROUPS else [list(tasks) for tasks in GROUPS.values()]
+        if name == MEAN_OF_TASKS:
+            groups = [list(TASKS)]
+        if name in self.means:
+            return Cell(self.means[name])
+        if any(task not in self.cells for tasks in groups for task in tasks):
+            return None
 
-    def _mean(self, tasks: Iterable[str]) -> float | None:
-        values = [self.cells[t][0] for t in tasks if t in self.cells]
-        return statistics.fmean(values) if len(values) == len(list(tasks)) else None
+        def mean(accuracy: Callable[[Mapping[int, float]], float]) -> float:
+            return statistics.fmean(statistics.fmean(accuracy(self.cells[task]) for task in tasks) for tasks in groups)
+
+        inside = [task for tasks in groups for task in tasks]
+        seeds = set(self.cells[inside[0]])
+        if all(set(self.cells[task]) == seeds for task in inside):
+            return self._cell([mean(itemgetter(seed)) for seed in seeds], inside)
+        return Cell(mean(lambda cell: statistics.fmean(cell.values())), official=self._official(inside))
+
+    def _cell(self, values: Sequence[float], tasks: Sequence[str]) -> Cell:
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        seeds = None if self.published else len(values)
+        return Cell(statistics.fmean(values), deviation, seeds, self._official(tasks))
+
+    def _official(self, tasks: Sequence[str]) -> bool | None:
+        return None if self.published else not set(tasks) & set(self.unofficial)
 
 
-def measured_rows(results: Sequence[Result]) -> list[Row]:
-    """A row per method, seeds averaged. Results of tasks outside the 19 are left out: see `other_tasks`."""
-    rows = {}
-    for method in dict.fromkeys(r.method for r in results):
-        mine = [r for r in results if r.method == method and r.task in TASKS]
-        cells = {}
-        for task in TASKS:
-            values = [r.accuracy for r in mine if r.task == task]
-            if values:
-                spread = statistics.stdev(values) if len(values) > 1 else None
-                cells[task] = (statistics.fmean(values), spread, len(values))
-        if cells:
-            sizes = [r.parameters for r in mine if r.parameters is not None]
-            notes = {note for r in mine for note in r.notes}
-            rows[method] = Row(method, statistics.fmean(sizes) / 1e6 if sizes else None, cells, notes=notes)
-    return list(rows.values())
+def measured_rows(results: Sequence[Result]) -> tuple[list[Row], list[str]]:
+    """A row per method and settings, and a sentence for each result that another one stands for already.
+
+    Only seeds are averaged. Results of tasks outside the 19 are left out: see `other_tasks`.
+    """
+    groups: dict[_Key, list[Result]] = {}
+    methods = [r.method for r in results]
+    ordered = sorted((r for r in results if r.task in TASKS), key=lambda r: methods.index(r.method))
+    for result, other_data in _with_data(ordered):
+        key = (result.method, frozenset({**result.settings, **other_data}.items()))
+        groups.setdefault(key, []).append(result)
+    rows, problems = [], []
+    for mine, name in zip(groups.values(), _names(list(groups)), strict=True):
+        first: dict[tuple[str, int], Result] = {}
+        for result in mine:
+            counted = first.setdefault((result.task, result.seed), result)
+            if counted is not result:
+                run = f"{name}, {result.task}, seed {result.seed}"
+                problems.append(f"{result.file} is of the same run as {counted.file} ({run}); keep one of them")
+        rows.append(_row(name, list(first.values())))
+    return rows, problems
+
+
+_Key = tuple[str, frozenset[tuple[str, str]]]
+
+
+def _with_data(results: Sequence[Result]) -> Iterator[tuple[Result, dict[str, str]]]:
+    """Each result, and a setting that tells it apart where its row's task was tested on other images as well.
+
+    The official split comes first, then the largest.
+    """
+    data: dict[Any, set[tuple[bool, int]]] = {}
+    for r in results:
+        data.setdefault((r.method, frozenset(r.settings.items()), r.task), set()).add((r.official, r.images))
+    for r in results:
+        ranked = sorted(data[r.method, frozenset(r.settings.items()), r.task], reverse=True)
+        place = ranked.index((r.official, r.images))
+        yield r, {"data": f"other data{'' if place == 1 else f' {place}'}"} if place else {}
+
+
+def _names(keys: Sequence[_Key]) -> list[str]:
+    """The rows' names: the method and, where it has several rows, the settings that differ between them."""
+    names = []
+    for method, settings in keys:
+        common = settings.intersection(*(other for name, other in keys if name == method))
+        different = sorted(settings - common, key=lambda item: (item[0] != "model", item))
+        parts = [value if name in ("model", "data") else f"{name} {value}" for name, value in different]
+        names.append(f"{method} ({', '.join(parts)})" if parts else method)
+    return names
+
+
+def _row(name: str, results: Sequence[Result]) -> Row:
+    cells: dict[str, dict[int, float]] = {}
+    for r in results:
+        cells.setdefault(r.task, {})[r.seed] = r.accuracy
+    sizes = [r.parameters for r in results if r.parameters is not None]
+    return Row(
+        name,
+        results[0].backbone,
+        round(statistics.fmean(sizes)) if sizes else None,
+        cells,
+        unofficial=[task for task in TASKS if any(r.task == task and not r.official for r in results)],
+        synthetic=[task for task in TASKS if any(r.task == task and r.synthetic for r in results)],
+    )
 
 
 def other_tasks(results: Sequence[Result]) -> list[str]:
@@ -104,136 +210,231 @@ def other_tasks(results: Sequence[Result]) -> list[str]:
 
 
 def published_rows() -> list[Row]:
-    """Rows of the literature, marked as published elsewhere."""
+    """Rows of the literature, marked as published elsewhere; with the columns that are known."""
     rows = []
-    for method, numbers in PUBLISHED.items():
-        cells = {task: (float(n), None, 1) for task, n in zip(TASKS, numbers.split(), strict=True)}
-        rows.append(Row(method, None, cells, published=True))
+    for name, numbers in PUBLISHED.items():
+        cells = {task: {0: float(n)} for task, n in zip(TASKS, numbers.split(), strict=True)}
+        rows.append(Row(name, BACKBONE, PUBLISHED_PARAMETERS.get(name), cells, published=True))
+    for name, means in PUBLISHED_MEANS.items():
+        row = Row(name, BACKBONE, PUBLISHED_PARAMETERS.get(name), {}, published=True)
+        if len(means) == 1:
+            row.unclear_mean = means[0]
+        else:
+            row.means = dict(zip((MEAN_OF_GROUPS, MEAN_OF_TASKS), means, strict=True))
+        rows.append(row)
     return rows
 
 
 def table(paths: Sequence[Path], style: str, published: bool) -> tuple[str, list[str], list[str]]:
     """(the table as "markdown", "latex" or "csv", remarks on it, a sentence on each broken result). Raises EvalError.
 
-    The best measured value of a column is bold; published rows stand apart and never take part in that.
+    The best measured value of a column and backbone is bold; published rows stand apart and never take part in that.
+    Markdown and LaTeX hold the remarks, CSV columns that say the same.
     """
     results, problems = read_results(paths)
-    remarks = []
-    rows = measured_rows(results)
-    if not rows and not published:
-        where = ", ".join(map(str, paths))
-        raise EvalError(f"there are no results of VTAB-1k tasks in {where}; give output folders of train_vtab.py")
+    rows, repeated = measured_rows(results)
+    problems += repeated
     others = other_tasks(results)
+    if not rows and not published:
+        raise EvalError("; ".join([*problems, _nothing(others)]))
+    elsewhere = published_rows() if published else []
+    remarks = _remarks(rows, elsewhere, others)
+    if style == "csv":
+        return _csv([*rows, *elsewhere]), remarks, problems
+    return {"markdown": _markdown, "latex": _latex}[style](rows, elsewhere, remarks), remarks, problems
+
+
+def _nothing(others: Sequence[str]) -> str:
+    if others:
+        return f"there are only results of {', '.join(others)}, and the table has columns for the 19 tasks of VTAB-1k"
+    return "nothing is left for the table; give output folders of train_vtab.py"
+
+
+def _remarks(rows: Sequence[Row], published: Sequence[Row], others: Sequence[str]) -> list[str]:
+    """What one has to know to read and to compare the numbers, a sentence each."""
+    counts = {len(cell) for row in rows for cell in row.cells.values()}
+    remarks = []
+    if len(counts) > 1:
+        remarks.append("measured rows: mean ± sample standard deviation over seeds; in brackets the number of seeds")
+    elif counts:
+        n = max(counts)
+        spread = f"mean ± sample standard deviation over {n} seeds" if n > 1 else "one seed"
+        remarks.append(f"measured rows: {spread}")
+    if len({row.backbone for row in rows}) > 1:
+        remarks.append(
+            "the measured rows have different backbones: bold is the best of each, not comparable with others"
+        )
+    if published:
+        remarks.append(f"published elsewhere, not measured here: {BACKBONE}, under the protocols of their papers")
     if others:
         remarks.append(f"not in the table, being none of the 19 tasks: {', '.join(others)}")
+    about: dict[str, list[str]] = {}  # what is said of several rows is said once
     for row in rows:
-        missing = [task for task in TASKS if task not in row.cells]
-        if missing:
-            remarks.append(f"{row.method}: no result for {', '.join(missing)}; shown as a dash, and no mean over them")
-        remarks += [f"{row.method}: {note}" for note in sorted(row.notes)]
-    writers = {"markdown": _markdown, "latex": _latex, "csv": _csv}
-    return writers[style](rows, published_rows() if published else []), remarks, problems
+        for remark in _row_remarks(row):
+            about.setdefault(remark, []).append(row.name)
+    return remarks + [f"{'; '.join(names)}: {remark}" for remark, names in about.items()]
+
+
+def _row_remarks(row: Row) -> Iterator[str]:
+    missing = [task for task in TASKS if task not in row.cells]
+    if missing:
+        yield f"no result for {', '.join(missing)}; shown as {BLANK}, and no mean over them"
+    if row.synthetic:
+        yield f"{', '.join(row.synthetic)} {OTHER_SPLIT} synthetic"
+    unofficial = [task for task in row.unofficial if task not in row.synthetic]
+    if unofficial:
+        yield f"{', '.join(unofficial)} {OTHER_SPLIT} not the official split; not comparable with published numbers"
 
 
 # -- writing
 
-_SUMMARY = ("natural", "specialized", "structured", "mean of groups", "mean of 19")
+_MEANS = ("Means",) * len(SUMMARY)
 
 
-def _values(row: Row) -> list[tuple[float, float | None] | None]:
+def _values(row: Row) -> list[Cell | None]:
     """Every cell of a row: 19 tasks, three group means, two overall means; None where there is nothing."""
-    tasks = [row.cells.get(task) for task in TASKS]
-    cells: list[tuple[float, float | None] | None] = [None if c is None else (c[0], c[1]) for c in tasks]
-    for value in (*(row.group(name) for name in GROUPS), row.mean_of_groups, row.mean_of_tasks):
-        cells.append(None if value is None else (value, None))
-    return cells
+    return [*map(row.cell, TASKS), *map(row.mean, SUMMARY)]
 
 
 def _best(rows: Sequence[Row]) -> list[float | None]:
     """The largest measured value per column, as it is printed; None where there is no comparison to be made."""
-    columns = zip(*(_values(row) for row in rows), strict=True)
     best: list[float | None] = []
-    for column in columns:
-        values = [round(cell[0], 1) for cell in column if cell is not None]
+    for column in zip(*map(_values, rows), strict=True):
+        values = [round(cell.value, 1) for cell in column if cell is not None]
         best.append(max(values) if len(values) > 1 else None)
     return best
 
 
-def _texts(row: Row, best: Sequence[float | None], bold: str, plus: str) -> list[str]:
-    texts = []
-    for i, cell in enumerate(_values(row)):
-        if cell is None:
-            texts.append("--" if plus != "±" else "–")  # noqa: RUF001 (a dash in a table)
-            continue
-        text = f"{cell[0]:.1f}"
-        if best and best[i] is not None and round(cell[0], 1) == best[i]:
-            text = bold.format(text)
-        texts.append(text + (f" {plus} {cell[1]:.1f}" if cell[1] is not None else ""))
-    return texts
+def _texts(rows: Sequence[Row], bold: str, escape: Callable[[str], str]) -> Iterator[list[str]]:
+    """Per measured row name, backbone, parameters and every cell; the best of each backbone in bold."""
+    counts = {len(cell) for row in rows for cell in row.cells.values()}
+    best = {row.backbone: _best([other for other in rows if other.backbone == row.backbone]) for row in rows}
+    for row in rows:
+        texts = [escape(text) for text in (row.name, row.backbone or BLANK, _size(row))]
+        for cell, largest in zip(_values(row), best[row.backbone], strict=True):
+            texts.append(_number(cell, largest, bold, escape, len(counts) > 1))
+        yield texts
+
+
+def _number(
+    cell: Cell | None, largest: float | None, bold: str, escape: Callable[[str], str], counted: bool = False
+) -> str:
+    if cell is None:
+        return escape(BLANK)
+    text = f"{cell.value:.1f}"
+    more = "" if cell.deviation is None else f" ± {cell.deviation:.1f}"
+    more += f" ({cell.seeds})" if counted and cell.seeds is not None else ""
+    more += OTHER_SPLIT if cell.official is False else ""
+    return (bold.format(text) if round(cell.value, 1) == largest else text) + escape(more)
+
+
+def _published_texts(rows: Sequence[Row], name: str, escape: Callable[[str], str]) -> Iterator[list[str]]:
+    for row in rows:
+        label = row.name if row.unclear_mean is None else f"{row.name}, mean {row.unclear_mean:g} of groups or of tasks"
+        numbers = [_number(cell, None, "{}", escape) for cell in _values(row)]
+        yield [name.format(escape(label)), escape(row.backbone), escape(_size(row)), *numbers]
 
 
 def _size(row: Row) -> str:
-    return "" if row.parameters is None else f"{row.parameters:.2f}"
+    """The number of parameters: exact, or to the two digits that a paper gives."""
+    if row.parameters is None:
+        return BLANK
+    return f"{row.parameters / 1e6:.2f}M" if row.published else f"{row.parameters:,}"
 
 
-def _markdown(rows: Sequence[Row], published: Sequence[Row]) -> str:
-    head = ["method", "parameters (M)", *TASKS.values(), *_SUMMARY]
-    lines = [_pipe(head), _pipe(["---", *["---:"] * (len(head) - 1)])]
-    best = _best(rows) if rows else []
-    lines += [_pipe([row.method, _size(row), *_texts(row, best, "**{}**", "±")]) for row in rows]
-    for row in published:
-        lines.append(_pipe([f"*{row.method} (published elsewhere)*", "", *_texts(row, [], "{}", "±")]))
-    return "\n".join(lines) + "\n"
+def _markdown(rows: Sequence[Row], published: Sequence[Row], remarks: Sequence[str]) -> str:
+    head = ["method", "backbone", "parameters", *TASKS.values(), *SUMMARY]
+    groups = [name.capitalize() for name, tasks in GROUPS.items() for _ in tasks]
+    lines = [
+        head,
+        ["---", "---", *["---:"] * (len(head) - 2)],
+        ["", "", "", *groups, *_MEANS],
+        *_texts(rows, "**{}**", _plain),
+        *_published_texts(published, "*{} (published elsewhere)*", _plain),
+    ]
+    return "\n".join([*map(_pipe, lines), "", *(f"- {_plain(remark)}" for remark in remarks)]).rstrip("\n") + "\n"
 
 
 def _pipe(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _latex(rows: Sequence[Row], published: Sequence[Row]) -> str:
-    columns = "lr" + "c" * 7 + "c" * 4 + "c" * 8 + "ccccc"
-    spans = " & ".join(rf"\multicolumn{{{len(tasks)}}}{{c}}{{{name.capitalize()}}}" for name, tasks in GROUPS.items())
-    head = " & ".join(rf"\rotatebox{{90}}{{{name}}}" for name in (*TASKS.values(), *_SUMMARY))
-    best = _best(rows) if rows else []
-    body = [
-        " & ".join([_tex(row.method), _size(row), *_texts(row, best, r"\textbf{{{}}}", r"$\pm$")]) + r" \\"
-        for row in rows
-    ]
+def _plain(text: str) -> str:
+    """Text as Markdown shows it unchanged."""
+    return "".join("\\" + c if c in r"\|*`<[" else c for c in text)
+
+
+def _latex(rows: Sequence[Row], published: Sequence[Row], remarks: Sequence[str]) -> str:
+    spans = [(name.capitalize(), len(tasks)) for name, tasks in GROUPS.items()] + [("Means", len(SUMMARY))]
+    over, rules, last = [], [], 3
+    for name, length in spans:
+        over.append(rf"\multicolumn{{{length}}}{{c}}{{{name}}}")
+        rules.append(rf"\cmidrule(lr){{{last + 1}-{last + length}}}")
+        last += length
+    head = [rf"\rotatebox{{90}}{{{name}}}" for name in (*TASKS.values(), *SUMMARY)]
+    body = [_cells(texts) for texts in _texts(rows, r"\textbf{{{}}}", _tex)]
     if published:
-        body.append(r"\midrule")
-        body += [
-            " & ".join([_tex(row.method) + r"$^\dagger$", "", *_texts(row, [], "{}", r"$\pm$")]) + r" \\"
-            for row in published
-        ]
+        body += [r"\midrule", *(_cells(texts) for texts in _published_texts(published, "{}" + _tex("†"), _tex))]
+        remarks = [("† " + r if r.startswith("published elsewhere") else r) for r in remarks]
+    below = rf"\multicolumn{{{last}}}{{@{{}}p{{\textwidth}}@{{}}}}{{\footnotesize "
     lines = [
         r"% \usepackage{booktabs,graphicx}",
-        rf"\begin{{tabular}}{{{columns}}}",
+        r"{\setlength{\tabcolsep}{3pt}%",
+        r"\resizebox{\textwidth}{!}{%",
+        rf"\begin{{tabular}}{{llr{'c' * (last - 3)}}}",
         r"\toprule",
-        rf" & & {spans} & \multicolumn{{5}}{{c}}{{Means}} \\",
-        r"\cmidrule(lr){3-9}\cmidrule(lr){10-13}\cmidrule(lr){14-21}\cmidrule(lr){22-26}",
-        rf"Method & Param.\ (M) & {head} \\",
+        _cells(["", "", "", *over]),
+        "".join(rules),
+        _cells(["Method", "Backbone", "Parameters", *head]),
         r"\midrule",
         *body,
         r"\bottomrule",
-        r"\end{tabular}",
+        *(below + _tex(remark) + r"} \\" for remark in remarks),
+        r"\end{tabular}}}",
     ]
-    if published:
-        lines.append(r"% $^\dagger$: published elsewhere, not measured here")
     return "\n".join(lines) + "\n"
 
 
+def _cells(texts: Sequence[str]) -> str:
+    return " & ".join(texts) + r" \\"
+
+
 def _tex(text: str) -> str:
-    return "".join({"_": r"\_", "&": r"\&", "%": r"\%", "#": r"\#"}.get(c, c) for c in text)
+    return "".join(_TEX.get(c, c) for c in text)
 
 
-def _csv(rows: Sequence[Row], published: Sequence[Row]) -> str:
+_TEX = {
+    **{c: "\\" + c for c in "_&%#${}"},
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "†": r"$^\dagger$",
+    "‡": r"$^\ddagger$",
+    BLANK: "--",
+}
+
+
+def _csv(rows: Sequence[Row]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["method", "published", "parameters_millions", "column", "accuracy", "deviation", "seeds"])
-    names = [*TASKS, *(name.replace(" ", "_") for name in _SUMMARY)]
-    for row in (*rows, *published):
-        seeds = [row.cells[t][2] if t in row.cells else "" for t in TASKS] + [""] * len(_SUMMARY)
-        for name, cell, count in zip(names, _values(row), seeds, strict=True):
-            numbers = ["", ""] if cell is None else [f"{cell[0]:.4f}", "" if cell[1] is None else f"{cell[1]:.4f}"]
-            writer.writerow([row.method, "yes" if row.published else "no", _size(row), name, *numbers, count])
+    head = ("method", "model", "published", "official_split", "parameters")
+    writer.writerow([*head, "column", "accuracy", "deviation", "seeds"])
+    names = [*TASKS, *(name.replace(" ", "_") for name in SUMMARY)]
+    for row in rows:
+        about = [row.name, row.backbone, "yes" if row.published else "no"]
+        cells = list(zip(names, _values(row), strict=True))
+        if row.unclear_mean is not None:
+            cells.append(("mean_of_groups_or_of_19", Cell(row.unclear_mean)))
+        for name, cell in cells:
+            official = "" if cell is None or cell.official is None else "yes" if cell.official else "no"
+            numbers = ["", "", ""] if cell is None else [f"{cell.value:.4f}", _decimals(cell.deviation), cell.seeds]
+            writer.writerow([*about, official, row.parameters, name, *numbers])
     return file.getvalue()
+
+
+def _decimals(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -129,14 +129,41 @@ def test_bad_figures_are_one_sentence(runs, tmp_path, capsys, change, words):
 
 
 def test_published_rows_have_their_published_means():
-    # Mean of the three group means / mean of the 19 tasks, as published with the rows.
+    # Mean of the three group means / mean of the 19 tasks, as published; one number where it is not said which.
     expected = {"full": (68.97, 65.57), "linear": (57.64, 52.94), "LoRA r8 (q, v)": (74.60, 72.25)}
-    for row in published_rows():
-        groups, tasks = expected[row.method]
-        assert row.mean_of_groups == pytest.approx(groups, abs=0.011)
-        assert row.mean_of_tasks == pytest.approx(tasks, abs=0.011)
-    assert len(PUBLISHED) == 3
+    expected |= {"HST": (78.13, 75.99), "GPS": (77.47, 75.18), "RepAdapter": (77.15, 75.02), "Convpass": (76.56, 74.44)}
+    alone = {"Adapter+": 77.6, "SSF": 75.69, "FacT": 75.55, "NOAH": 75.48}
+    rows = {row.name: row for row in published_rows()}
+    assert rows.keys() == expected.keys() | alone.keys()
+    for name, (groups, tasks) in expected.items():
+        assert rows[name].mean("mean of groups").value == pytest.approx(groups, abs=0.011)
+        assert rows[name].mean("mean of 19").value == pytest.approx(tasks, abs=0.011)
+    for name, number in alone.items():
+        assert rows[name].unclear_mean == number
+        assert rows[name].mean("mean of groups") is rows[name].mean("mean of 19") is None
     assert [len(tasks) for tasks in GROUPS.values()] == [7, 4, 8]
+
+
+def test_published_rows_show_only_what_is_known(tmp_path):
+    head, lines, _ = markdown([], published=True)
+    known = {name: [head[i] for i, cell in enumerate(cells) if cell != "–"] for name, cells in lines.items()}  # noqa: RUF001
+    named = [f"*{name} (published elsewhere)*" for name in ("HST", "NOAH, mean 75.48 of groups or of tasks")]
+    assert known[named[0]] == ["method", "backbone", "mean of groups", "mean of 19"]
+    assert known[named[1]] == ["method", "backbone"]
+    assert lines["*LoRA r8 (q, v) (published elsewhere)*"][:3][1:] == ["ViT-B/16, IN-21k", "0.29M"]
+    text, _, _ = table([], "csv", published=True)
+    (only,) = [r for r in csv.DictReader(io.StringIO(text)) if r["method"] == "NOAH" and r["accuracy"]]
+    assert (only["model"], only["column"]) == ("ViT-B/16, IN-21k", "mean_of_groups_or_of_19")
+    assert (only["accuracy"], only["official_split"]) == ("75.4800", "")
+
+
+def markdown(paths, published=False):
+    """(head, per row its cells by the first one, the lines under it) of a table in Markdown."""
+    above, _, below = table(list(paths), "markdown", published)[0].partition("\n\n")
+    head, _, groups, *rows = [[c.strip() for c in line[1:-1].split(" | ")] for line in above.splitlines()]
+    assert groups[3:] == ["Natural"] * 7 + ["Specialized"] * 4 + ["Structured"] * 8 + ["Means"] * 5
+    assert {len(row) for row in rows} <= {len(head)}
+    return head, {row[0]: row for row in rows}, below
 
 
 def results(folder, method, accuracies, seeds=(0,), **changes):
@@ -161,21 +188,23 @@ def results(folder, method, accuracies, seeds=(0,), **changes):
 def test_means_spreads_and_the_best_in_bold(tmp_path):
     results(tmp_path, "dash", dict.fromkeys(TASKS, 60.0), seeds=(0, 1, 2))
     results(tmp_path, "lora", {**dict.fromkeys(TASKS, 50.0), "svhn": 90.0}, seeds=(0, 1, 2))
-    text, remarks, problems = table([tmp_path], "markdown", published=True)
-    assert remarks == problems == []
-    head, _, dash, lora, *others = [[c.strip() for c in line.strip("|\n ").split("|")] for line in text.splitlines()]
-    assert len(head) == 2 + 19 + 5
+    head, lines, below = markdown([tmp_path], published=True)
+    dash, lora, *others = lines.values()
+    assert len(head) == 3 + 19 + 5
+    assert "- measured rows: mean ± sample standard deviation over 3 seeds\n" in below
     svhn = head.index("SVHN")
     # Seeds 0, 1, 2 give x, x + 1, x + 2: mean x + 1, sample deviation 1.
     assert dash[head.index("DTD")] == "**61.0** ± 1.0"
     assert lora[head.index("DTD")] == "51.0 ± 1.0"
     assert (dash[svhn], lora[svhn]) == ("61.0 ± 1.0", "**91.0** ± 1.0")
-    assert dash[1] == "0.29"
+    assert dash[2] == "290,000"
     natural = (6 * 51 + 91) / 7
-    assert lora[head.index("natural")] == f"{natural:.1f}"
-    assert lora[head.index("mean of groups")] == f"{(natural + 51 + 51) / 3:.1f}"
-    assert lora[head.index("mean of 19")] == f"{(18 * 51 + 91) / 19:.1f}"
-    assert [row[0] for row in others] == [f"*{name} (published elsewhere)*" for name in PUBLISHED]
+    assert (
+        lora[head.index("natural")] == f"{natural:.1f} ± 1.0"
+    )  # every task, and so their mean, rises by 1 with the seed
+    assert lora[head.index("mean of groups")] == f"{(natural + 51 + 51) / 3:.1f} ± 1.0"
+    assert lora[head.index("mean of 19")] == f"{(18 * 51 + 91) / 19:.1f} ± 1.0"
+    assert [row[0] for row in others[:3]] == [f"*{name} (published elsewhere)*" for name in PUBLISHED]
     assert not any("**" in cell for row in others for cell in row)  # never mixed with measured ones
 
 
@@ -184,10 +213,10 @@ def test_missing_cells_stay_missing(tmp_path):
     results(tmp_path, "lora", {"cifar": 60.0}, test_accuracy=None)
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "result.json").write_text('{"task": "ci')
-    text, remarks, problems = table([tmp_path], "markdown", published=False)
-    row = [c.strip() for c in text.splitlines()[2].strip("|").split("|")]
-    assert row[2] == "70.0"  # nothing to compare with: not bold
-    assert row[3:] == ["–"] * 23  # noqa: RUF001
+    _, remarks, problems = table([tmp_path], "markdown", published=False)
+    row = markdown([tmp_path])[1]["dash"]
+    assert row[3] == "70.0"  # nothing to compare with: not bold
+    assert row[4:] == ["–"] * 23  # noqa: RUF001
     assert len(problems) == 2
     said = "\n".join(remarks + problems)
     assert "cut" in said
@@ -196,10 +225,178 @@ def test_missing_cells_stay_missing(tmp_path):
     assert "lora" in said
 
 
-def test_notes_on_comparability(tmp_path):
-    results(tmp_path, "dash", {"cifar": 70.0}, official_split=False)
-    _, remarks, _ = table([tmp_path], "markdown", published=True)
-    assert any("not the official split; not comparable with published numbers" in remark for remark in remarks)
+@pytest.mark.parametrize("style", ["markdown", "latex", "csv"])
+def test_a_table_keeps_what_makes_it_not_comparable(tmp_path, capsys, style):
+    official = dict.fromkeys([*GROUPS["natural"], *GROUPS["specialized"]], 60.0)
+    results(tmp_path, "lora", {t: a for t, a in official.items() if t != "dtd"}, model="miniature")
+    results(tmp_path, "lora", {"dtd": 70.0}, model="miniature", official_split=False)
+    results(tmp_path, "dash", {"svhn": 80.0}, model="vit_base_patch16_224")
+    assert main(["vtab", str(tmp_path), "--style", style, "-o", str(tmp_path / "t")]) == 0
+    text = (tmp_path / "t").read_text()
+    if style == "csv":
+        rows = {(r["model"], r["column"]): r["official_split"] for r in csv.DictReader(io.StringIO(text))}
+        assert {column for (_, column), is_official in rows.items() if is_official == "no"} == {"dtd", "natural"}
+        assert rows["miniature", "cifar"] == rows["vit_base_patch16_224", "svhn"] == "yes"
+        assert rows["vit_base_patch16_224", "dtd"] == ""  # missing
+        return
+    mark = {"markdown": "‡", "latex": r"$^\ddagger$"}[style]
+    row = next(line for line in text.splitlines() if "miniature" in line and "70.0" in line)
+    cells = [cell.strip(" |\\") for cell in row.split("|" if style == "markdown" else "&") if cell.strip()]
+    assert cells[:2] == ["lora", "miniature"]
+    assert [cell for cell in cells if mark in cell] == [f"70.0{mark}", f"61.4{mark}"]  # (6 * 60 + 70) / 7 = 61.43
+    remarks = [line for line in text.splitlines() if line.startswith(("- ", r"\multicolumn{27}"))]
+    assert sum(f"dtd {mark} not the official split; not comparable" in remark for remark in remarks) == 1
+    assert sum("different backbones" in remark for remark in remarks) == 1
+    assert sum("no result for cifar, caltech101, dtd" in remark for remark in remarks) == 1  # of dash
+
+
+def test_seeds_are_counted_where_they_differ(tmp_path):
+    results(tmp_path, "lora", dict.fromkeys(GROUPS["natural"], 50.0), seeds=(0, 2))
+    results(tmp_path, "lora", dict.fromkeys(GROUPS["specialized"], 50.0), seeds=(0, 1, 2))
+    results(tmp_path, "lora", {"cifar": 50.0}, seeds=(4,))
+    head, lines, below = markdown([tmp_path])
+    row = dict(zip(head, lines["lora"], strict=True))
+    # 50, 52 and 54: mean 52, deviation 2. 50 and 52: mean 51, deviation sqrt 2. 50, 51 and 52: mean 51, deviation 1.
+    assert (row["Cifar100"], row["DTD"], row["EuroSAT"]) == ("52.0 ± 2.0 (3)", "51.0 ± 1.4 (2)", "51.0 ± 1.0 (3)")
+    assert row["natural"] == "51.1"  # (52 + 6 * 51) / 7; its tasks have different seeds
+    assert row["specialized"] == "51.0 ± 1.0 (3)"
+    assert "in brackets the number of seeds" in below
+
+
+def test_the_best_is_bold_among_rows_of_one_backbone(tmp_path):
+    for method, model, accuracy in (("dash", "a", 50.0), ("lora", "a", 40.0), ("full", "b", 90.0)):
+        results(tmp_path, method, {"cifar": accuracy}, model=model)
+    cells = {name: row[3] for name, row in markdown([tmp_path])[1].items()}
+    assert cells == {"dash": "**50.0**", "lora": "40.0", "full": "90.0"}
+
+
+def test_what_several_rows_lack_is_said_once(tmp_path):
+    for method in ("dash", "lora"):
+        results(tmp_path, method, {"cifar": 50.0}, official_split=False)
+    _, remarks, _ = table([tmp_path], "markdown", published=False)
+    assert [remark.partition(":")[0] for remark in remarks[1:]] == ["dash; lora", "dash; lora"]
+
+
+def test_sizes_of_small_models_differ(tmp_path):
+    for method, count in (("lora", 65_536), ("dash", 65_664)):
+        results(tmp_path, method, {"cifar": 50.0}, sizes={"parameters": {"trained_without_head": count}})
+    assert [row[2] for row in markdown([tmp_path])[1].values()] == ["65,664", "65,536"]
+    text, _, _ = table([tmp_path], "csv", published=False)
+    assert {r["parameters"] for r in csv.DictReader(io.StringIO(text))} == {"65664", "65536"}
+
+
+def test_odd_names_break_neither_markdown_nor_latex(tmp_path):
+    name = r"a|b $^{}\~_&%#*"
+    results(tmp_path, name, {"cifar": 50.0})
+    row = table([tmp_path], "markdown", published=False)[0].splitlines()[3]
+    assert row.startswith(r"| a\|b $^{}\\~_&%#\* | ")
+    row = next(line for line in table([tmp_path], "latex", published=False)[0].splitlines() if "50.0" in line)
+    escaped = r"a\textbar{}b \$\textasciicircum{}\{\}\textbackslash{}\textasciitilde{}\_\&\%\#*"
+    assert row.startswith(escaped + " & ")
+
+
+def rows_of(*paths):
+    """(per row its name and accuracies of CIFAR-100 and DTD, every problem) of a table as CSV."""
+    text, _, problems = table(list(paths), "csv", published=False)
+    lines = list(csv.DictReader(io.StringIO(text)))
+    cells = {(line["method"], line["column"]): line["accuracy"] for line in lines}
+    names = dict.fromkeys(line["method"] for line in lines)
+    numbers = {n: [float(cells[n, t]) if cells[n, t] else None for t in ("cifar", "dtd")] for n in names}
+    return numbers, problems
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        (
+            {"model": "orig_in21k", "arguments": {"method": "lora", "rank": 64}},
+            "lora (orig_in21k, rank 64)",
+        ),
+        ({"model": "orig_in21k", "arguments": {"method": "lora", "rank": 4}}, "lora (orig_in21k)"),
+        ({"normalization": {"mean": [0, 0, 0], "std": [1, 1, 1]}}, "lora (normalization none)"),
+        ({"arguments": {"method": "lora", "rank": 4, "image_size": 384}}, "lora (image_size 384)"),
+        ({"arguments": {"method": "lora", "rank": 4, "checkpoint": "w.npz"}}, "lora (checkpoint w.npz)"),
+        ({"arguments": {"method": "lora", "rank": 4, "epochs": 10}}, "lora (epochs 10)"),
+        ({"official_split": False}, "lora (other data)"),
+        ({"sizes": {"images": {"test": 500}}}, "lora (other data)"),
+    ],
+)
+def test_what_is_not_comparable_is_never_averaged(tmp_path, changes, name):
+    same = {
+        "model": "augreg_in21k",
+        "normalization": {"mean": [0.5] * 3, "std": [0.5] * 3},
+        "arguments": {"method": "lora", "rank": 4},
+        "sizes": {"images": {"test": 10000}},
+    }
+    results(tmp_path / "a", "lora", {"cifar": 90.0}, **same)
+    results(tmp_path / "b", "lora", {"cifar": 80.0}, **{**same, **changes})
+    numbers, problems = rows_of(tmp_path)
+    assert list(numbers.values()) == [[90.0, None], [80.0, None]]
+    assert list(numbers)[1] == name
+    assert problems == []
+
+
+def test_what_changes_nothing_about_a_result_makes_no_row(tmp_path):
+    same = {"model": "m", "normalization": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    a = {"method": "lora", "rank": 4, "dash_k": 8, "alpha": None, "normalization": "checkpoint", "dropout": 0.0}
+    b = {"method": "lora", "rank": 4, "dash_k": 2, "alpha": 4.0, "normalization": "half", "dropout": 0.0, "search": []}
+    results(tmp_path, "lora", {"cifar": 70.0}, seeds=(0,), arguments={**a, "task": "cifar", "seed": 0}, **same)
+    results(tmp_path, "lora", {"cifar": 70.0}, seeds=(2,), arguments={**b, "task": "cifar", "seed": 2}, **same)
+    assert rows_of(tmp_path) == ({"lora": [71.0, None]}, [])  # 70 and 72
+
+
+def test_a_file_given_twice_counts_once(tmp_path):
+    results(tmp_path, "lora", {"cifar": 70.0})
+    (file,) = tmp_path.rglob("result.json")
+    (tmp_path / "link").symlink_to(file.parent)
+    text, _, problems = table([file, tmp_path, file.parent, tmp_path / "link"], "csv", published=False)
+    assert problems == []
+    assert next(csv.DictReader(io.StringIO(text)))["seeds"] == "1"
+
+
+def test_two_files_of_one_run_are_named_and_not_averaged(tmp_path, capsys):
+    results(tmp_path / "a", "lora", {"cifar": 70.0})
+    results(tmp_path / "b", "lora", {"cifar": 80.0})
+    assert main(["vtab", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    first, second = sorted(tmp_path.rglob("result.json"))
+    assert said.err.count("\n") == said.err.count(f"{second} is of the same run as {first}") + said.err.count("note:")
+    assert rows_of(tmp_path)[0] == {"lora": [70.0, None]}
+
+
+@pytest.mark.parametrize("accuracy", [float("nan"), float("inf"), -1.0, 100.5, 10**400, "x"])
+def test_an_impossible_accuracy_is_a_broken_result(tmp_path, capsys, accuracy):
+    results(tmp_path, "dash", {"cifar": 70.0})
+    results(tmp_path / "odd", "dash", {"dtd": 0.0}, test_accuracy=accuracy)
+    assert main(["vtab", str(tmp_path)]) == 1
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert str(tmp_path / "odd" / "dtd") in said
+    assert rows_of(tmp_path)[0] == {"dash": [70.0, None]}
+
+
+def test_a_bad_path_costs_itself_only(tmp_path, capsys):
+    results(tmp_path / "good", "dash", {"cifar": 70.0})
+    (tmp_path / "empty").mkdir()
+    assert main(["vtab", *(str(tmp_path / name) for name in ("none", "good", "empty"))]) == 1
+    said = capsys.readouterr()
+    assert "70.0" in said.out
+    assert f"error: left out: there is nothing at {tmp_path / 'none'}" in said.err
+    assert f"error: left out: {tmp_path / 'empty'} holds no result.json" in said.err
+
+
+def test_runs_of_validation_only_are_named_as_such(tmp_path, capsys):
+    results(tmp_path, "dash", {"cifar": 70.0}, test_accuracy=None)
+    (file,) = tmp_path.rglob("result.json")
+    file = file.rename(file.with_name("val_result.json"))
+    for path in (tmp_path, file):
+        assert main(["vtab", str(path)]) == 2
+        (said,) = capsys.readouterr().err.splitlines()
+        assert f"{file} is of validation only; the table takes test accuracies" in said
+    results(tmp_path / "good", "dash", {"cifar": 70.0})
+    assert main(["vtab", str(tmp_path)]) == 1
+    assert "of validation only" in capsys.readouterr().err
+    (file.parent / "result.json").write_text((next((tmp_path / "good").rglob("result.json"))).read_text())
+    assert main(["vtab", str(file.parent)]) == 0  # finished since: its test result counts
 
 
 def test_csv_and_latex(tmp_path, capsys):
@@ -209,8 +406,10 @@ def test_csv_and_latex(tmp_path, capsys):
     assert len(rows) == 24
     assert rows[0] == {
         "method": "my_method",
+        "model": "",
         "published": "no",
-        "parameters_millions": "0.29",
+        "official_split": "yes",
+        "parameters": "290000",
         "column": "cifar",
         "accuracy": "70.7500",
         "deviation": "0.7071",
@@ -219,9 +418,13 @@ def test_csv_and_latex(tmp_path, capsys):
     assert main(["vtab", str(tmp_path), "--style", "latex", "--published", "-o", str(tmp_path / "t.tex")]) == 0
     latex = (tmp_path / "t.tex").read_text()
     body = [line for line in latex.splitlines() if line.endswith(r"\\") and "&" in line and "multicolumn" not in line]
-    assert {line.count("&") for line in body} == {25}
+    assert {line.count(" & ") for line in body} == {26}
+    assert r"\resizebox{\textwidth}" in latex  # 27 columns are wider than a page
+    assert latex.count("{") == latex.count("}")
     assert r"my\_method" in latex
-    assert r"full$^\dagger$" in latex
+    assert r"full$^\dagger$ & ViT-B/16, IN-21k" in latex
+    assert r"{\footnotesize $^\dagger$ published elsewhere, not measured here" in latex
+    assert not any("%" in line.replace("{%", "").replace("3pt}%", "") for line in latex.splitlines()[1:])  # no comment
 
 
 def test_a_broken_result_costs_the_exit_status_and_not_the_table(tmp_path, capsys):
