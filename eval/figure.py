@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
-from dash_vision.adapter_io import DIFFUSERS_NAME
 from dash_vision.files import replacing
 
-from .runs import FORMATS, DreamBoothRun, EvalError, load_pipeline, read_run
+from .runs import FORMATS, DreamBoothRun, EvalError, check_base, load_lora, load_pipeline, read_run
 
 INK, PAPER = "#1b1f24", "#ffffff"
 TILE, GAP, ROOM, MARGIN = 256, 6, 26, 24
@@ -137,7 +136,10 @@ def _sample(
 ) -> Sampled:
     first = next(iter(runs.values()))
     prompts = [prompt.replace("{}", first.subject) for prompt in block.prompts]
-    pipeline = load_pipeline(first, base).to(device)
+    pipeline = load_pipeline(first, base)
+    for run in runs.values():
+        check_base(pipeline, run, base)
+    pipeline.to(device)
     side = int(first.argument("resolution"))
     settings = {
         "width": side,
@@ -147,7 +149,7 @@ def _sample(
     }
     columns: list[list[Image.Image]] = [[] for _ in prompts]
     for name, run in runs.items():
-        pipeline.load_lora_weights(str(run.folder), weight_name=DIFFUSERS_NAME)
+        load_lora(pipeline, run)
         say(f"{first.subject}: {name}, {len(prompts)} pictures")
         for number, prompt in enumerate(prompts):
             # The generator is on the CPU, so that a seed means the same noise on every device.

@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dash_vision.adapter_io import DIFFUSERS_NAME, NATIVE_NAME, AdapterFileError, AdapterState, read_native
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dash_vision.adapter_io import (
+    DIFFUSERS_NAME,
+    NATIVE_NAME,
+    AdapterFileError,
+    AdapterState,
+    compare_probes,
+    probe_weight,
+    read_native,
+)
 
 MINIATURE = "the embedded miniature"  # what a run.json calls it
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # not pillow's "all": EPS would run Ghostscript
@@ -237,3 +248,32 @@ def load_pipeline(run: DreamBoothRun, base: str | None = None) -> Any:
         ) from None
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def check_base(pipeline: Any, run: DreamBoothRun, base: str | None = None) -> None:
+    """Raises EvalError when a run was not trained on the weights of a pipeline that no adapter is loaded in.
+
+    base: what the pipeline was loaded from, None for what the run's record names.
+    """
+    states = native_adapters(run)
+    if not states:
+        raise EvalError(f"{run.folder} has no {NATIVE_NAME}, by which its base is known; copy that file there, too")
+    for component, state in states.items():
+        part = getattr(pipeline, component, None)
+        modules = dict(part.named_modules()) if part is not None else {}
+        layers = {m: modules[m] for m in state.kinds if isinstance(getattr(modules.get(m), "weight", None), Tensor)}
+        found = {m: probe_weight(layer) for m, layer in layers.items()}
+        if len(found) < len(state.kinds) or compare_probes(found, state.probes):
+            raise EvalError(
+                f"{run.folder} was trained on other weights than {base or run.base} holds; name its base by --base"
+            )
+
+
+def load_lora(pipeline: Any, run: DreamBoothRun) -> None:
+    """Load a run's adapter in a pipeline, as diffusers does. Raises EvalError."""
+    path = run.folder / DIFFUSERS_NAME
+    try:
+        pipeline.load_lora_weights(str(run.folder), weight_name=DIFFUSERS_NAME)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise EvalError(f"cannot load {path} in the base ({reason}); export it anew or make the run again") from None

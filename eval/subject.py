@@ -26,7 +26,7 @@ from dash_vision.versions import installed_versions
 from .encoders import ClipEncoder, DinoEncoder
 from .figure import Block, check_block, open_picture, picture_files
 from .prompts import CLIP, DINO, PROMPT_LISTS, prompt_list
-from .runs import FORMATS, MINIATURE, DreamBoothRun, EvalError, load_pipeline, read_json
+from .runs import FORMATS, MINIATURE, DreamBoothRun, EvalError, check_base, load_lora, load_pipeline, read_json
 from .scores import RESULT, differences, intervals, markdown
 
 FLOOR = "base (floor)"
@@ -99,15 +99,22 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
     say(f'{len(jobs)} methods x {len(prompts)} prompts x {how.images_per_prompt} pictures; "{jobs[0].prompts[0]}", ...')
     for job in jobs:
         _claim(job, settings)
-    state.wait_for_everyone()
+    missing = [_missing(job, how.images_per_prompt) for job in jobs]
+    pipeline = None
+    if how.base or any(missing):  # the record names the base: one that is given is looked at
+        pipeline = load_pipeline(first, how.base)
+        for run in runs.values():
+            check_base(pipeline, run, how.base)
+    state.wait_for_everyone()  # nobody may draw before all have seen what is missing
     if state.is_main_process:
         for job in jobs:
             write_json(job.folder / "made.json", _identity(job, settings))
-    todo = [(job, _missing(job, how.images_per_prompt)[state.process_index :: state.num_processes]) for job in jobs]
-    state.wait_for_everyone()  # nobody may draw before all have seen what is missing
-    device = how.device or str(state.device)
-    if any(missing for _, missing in todo):
-        _draw(first, todo, settings, how, device, say)
+    state.wait_for_everyone()
+    shares = [pictures[state.process_index :: state.num_processes] for pictures in missing]
+    if any(shares):
+        assert pipeline is not None
+        pipeline.to(how.device or str(state.device))
+        _draw(pipeline, list(zip(jobs, shares, strict=True)), settings, how, say)
     state.wait_for_everyone()
     if not state.is_main_process:
         return
@@ -122,7 +129,7 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
         "prompts": list(jobs[0].prompts),
         "images_per_prompt": how.images_per_prompt,
         **settings,
-        "base": first.base,
+        "base": how.base or first.base,
         "backbones": _backbones(clip, dino),
         "stand_in": any(name.endswith(MINIATURE) for name in _backbones(clip, dino).values()),
         "token_in_clip_t": how.keep_token,
@@ -220,21 +227,19 @@ def _load(path: Path) -> Image.Image | None:
 
 
 def _draw(
-    first: DreamBoothRun,
+    pipeline: Any,
     todo: Sequence[tuple[Job, Sequence[tuple[int, int]]]],
     settings: dict[str, Any],
     how: Protocol,
-    device: str,
     say: Callable[[str], None],
 ) -> None:
     from tqdm.auto import tqdm
 
-    pipeline = load_pipeline(first, how.base).to(device)
     for job, missing in todo:
         if not missing:
             continue
         if job.run is not None:
-            pipeline.load_lora_weights(str(job.run.folder), weight_name=DIFFUSERS_NAME)
+            load_lora(pipeline, job.run)
         with tqdm(total=len(missing), desc=job.name, disable=say is _silent) as bar:
             for start in range(0, len(missing), how.batch_size):
                 batch = missing[start : start + how.batch_size]

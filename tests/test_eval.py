@@ -3,10 +3,13 @@
 import csv
 import io
 import json
+import shutil
 
 import pytest
+import torch
 from helpers import save_base, save_pictures
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_dreambooth import settings, train
 
 from eval.__main__ import main
@@ -120,6 +123,30 @@ def test_bad_figures_are_one_sentence(runs, tmp_path, capsys, change, words):
     assert words in said
     assert "Traceback" not in said
     assert not (tmp_path / "o.png").exists()
+
+
+@pytest.mark.parametrize("base", ["sd2", "xl"])
+def test_a_wrong_base_draws_nothing(runs, tmp_path, capsys, base):
+    if base == "xl" and not (runs / "xl").exists():
+        save_base(runs / "xl", xl=True)
+    capsys.readouterr()
+    words = ["figure", "--subject", str(runs / "cat"), "--adapter", f"dash={runs / 'dash'}", "--base", str(runs / base)]
+    assert main([*words, "--prompts", "a {}", str(tmp_path / "o.png")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"was trained on other weights than {runs / base} holds" in said
+    assert not (tmp_path / "o.png").exists()
+
+
+def test_an_adapter_that_does_not_fit_is_named(runs, tmp_path, capsys):
+    shutil.copytree(runs / "dash", tmp_path / "odd")
+    path = tmp_path / "odd/pytorch_lora_weights.safetensors"
+    save_file({key: torch.cat([t, t], dim=1) for key, t in load_file(path).items()}, path)
+    words = ["figure", "--subject", str(runs / "cat"), "--adapter", f"odd={tmp_path / 'odd'}", "--prompts", "a {}"]
+    assert main([*words, str(tmp_path / "o.png")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: cannot load {path} in the base")
+    assert said.count("\n") == 1
 
 
 # -- the VTAB table

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,8 +100,6 @@ def test_pictures_are_equal_where_noise_and_weights_are(done):
 
 
 def test_only_what_is_missing_is_drawn_again(runs, done, tmp_path):
-    import shutil
-
     out = tmp_path / "again"
     shutil.copytree(done, out)
     lost, cut = out / "pictures/dash/01-00.png", out / "pictures/still/00-01.png"
@@ -254,6 +253,19 @@ def test_the_report_shows_a_measured_subject(runs, done, tmp_path):
 
 
 # -- bad input
+
+
+def test_the_base_is_looked_at_and_recorded(runs, done, capsys, tmp_path):
+    save_base(tmp_path / "other", seed=5)
+    for out in (tmp_path / "new", done):  # with pictures to draw, and with none
+        assert main(words(runs, out, "--base", str(tmp_path / "other"))) == 2
+        assert f"was trained on other weights than {tmp_path / 'other'} holds" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    shutil.copytree(done, tmp_path / "moved")
+    shutil.copytree(runs / "sd", tmp_path / "sd")
+    assert main(words(runs, tmp_path / "moved", "--base", str(tmp_path / "sd"))) == 0
+    assert json.loads((tmp_path / "moved/subject.json").read_text())["base"] == str(tmp_path / "sd")
+    assert json.loads((done / "subject.json").read_text())["base"] == str(runs / "sd")
 
 
 @pytest.mark.parametrize(
