@@ -24,9 +24,28 @@ from dash_vision.files import replacing, write_json, write_text
 from dash_vision.versions import installed_versions
 
 from .encoders import ClipEncoder, DinoEncoder
-from .figure import Block, check_block, open_picture, picture_files
+from .figure import (
+    Block,
+    check_block,
+    check_prompts,
+    check_sampling,
+    check_whole,
+    open_picture,
+    picture_files,
+    sampler_settings,
+)
 from .prompts import CLIP, DINO, PROMPT_LISTS, prompt_list
-from .runs import FORMATS, MINIATURE, DreamBoothRun, EvalError, check_base, load_lora, load_pipeline, read_json
+from .runs import (
+    FORMATS,
+    MINIATURE,
+    DreamBoothRun,
+    EvalError,
+    check_base,
+    load_lora,
+    load_pipeline,
+    read_json,
+    usable_device,
+)
 from .scores import RESULT, differences, intervals, markdown
 
 FLOOR = "base (floor)"
@@ -68,20 +87,21 @@ class Job:
         return self.folder / f"{prompt:02d}-{number:02d}.png"
 
 
-def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], None] = print) -> None:
-    """Draw what is missing, score everything, write subject.json and subject.md to `output`. Raises EvalError."""
+def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], None] = print) -> list[str]:
+    """Draw what is missing, score everything, write subject.json and subject.md to `output`; a sentence for each
+    adapter that was left out. Raises EvalError where none is left."""
     from accelerate import PartialState
 
     _check(how)
-    runs = check_block(block)
+    notes = check_prompts(how.prompts)
+    runs, problems = check_block(block)
     first = next(iter(runs.values()))
     subject, kind = _without_article(first.subject), class_of(first)
     listed = how.prompt_list or prompt_list(kind)
     prompts = how.prompts or PROMPT_LISTS[listed]
     settings = {
         "seed": how.seed,
-        "num_inference_steps": how.steps or int(first.argument("num_inference_steps")),
-        "guidance_scale": float(first.argument("guidance_scale")) if how.guidance is None else how.guidance,
+        **sampler_settings(first, how.steps, how.guidance),
         "resolution": int(first.argument("resolution")),
         "base_fingerprint": first.base_fingerprint,
     }
@@ -96,6 +116,8 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))
     if not state.is_main_process:
         say = _silent
+    for note in notes:
+        say(note)
     say(f'{len(jobs)} methods x {len(prompts)} prompts x {how.images_per_prompt} pictures; "{jobs[0].prompts[0]}", ...')
     for job in jobs:
         _claim(job, settings)
@@ -117,7 +139,7 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
         _draw(pipeline, list(zip(jobs, shares, strict=True)), settings, how, say)
     state.wait_for_everyone()
     if not state.is_main_process:
-        return
+        return problems
     texts = tuple(p.replace("{}", subject if how.keep_token else kind) for p in prompts)
     seen = _features(real, clip, dino)
     scores = {job.name: _scores(job, texts, how.images_per_prompt, seen, clip, dino) for job in jobs}
@@ -143,6 +165,7 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
     write_text(output / "subject.md", tables)
     say(tables.split("\nPer prompt")[0].rstrip())
     say(f"per prompt: {output / 'subject.md'}")
+    return problems
 
 
 def _silent(line: str) -> None:
@@ -150,14 +173,10 @@ def _silent(line: str) -> None:
 
 
 def _check(how: Protocol) -> None:
-    for name, value, least in (
-        ("images_per_prompt", how.images_per_prompt, 1),
-        ("batch_size", how.batch_size, 1),
-        ("seed", how.seed, 0),
-        ("num_inference_steps", 1 if how.steps is None else how.steps, 1),
-    ):
-        if value < least:
-            raise EvalError(f"--{name} is {value}; it takes a whole number of {least} or more")
+    check_whole("images_per_prompt", how.images_per_prompt, 1)
+    check_whole("batch_size", how.batch_size, 1)
+    check_sampling(how.seed, how.steps, how.guidance)
+    usable_device(how.device)
     if how.images_per_prompt > _NOISES:
         raise EvalError(f"--images_per_prompt is {how.images_per_prompt}; it takes at most {_NOISES}")
 
@@ -208,8 +227,9 @@ def _claim(job: Job, settings: dict[str, Any]) -> None:
     was, now = read_json(record), _identity(job, settings)
     different = [key for key in now if not isinstance(was, dict) or was.get(key) != now[key]]
     if different:
+        other = "other" if different[0].endswith("s") else "another"
         raise EvalError(
-            f"{job.folder} holds pictures made with another {different[0]}; remove it, or give another folder by -o"
+            f"{job.folder} holds pictures made with {other} {different[0]}; remove it, or give another folder by -o"
         )
 
 
@@ -277,7 +297,7 @@ def _real_pictures(folder: Path) -> list[Image.Image]:
 
 def _encoders(first: DreamBoothRun, how: Protocol) -> tuple[ClipEncoder, DinoEncoder | None]:
     miniature = first.base == MINIATURE and how.base is None
-    device = how.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = usable_device(how.device)
     clip = ClipEncoder(how.clip or (MINIATURE if miniature else CLIP), device)
     name = how.dino or (MINIATURE if miniature and not how.dino_checkpoint else DINO)
     return clip, None if name == "none" else DinoEncoder(name, how.dino_checkpoint, device)

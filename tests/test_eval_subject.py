@@ -268,16 +268,34 @@ def test_the_base_is_looked_at_and_recorded(runs, done, capsys, tmp_path):
     assert json.loads((done / "subject.json").read_text())["base"] == str(runs / "sd")
 
 
+def test_a_missing_adapter_costs_itself_only(runs, done, capsys):
+    assert main(words(runs, done, "--adapter", "x=nowhere")) == 1
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1].startswith("error: left out: x: there is no folder nowhere")
+    assert "| dash - still |" in said.out
+
+
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_drawn(runs, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(words(runs, tmp_path / "file/out")) == 2
+    said = capsys.readouterr()
+    assert said.err == (f"error: cannot write {tmp_path}/file/out: {tmp_path}/file is no folder; give another place\n")
+    assert said.out == ""
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         (["--seed", "7"], "pictures made with another seed"),
-        (["--num_inference_steps", "3"], "pictures made with another num_inference_steps"),
+        (["--num_inference_steps", "3"], "pictures made with other num_inference_steps"),
+        (["--prompts", "a blue {}"], "pictures made with other prompts"),
         (["--images_per_prompt", "0"], "--images_per_prompt is 0"),
         (["--clip", "nowhere"], "cannot load CLIP from nowhere"),
         (["--dino", "vit_small_patch16_224.dino"], "leave the column out by --dino none"),
         (["--dino", "vtab_tiny", "--dino_checkpoint", "x.bin"], "it takes a .safetensors file"),
-        (["--adapter", "x=nowhere"], "there is no folder nowhere"),
+        (["--prompts", " "], "prompt 3 of --prompts is blank"),
+        (["--guidance_scale", "nan"], "--guidance_scale is nan; it takes a number of 0 or more"),
+        (["--device", "cuda:9"], "--device is cuda:9, which cannot be used here"),
         (["--subject", "cat/"], "2 subjects given"),
     ],
 )
