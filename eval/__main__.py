@@ -19,7 +19,7 @@ from typing import Any
 
 from dash_vision.files import write_text
 
-from .prompts import CLIP, DINO, PROMPT_LISTS
+from .prompts import CLIP, DINO, PICTURES_PER_PROMPT, PROMPT_LISTS
 from .runs import EvalError, check_output
 
 
@@ -99,7 +99,9 @@ def _add_subject(commands: Any) -> None:
     )
     _add_sampling(subject, "instead of the protocol's list; {} stands for the subject")
     subject.add_argument("--prompt_list", choices=tuple(PROMPT_LISTS), help="default: live for cats and dogs")
-    subject.add_argument("--images_per_prompt", type=int, default=4, metavar="N", help="default: 4")
+    subject.add_argument(
+        "--images_per_prompt", type=int, default=PICTURES_PER_PROMPT, metavar="N", help="default: %(default)s"
+    )
     subject.add_argument("--batch_size", type=int, default=4, metavar="N", help="pictures at once (default: 4)")
     subject.add_argument(
         "--clip", metavar="NAME", help=f"hub id or folder (default: {CLIP}; the miniature's own for it)"

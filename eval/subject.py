@@ -34,7 +34,7 @@ from .figure import (
     picture_files,
     sampler_settings,
 )
-from .prompts import CLIP, DINO, PROMPT_LISTS, prompt_list
+from .prompts import CLIP, DINO, PICTURES_PER_PROMPT, PROMPT_LISTS, prompt_list
 from .runs import (
     FORMATS,
     MINIATURE,
@@ -46,7 +46,7 @@ from .runs import (
     read_json,
     usable_device,
 )
-from .scores import RESULT, differences, intervals, markdown
+from .scores import RESULT, differences, interval_method, intervals, markdown
 
 FLOOR = "base (floor)"
 _NOISES = 1000  # numbers of starting noises kept for each prompt
@@ -60,7 +60,7 @@ class Protocol:
 
     prompts: tuple[str, ...] = ()
     prompt_list: str | None = None
-    images_per_prompt: int = 4
+    images_per_prompt: int = PICTURES_PER_PROMPT
     seed: int = 0
     steps: int | None = None
     guidance: float | None = None
@@ -158,6 +158,7 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
         "ceiling": _ceiling(seen),
         "methods": _summaries(jobs, scores),
         "differences": _differences(scores),
+        "intervals": interval_method(len(prompts)),
         "versions": installed_versions(PACKAGES),
     }
     write_json(output / RESULT, result)

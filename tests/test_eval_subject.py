@@ -26,7 +26,7 @@ from eval.__main__ import main
 from eval.encoders import ClipEncoder, DinoEncoder
 from eval.prompts import PROMPT_LISTS, prompt_list
 from eval.runs import MINIATURE
-from eval.scores import differences, intervals
+from eval.scores import differences, intervals, markdown
 from eval.subject import FLOOR
 
 ROOT = Path(__file__).parent.parent
@@ -137,7 +137,7 @@ def test_two_processes_draw_what_one_does(runs, done, tmp_path):
         timeout=200,
     )
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count("the DreamBooth protocol") == 1  # one process speaks
+    assert finished.stdout.count("sks cat: own prompts, 2 pictures each") == 1  # one process speaks
     for path in done.rglob("*.png"):
         other = np.asarray(Image.open(tmp_path / path.relative_to(done))).astype(int)
         assert np.abs(other - np.asarray(Image.open(path))).max() <= 1
@@ -236,6 +236,39 @@ def test_the_tables_name_what_was_measured(runs, done, capsys):
     rows = [line.split("|")[1].strip() for line in said.splitlines() if line.startswith("|")]
     assert rows == ["", "---", "real pictures (ceiling)", "still", "dash", FLOOR, "", "---", "dash - still"]
     assert "| a red sks cat |" in (done / "subject.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "count", "title"),
+    [
+        ("live", 4, "the DreamBooth protocol"),
+        ("live", 1, "the DreamBooth protocol's prompts, 1 picture each"),
+        ("own", 4, "own prompts, 4 pictures each"),
+    ],
+)
+def test_only_the_protocol_bears_its_name(done, prompts, count, title):
+    result = json.loads((done / "subject.json").read_text())
+    text = markdown({**result, "prompt_list": prompts, "images_per_prompt": count})
+    assert text.splitlines()[0] == f"# sks cat: {title}"
+
+
+def test_a_result_says_which_intervals_it_has(done):
+    result = json.loads((done / "subject.json").read_text())
+    assert "95% intervals over prompts (Student's t)" in markdown(result)
+    older = {key: value for key, value in result.items() if key != "intervals"}
+    assert "95% intervals over prompts (percentile bootstrap)" in markdown(older)
+    # Two values: Student's t with one degree of freedom is Cauchy's distribution, whose quantile is a tangent.
+    scores = result["methods"]["dash"]["scores"]["CLIP-I"]
+    half = np.tan(np.pi * 0.475) * abs(np.subtract(*scores["per_prompt"])) / 2
+    assert scores["high"] - scores["mean"] == pytest.approx(half, rel=1e-4)
+    assert scores["mean"] - scores["low"] == pytest.approx(half, rel=1e-4)
+
+
+def test_one_prompt_has_no_interval(runs, tmp_path, capsys):
+    assert main(words(runs, tmp_path, prompts=["a {}"])) == 0
+    said = capsys.readouterr().out
+    assert "A single prompt: no intervals." in said
+    assert not any("[" in line for line in said.splitlines() if line.startswith("|"))
 
 
 # -- in the report
