@@ -110,7 +110,8 @@ def save(page: Image.Image, output: Path, story: dict[str, Any]) -> None:
             notes.add_itxt("dash-vision", json.dumps(story))
             page.save(temporary, format="PNG", pnginfo=notes, optimize=True)
         else:
-            page.save(temporary, format="PDF", resolution=200, subject=json.dumps(story))
+            # Pillow stores RGB as lossy JPEG, but RGBA as JPEG 2000, which is exact.
+            page.convert("RGBA").save(temporary, format="PDF", resolution=200, subject=json.dumps(story))
 
 
 def check_picture_name(output: Path, what: str = "picture") -> None:
@@ -275,19 +276,25 @@ def _draw_block(block: Sampled) -> Image.Image:
     methods = len(block.methods)
     pair = methods * TILE + (methods - 1) * GAP
     captions = [_lines(prompt, font, pair) for prompt in block.prompts]
-    words = max(len(lines) for lines in captions) * 22
+    about = _lines(f"input: {block.name}", font, TILE)
+    words = max(map(len, (about, *captions))) * 22
     width = TILE + ROOM + len(block.prompts) * pair + (len(block.prompts) - 1) * ROOM
     row = Image.new("RGB", (width, TILE + 10 + words + 12), PAPER)
     canvas = ImageDraw.Draw(row)
     row.paste(collage(block.inputs, TILE), (0, 0))
-    canvas.text((TILE / 2, TILE + 10), f"input: {block.name}", font=font, fill=INK, anchor="ma")
+    _write(canvas, about, TILE / 2, font)
     for i, (tiles, lines) in enumerate(zip(block.tiles, captions, strict=True)):
         x = TILE + ROOM + i * (pair + ROOM)
         for j, (tile, method) in enumerate(zip(tiles, block.methods, strict=True)):
             row.paste(_named(tile, method), (x + j * (TILE + GAP), 0))
-        for k, line in enumerate(lines):
-            canvas.text((x + pair / 2, TILE + 10 + 22 * k), line, font=font, fill=INK, anchor="ma")
+        _write(canvas, lines, x + pair / 2, font)
     return row
+
+
+def _write(canvas: ImageDraw.ImageDraw, lines: Sequence[str], x: float, font: Any) -> None:
+    """Lines under the tiles, each with its middle at x."""
+    for k, line in enumerate(lines):
+        canvas.text((x, TILE + 10 + 22 * k), line, font=font, fill=INK, anchor="ma")
 
 
 def collage(pictures: Sequence[Image.Image], side: int) -> Image.Image:
@@ -311,16 +318,23 @@ def _named(tile: Image.Image, name: str) -> Image.Image:
     """The tile at its size in the figure, with the method's name in its lower left corner."""
     large = ImageOps.fit(tile.convert("RGB"), (TILE, TILE), Image.Resampling.BICUBIC)
     font = ImageFont.load_default(17)
-    width = math.ceil(font.getlength(name)) + 16
-    label = Image.new("RGBA", (width, 27), (20, 24, 28, 190))
-    ImageDraw.Draw(label).text((8, 13), name, font=font, fill="#ffffff", anchor="lm")
-    large.paste(label, (0, TILE - 27), label)
+    lines = _lines(name, font, TILE - 16)
+    width = math.ceil(max(map(font.getlength, lines))) + 16
+    label = Image.new("RGBA", (width, 22 * len(lines) + 5), (20, 24, 28, 190))
+    for k, line in enumerate(lines):
+        ImageDraw.Draw(label).text((8, 13 + 22 * k), line, font=font, fill="#ffffff", anchor="lm")
+    large.paste(label, (0, TILE - label.height), label)
     return large
 
 
 def _lines(text: str, font: Any, width: int) -> list[str]:
+    """The text in lines of at most `width` pixels, broken between words, and within a word that is wider."""
     lines: list[str] = []
     for word in text.split():
+        while len(word) > 1 and font.getlength(word) > width:
+            fits = next((n for n in range(len(word) - 1, 1, -1) if font.getlength(word[:n]) <= width), 1)
+            lines.append(word[:fits])
+            word = word[fits:]
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and font.getlength(longer) <= width:
             lines[-1] = longer

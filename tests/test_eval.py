@@ -8,12 +8,12 @@ import shutil
 import pytest
 import torch
 from helpers import save_base, save_pictures
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from test_dreambooth import settings, train
 
 from eval.__main__ import main
-from eval.figure import GAP, MARGIN, ROOM, TILE, collage
+from eval.figure import GAP, MARGIN, ROOM, TILE, Sampled, collage, draw
 from eval.vtab import GROUPS, PUBLISHED, TASKS, published_rows, table
 
 
@@ -81,7 +81,30 @@ def test_subjects_stack_and_pdf_is_written(runs, tmp_path):
     with Image.open(tmp_path / "two.png") as two, Image.open(tmp_path / "one.png") as one:
         assert two.width == one.width
         assert two.height == 2 * (one.height - 2 * MARGIN) + GAP + 2 * MARGIN
-    assert (tmp_path / "two.pdf").read_bytes().startswith(b"%PDF")
+    content = (tmp_path / "two.pdf").read_bytes()
+    assert content.startswith(b"%PDF")
+    _, stream = content.split(b">>stream\n", 2)[:2]
+    with Image.open(tmp_path / "two.png") as png, Image.open(io.BytesIO(stream)) as embedded:
+        assert embedded.convert("RGB").tobytes() == png.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("name", ["projection without the division of rank 16", "x" * 45, "LoRA-Dash", "W" * 90])
+def test_a_method_s_name_is_whole_on_its_tile(name):
+    tiles = [[Image.new("RGB", (16, 16), "#204060")]]
+    drawn = []
+    original = ImageDraw.ImageDraw.text
+
+    def spy(canvas, place, text, **options):
+        left, _, right, _ = canvas.textbbox(place, text, font=options["font"], anchor=options["anchor"])
+        drawn.append((text, left >= 0, right <= canvas.im.size[0], canvas.im.size[0]))
+        return original(canvas, place, text, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageDraw.ImageDraw, "text", spy)
+        draw([Sampled("cat", [Image.new("RGB", (8, 8))], [name], [""], tiles, {})])
+    labels = [entry for entry in drawn if entry[3] <= TILE]
+    assert "".join(entry[0] for entry in labels).replace(" ", "") == name.replace(" ", "")
+    assert all(left and right for _, left, right, _ in labels)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 9, 12])
