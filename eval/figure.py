@@ -161,6 +161,8 @@ def check_block(block: Block) -> tuple[dict[str, DreamBoothRun], list[str]]:
         try:
             run = read_run(folder)
             check_files(run)
+            if not run.content["arguments"].keys() >= {"resolution", "num_inference_steps", "guidance_scale"}:
+                raise EvalError(f"{folder}/run.json is of another version of dash-vision; make the run again")
             runs[name] = run
         except EvalError as error:
             problems.append(f"{name}: {error}")

@@ -157,13 +157,18 @@ def test_a_bad_part_costs_itself_only(runs, tmp_path, capsys):
         path.write_bytes(path.read_bytes()[:-10])
     adapters = {"gone": tmp_path / "gone", "a": tmp_path / "pytorch_lora_weights.safetensors", "dash": runs / "dash"}
     adapters["b"] = tmp_path / "dash_adapter.safetensors"
+    shutil.copytree(runs / "dash", tmp_path / "old")
+    record = json.loads((runs / "dash/run.json").read_text())
+    del record["arguments"]["guidance_scale"]
+    (tmp_path / "old/run.json").write_text(json.dumps(record))
+    adapters["old"] = tmp_path / "old"
     words = ["figure", "--subject", str(tmp_path / "cat"), *(f"--adapter={n}={p}" for n, p in adapters.items())]
     empty = ["--subject", str(tmp_path), *words[3:6], "--prompts", "a {}"]  # a block of which nothing is left
     assert main([*words, "--prompts", "a {}", *empty, str(tmp_path / "o.png")]) == 1
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 5
+    assert len(said) == 6
     for line, part in zip(
-        said, ("gone: there is", "a: ", "b: ", str(tmp_path / "cat/broken.png"), "no pictures"), strict=True
+        said, ("gone: there is", "a: ", "b: ", "old: ", str(tmp_path / "cat/broken.png"), "no pictures"), strict=True
     ):
         assert line.startswith("error: left out: ")
         assert part in line
