@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +10,7 @@ from typing import Any
 from PIL import Image
 
 from eval.plot import Estimate, draw_forest
-
-# Student's t at 97.5% for 1 to 30 degrees of freedom, as tabulated; beyond, 1.96 + 2.46 / n.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-_T += (2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+from eval.scores import student
 
 
 @dataclass(frozen=True)
@@ -34,20 +30,6 @@ class Effect:
     against: str
     pairs: int
     outcomes: dict[str, Estimate]
-
-
-def student(values: Sequence[float]) -> tuple[float, float]:
-    """The 95% interval of the values' mean, by Student's t.
-
-    With a handful of values a percentile bootstrap is too narrow. One value has no interval: infinite ends.
-    """
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return -math.inf, math.inf
-    freedom = len(values) - 1
-    quantile = _T[freedom - 1] if freedom <= len(_T) else 1.96 + 2.46 / freedom
-    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
-    return mean - half, mean + half
 
 
 def effects(rows: Sequence[dict[str, Any]], comparisons: Sequence[Comparison]) -> list[Effect]:

@@ -19,8 +19,8 @@ from typing import Any
 
 from dash_vision.files import write_text
 
-from .prompts import CLIP, DINO, PROMPT_LISTS
-from .runs import EvalError
+from .prompts import CLIP, DINO, PICTURES_PER_PROMPT, PROMPT_LISTS
+from .runs import EvalError, check_output
 
 
 class _Begin(argparse.Action):
@@ -54,7 +54,6 @@ def _parser() -> argparse.ArgumentParser:
         "subjects; {} in a prompt stands for the subject's name.",
     )
     _add_sampling(figure, "one tile per method for each")
-    figure.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     figure.add_argument("out", type=Path, metavar="OUT", help="the .png or .pdf to write; comes last")
     figure.set_defaults(run=_figure)
     vtab = commands.add_parser("vtab", help="the accuracy table of VTAB-1k papers")
@@ -87,6 +86,7 @@ def _add_sampling(parser: argparse.ArgumentParser, prompts: str) -> None:
     parser.add_argument("--base", help="where the base is now (default: as the run says)")
     parser.add_argument("--num_inference_steps", type=int, help="sampling steps (default: the run's)")
     parser.add_argument("--guidance_scale", type=float, help="guidance (default: the run's)")
+    parser.add_argument("--device", help="cpu or cuda (default: the GPU where there is one)")
 
 
 def _add_subject(commands: Any) -> None:
@@ -99,9 +99,10 @@ def _add_subject(commands: Any) -> None:
     )
     _add_sampling(subject, "instead of the protocol's list; {} stands for the subject")
     subject.add_argument("--prompt_list", choices=tuple(PROMPT_LISTS), help="default: live for cats and dogs")
-    subject.add_argument("--images_per_prompt", type=int, default=4, metavar="N", help="default: 4")
+    subject.add_argument(
+        "--images_per_prompt", type=int, default=PICTURES_PER_PROMPT, metavar="N", help="default: %(default)s"
+    )
     subject.add_argument("--batch_size", type=int, default=4, metavar="N", help="pictures at once (default: 4)")
-    subject.add_argument("--device", help="default: the GPU where there is one")
     subject.add_argument(
         "--clip", metavar="NAME", help=f"hub id or folder (default: {CLIP}; the miniature's own for it)"
     )
@@ -140,16 +141,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What libraries say that is no news to the user; before they are imported.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    first = os.environ.get("RANK", "0") == "0"  # every process finds the same; one of them says it
     try:
+        if args.out is not None:
+            check_output(args.out, folder=args.command == "subject")
         problems = args.run(args)
     except EvalError as error:
-        if os.environ.get("RANK", "0") == "0":  # every process finds the same
+        if first:
             print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.strerror or error}: {error.filename or args.out}", file=sys.stderr)
+        named = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror or error}{named}", file=sys.stderr)
         return 2
-    for problem in problems:
+    for problem in problems if first else []:
         print(f"error: left out: {problem}", file=sys.stderr)
     return 1 if problems else 0
 
@@ -206,8 +211,7 @@ def _subject(args: argparse.Namespace) -> list[str]:
         dino_checkpoint=args.dino_checkpoint,
         keep_token=args.keep_token,
     )
-    evaluate(Block(b["subject"], tuple(b["adapters"]), prompts), args.out, how)
-    return []
+    return evaluate(Block(b["subject"], tuple(b["adapters"]), prompts), args.out, how)
 
 
 def _curves(args: argparse.Namespace) -> list[str]:
@@ -228,8 +232,9 @@ def _figure(args: argparse.Namespace) -> list[str]:
     from .figure import Block, make_figure
 
     blocks = [Block(b["subject"], tuple(b["adapters"]), tuple(b["prompts"])) for b in args.blocks]
-    make_figure(blocks, args.out, args.seed, args.base, args.num_inference_steps, args.guidance_scale, args.device)
-    return []
+    return make_figure(
+        blocks, args.out, args.seed, args.base, args.num_inference_steps, args.guidance_scale, args.device
+    )
 
 
 def _vtab(args: argparse.Namespace) -> list[str]:

@@ -15,14 +15,25 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
-from dash_vision.adapter_io import DIFFUSERS_NAME
 from dash_vision.files import replacing
+from dash_vision.versions import installed_versions
 
-from .runs import FORMATS, DreamBoothRun, EvalError, load_pipeline, read_run
+from .runs import (
+    FORMATS,
+    DreamBoothRun,
+    EvalError,
+    check_base,
+    check_files,
+    load_lora,
+    load_pipeline,
+    read_run,
+    usable_device,
+)
 
 INK, PAPER = "#1b1f24", "#ffffff"
 TILE, GAP, ROOM, MARGIN = 256, 6, 26, 24
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+PACKAGES = ("dash-vision", "torch", "diffusers", "transformers", "pillow")
 
 
 @dataclass(frozen=True)
@@ -36,13 +47,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A block's pictures: tiles[prompt][method]."""
+    """A block's pictures: tiles[prompt][method]; story: how they were made."""
 
     name: str
     inputs: list[Image.Image]
     methods: list[str]
     prompts: list[str]
     tiles: list[list[Image.Image]]
+    story: dict[str, Any]
 
 
 def make_figure(
@@ -52,29 +64,42 @@ def make_figure(
     base: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     say: Callable[[str], None] = print,
-) -> None:
-    """Sample every block and write the figure to `output` (.png or .pdf). Raises EvalError.
+) -> list[str]:
+    """Sample every block, write the figure to `output` (.png or .pdf); a sentence for each part that was left out.
 
-    steps, guidance: of the sampler; None takes those of each block's first run.
+    steps, guidance: of the sampler; None takes those of each block's first run. device: None takes the GPU where there
+    is one. Raises EvalError where nothing is left to draw.
     """
     check_picture_name(output, "figure")
+    check_sampling(seed, steps, guidance)
+    device = usable_device(device)
     for block in blocks:
         if not block.prompts:
             raise EvalError(f'no prompts for {block.subject}; give --prompts "a {{}} in the snow" ...')
-    checked = [(block, check_block(block)) for block in blocks]
-    sampled = [_sample(block, runs, seed, base, steps, guidance, device, say) for block, runs in checked]
+        for note in check_prompts(block.prompts):
+            say(note)
+    ready, problems, sampled = [], [], []
+    for block in blocks:  # all of them, before the first is sampled
+        try:
+            runs, broken = check_block(block)
+            inputs, unread = _inputs(block.subject)
+            ready.append((block, runs, inputs))
+            problems += broken + unread
+        except EvalError as error:
+            problems.append(str(error))
+    for block, runs, inputs in ready:
+        try:
+            sampled.append(_sample(block, runs, inputs, seed, base, steps, guidance, device, say))
+        except EvalError as error:
+            problems.append(str(error))
+    if not sampled:
+        raise EvalError("; ".join(problems))
     page = draw(sampled)
-    story = {
-        "seed": seed,
-        "blocks": [
-            {"subject": str(b.subject), "adapters": {n: str(p) for n, p in b.adapters}, "prompts": s.prompts}
-            for b, s in zip(blocks, sampled, strict=True)
-        ],
-    }
-    save(page, output, story)
+    save(page, output, {"seed": seed, "blocks": [s.story for s in sampled], "versions": installed_versions(PACKAGES)})
     say(f"{output}: {page.width} x {page.height}, seed {seed}")
+    return problems
 
 
 def save(page: Image.Image, output: Path, story: dict[str, Any]) -> None:
@@ -85,7 +110,8 @@ def save(page: Image.Image, output: Path, story: dict[str, Any]) -> None:
             notes.add_itxt("dash-vision", json.dumps(story))
             page.save(temporary, format="PNG", pnginfo=notes, optimize=True)
         else:
-            page.save(temporary, format="PDF", resolution=200, subject=json.dumps(story))
+            # Pillow stores RGB as lossy JPEG, but RGBA as JPEG 2000, which is exact.
+            page.convert("RGBA").save(temporary, format="PDF", resolution=200, subject=json.dumps(story))
 
 
 def check_picture_name(output: Path, what: str = "picture") -> None:
@@ -94,8 +120,35 @@ def check_picture_name(output: Path, what: str = "picture") -> None:
         raise EvalError(f"the {what}'s name is {output}; it takes a name that ends in .png or .pdf")
 
 
-def check_block(block: Block) -> dict[str, DreamBoothRun]:
-    """The runs of a block, all on one base; everything that is wrong with it is found before a model is loaded."""
+def check_sampling(seed: int, steps: int | None, guidance: float | None) -> None:
+    """Raises EvalError for settings that no sampler takes; None stands for a run's own."""
+    check_whole("seed", seed, 0)
+    check_whole("num_inference_steps", 1 if steps is None else steps, 1)
+    if guidance is not None and not 0 <= guidance < math.inf:
+        raise EvalError(f"--guidance_scale is {guidance}; it takes a number of 0 or more")
+
+
+def check_whole(name: str, value: int, least: int) -> None:
+    """Raises EvalError for a setting below `least`."""
+    if value < least:
+        raise EvalError(f"--{name} is {value}; it takes a whole number of {least} or more")
+
+
+def check_prompts(prompts: Sequence[str]) -> list[str]:
+    """A note for each prompt without a place for the subject. Raises EvalError for a blank one."""
+    for number, prompt in enumerate(prompts, 1):
+        if not prompt.strip():
+            raise EvalError(f'prompt {number} of --prompts is blank; write what to draw, such as "a {{}} in the snow"')
+    return [
+        f'note: "{p}" has no {{}}, the place of the subject\'s name; drawn as it is' for p in prompts if "{}" not in p
+    ]
+
+
+def check_block(block: Block) -> tuple[dict[str, DreamBoothRun], list[str]]:
+    """The runs of a block, all of one subject on one base, and a sentence for each that was left out.
+
+    Everything that is wrong with it is found before a model is loaded. Raises EvalError where no run is left.
+    """
     if not block.adapters:
         raise EvalError(f"no adapter for {block.subject}; give --adapter NAME=FOLDER, for each method one")
     if not picture_files(block.subject):
@@ -103,13 +156,30 @@ def check_block(block: Block) -> dict[str, DreamBoothRun]:
     names = [name for name, _ in block.adapters]
     if len(set(names)) < len(names):
         raise EvalError(f"two adapters for {block.subject} have one name ({', '.join(names)}); give each its own")
-    runs = {name: read_run(folder) for name, folder in block.adapters}
+    runs, problems = {}, []
+    for name, folder in block.adapters:
+        try:
+            run = read_run(folder)
+            check_files(run)
+            if not run.content["arguments"].keys() >= {"resolution", "num_inference_steps", "guidance_scale"}:
+                raise EvalError(f"{folder}/run.json is of another version of dash-vision; make the run again")
+            runs[name] = run
+        except EvalError as error:
+            problems.append(f"{name}: {error}")
+    if not runs:
+        raise EvalError("; ".join(problems))
     if len({run.base_fingerprint for run in runs.values()}) > 1:
         bases = ", ".join(f"{name}: {run.base}" for name, run in runs.items())
         raise EvalError(
             f"the adapters for {block.subject} were trained on different bases ({bases}); compare like with like"
         )
-    return runs
+    if len({(run.subject, run.argument("resolution")) for run in runs.values()}) > 1:
+        found = ", ".join(f'{name}: "{run.subject}" at {run.argument("resolution")}' for name, run in runs.items())
+        raise EvalError(
+            f"the adapters for {block.subject} were trained with different words or resolutions ({found}); one prompt "
+            "does not fit them: give each its own --subject"
+        )
+    return runs, problems
 
 
 def picture_files(folder: Path) -> list[Path]:
@@ -125,9 +195,31 @@ def open_picture(path: Path) -> Image.Image:
         return ImageOps.exif_transpose(picture).convert("RGB")
 
 
+def _inputs(folder: Path) -> tuple[list[Image.Image], list[str]]:
+    """The pictures in a folder, and a sentence for each that cannot be read. Raises EvalError where none can."""
+    pictures, problems = [], []
+    for path in picture_files(folder):
+        try:
+            pictures.append(open_picture(path))
+        except (OSError, ValueError, SyntaxError):
+            problems.append(f"{path} is no readable picture; remove or replace it")
+    if not pictures:
+        raise EvalError(f"no picture in {folder} can be read ({problems[0]})")
+    return pictures, problems
+
+
+def sampler_settings(run: DreamBoothRun, steps: int | None, guidance: float | None) -> dict[str, Any]:
+    """The sampler's steps and guidance; None takes the run's."""
+    return {
+        "num_inference_steps": int(run.argument("num_inference_steps")) if steps is None else steps,
+        "guidance_scale": float(run.argument("guidance_scale")) if guidance is None else guidance,
+    }
+
+
 def _sample(
     block: Block,
     runs: dict[str, DreamBoothRun],
+    inputs: list[Image.Image],
     seed: int,
     base: str | None,
     steps: int | None,
@@ -137,30 +229,31 @@ def _sample(
 ) -> Sampled:
     first = next(iter(runs.values()))
     prompts = [prompt.replace("{}", first.subject) for prompt in block.prompts]
-    pipeline = load_pipeline(first, base).to(device)
+    pipeline = load_pipeline(first, base)
+    for run in runs.values():
+        check_base(pipeline, run, base)
+    pipeline.to(device)
     side = int(first.argument("resolution"))
-    settings = {
-        "width": side,
-        "height": side,
-        "num_inference_steps": steps or int(first.argument("num_inference_steps")),
-        "guidance_scale": guidance or float(first.argument("guidance_scale")),
-    }
+    settings = sampler_settings(first, steps, guidance)
     columns: list[list[Image.Image]] = [[] for _ in prompts]
     for name, run in runs.items():
-        pipeline.load_lora_weights(str(run.folder), weight_name=DIFFUSERS_NAME)
+        load_lora(pipeline, run)
         say(f"{first.subject}: {name}, {len(prompts)} pictures")
         for number, prompt in enumerate(prompts):
             # The generator is on the CPU, so that a seed means the same noise on every device.
             noise = torch.Generator().manual_seed(seed * 100_003 + number)
-            columns[number].append(pipeline(prompt, generator=noise, **settings).images[0])
+            columns[number].append(pipeline(prompt, generator=noise, width=side, height=side, **settings).images[0])
         pipeline.unload_lora_weights()
-    inputs = []
-    for path in picture_files(block.subject):
-        try:
-            inputs.append(open_picture(path))
-        except (OSError, ValueError, SyntaxError):
-            say(f"note: {path} is no readable picture; left out")
-    return Sampled(first.subject, inputs, list(runs), prompts, columns)
+    story = {
+        "subject": str(block.subject),
+        "adapters": {name: str(run.folder) for name, run in runs.items()},
+        "prompts": prompts,
+        "base": base or first.base,
+        "base_fingerprint": first.base_fingerprint,
+        "resolution": side,
+        **settings,
+    }
+    return Sampled(first.subject, inputs, list(runs), prompts, columns, story)
 
 
 # -- drawing
@@ -185,19 +278,25 @@ def _draw_block(block: Sampled) -> Image.Image:
     methods = len(block.methods)
     pair = methods * TILE + (methods - 1) * GAP
     captions = [_lines(prompt, font, pair) for prompt in block.prompts]
-    words = max(len(lines) for lines in captions) * 22
+    about = _lines(f"input: {block.name}", font, TILE)
+    words = max(map(len, (about, *captions))) * 22
     width = TILE + ROOM + len(block.prompts) * pair + (len(block.prompts) - 1) * ROOM
     row = Image.new("RGB", (width, TILE + 10 + words + 12), PAPER)
     canvas = ImageDraw.Draw(row)
     row.paste(collage(block.inputs, TILE), (0, 0))
-    canvas.text((TILE / 2, TILE + 10), f"input: {block.name}", font=font, fill=INK, anchor="ma")
+    _write(canvas, about, TILE / 2, font)
     for i, (tiles, lines) in enumerate(zip(block.tiles, captions, strict=True)):
         x = TILE + ROOM + i * (pair + ROOM)
         for j, (tile, method) in enumerate(zip(tiles, block.methods, strict=True)):
             row.paste(_named(tile, method), (x + j * (TILE + GAP), 0))
-        for k, line in enumerate(lines):
-            canvas.text((x + pair / 2, TILE + 10 + 22 * k), line, font=font, fill=INK, anchor="ma")
+        _write(canvas, lines, x + pair / 2, font)
     return row
+
+
+def _write(canvas: ImageDraw.ImageDraw, lines: Sequence[str], x: float, font: Any) -> None:
+    """Lines under the tiles, each with its middle at x."""
+    for k, line in enumerate(lines):
+        canvas.text((x, TILE + 10 + 22 * k), line, font=font, fill=INK, anchor="ma")
 
 
 def collage(pictures: Sequence[Image.Image], side: int) -> Image.Image:
@@ -221,16 +320,23 @@ def _named(tile: Image.Image, name: str) -> Image.Image:
     """The tile at its size in the figure, with the method's name in its lower left corner."""
     large = ImageOps.fit(tile.convert("RGB"), (TILE, TILE), Image.Resampling.BICUBIC)
     font = ImageFont.load_default(17)
-    width = math.ceil(font.getlength(name)) + 16
-    label = Image.new("RGBA", (width, 27), (20, 24, 28, 190))
-    ImageDraw.Draw(label).text((8, 13), name, font=font, fill="#ffffff", anchor="lm")
-    large.paste(label, (0, TILE - 27), label)
+    lines = _lines(name, font, TILE - 16)
+    width = math.ceil(max(map(font.getlength, lines))) + 16
+    label = Image.new("RGBA", (width, 22 * len(lines) + 5), (20, 24, 28, 190))
+    for k, line in enumerate(lines):
+        ImageDraw.Draw(label).text((8, 13 + 22 * k), line, font=font, fill="#ffffff", anchor="lm")
+    large.paste(label, (0, TILE - label.height), label)
     return large
 
 
 def _lines(text: str, font: Any, width: int) -> list[str]:
+    """The text in lines of at most `width` pixels, broken between words, and within a word that is wider."""
     lines: list[str] = []
     for word in text.split():
+        while len(word) > 1 and font.getlength(word) > width:
+            fits = next((n for n in range(len(word) - 1, 1, -1) if font.getlength(word[:n]) <= width), 1)
+            lines.append(word[:fits])
+            word = word[fits:]
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and font.getlength(longer) <= width:
             lines[-1] = longer

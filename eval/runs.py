@@ -10,7 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dash_vision.adapter_io import DIFFUSERS_NAME, NATIVE_NAME, AdapterFileError, AdapterState, read_native
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dash_vision.adapter_io import (
+    DIFFUSERS_NAME,
+    NATIVE_NAME,
+    AdapterFileError,
+    AdapterState,
+    compare_probes,
+    probe_weight,
+    read_native,
+)
 
 MINIATURE = "the embedded miniature"  # what a run.json calls it
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # not pillow's "all": EPS would run Ghostscript
@@ -281,3 +293,68 @@ def load_pipeline(run: DreamBoothRun, base: str | None = None) -> Any:
         ) from None
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def check_base(pipeline: Any, run: DreamBoothRun, base: str | None = None) -> None:
+    """Raises EvalError when a run was not trained on the weights of a pipeline that no adapter is loaded in.
+
+    base: what the pipeline was loaded from, None for what the run's record names.
+    """
+    for component, state in native_adapters(run).items():
+        part = getattr(pipeline, component, None)
+        modules = dict(part.named_modules()) if part is not None else {}
+        layers = {m: modules[m] for m in state.kinds if isinstance(getattr(modules.get(m), "weight", None), Tensor)}
+        found = {m: probe_weight(layer) for m, layer in layers.items()}
+        if len(found) < len(state.kinds) or compare_probes(found, state.probes):
+            raise EvalError(
+                f"{run.folder} was trained on other weights than {base or run.base} holds; name its base by --base"
+            )
+
+
+def check_files(run: DreamBoothRun) -> None:
+    """Raises EvalError where a file of a run's adapter is missing or cut short; only headers are read."""
+    for path in (run.folder / DIFFUSERS_NAME, run.folder / NATIVE_NAME):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (OSError, ValueError, SafetensorError) as error:
+            raise EvalError(f"{path} is no complete .safetensors file ({error}); copy it again") from None
+
+
+def load_lora(pipeline: Any, run: DreamBoothRun) -> None:
+    """Load a run's adapter in a pipeline, as diffusers does. Raises EvalError."""
+    path = run.folder / DIFFUSERS_NAME
+    try:
+        pipeline.load_lora_weights(str(run.folder), weight_name=DIFFUSERS_NAME)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise EvalError(f"cannot load {path} in the base ({reason}); export it anew or make the run again") from None
+
+
+def usable_device(name: str | None = None) -> str:
+    """The device of that name; None: the GPU where there is one. Raises EvalError where torch cannot use it."""
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).strip().split("\n")[0]
+        raise EvalError(
+            f"--device is {name}, which cannot be used here ({reason}); give cpu, or leave it out"
+        ) from None
+    return name
+
+
+def check_output(path: Path, folder: bool = False) -> None:
+    """Raises EvalError where the file `path` (folder: files in the folder `path`) cannot be written; makes nothing."""
+    places = ([path] if folder else []) + list(path.absolute().parents)
+    place = next(p for p in places if os.path.lexists(p))
+    if not folder and path.is_dir():
+        reason = "it is a folder"
+    elif not place.is_dir():
+        reason = f"{place} is no folder"
+    elif not os.access(place, os.W_OK | os.X_OK):
+        reason = f"{place} may not be written to"
+    else:
+        return
+    raise EvalError(f"cannot write {path}: {reason}; give another place")

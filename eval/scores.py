@@ -1,32 +1,77 @@
-"""Means with bootstrap intervals, paired between methods, and the tables that show them."""
+"""Means with intervals over prompts, paired between methods, and the tables that show them."""
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .prompts import PICTURES_PER_PROMPT
 from .runs import EvalError, read_json
 
 RESULT = "subject.json"
 DRAWS = 10_000
 LEVEL = 0.95
+FEW = 10  # values; with fewer a percentile bootstrap is too narrow
+
+# Student's t at 97.5% for 1 to 30 degrees of freedom, as tabulated; beyond, 1.96 + 2.46 / n.
+_T: tuple[float, ...] = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.160,
+    2.145,
+    2.131,
+)
+_T += (2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
 
 
 class Interval(NamedTuple):
-    """A mean with its percentile bootstrap interval of LEVEL."""
+    """A mean with its interval of LEVEL, by the method of `interval_method`; None where one value has none."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+
+
+def interval_method(count: int) -> str | None:
+    """How the interval of the mean of `count` values is found; None for a single value, which has no interval."""
+    if count < 2:
+        return None
+    return "Student's t" if count < FEW else "percentile bootstrap"
+
+
+def student(values: Sequence[float]) -> tuple[float, float]:
+    """The 95% interval of the values' mean, by Student's t.
+
+    With a handful of values a percentile bootstrap is too narrow. One value has no interval: infinite ends.
+    """
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return -math.inf, math.inf
+    freedom = len(values) - 1
+    quantile = _T[freedom - 1] if freedom <= len(_T) else 1.96 + 2.46 / freedom
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return mean - half, mean + half
 
 
 def intervals(values: Mapping[str, Sequence[float]], seed: int = 0) -> dict[str, Interval]:
     """Mean and interval of every method's values, one per prompt in the same order for all.
 
-    Whole prompts are drawn with replacement, since pictures of one prompt resemble each other.
+    The prompt is the unit, not the picture, since pictures of one prompt resemble each other.
     """
     return {name: _interval(np.asarray(v, float), seed) for name, v in values.items()}
 
@@ -42,19 +87,25 @@ def differences(values: Mapping[str, Sequence[float]], seed: int = 0) -> dict[tu
 
 
 def _interval(values: np.ndarray, seed: int) -> Interval:
+    method = interval_method(len(values))
+    mean = float(values.mean())
+    if method is None:
+        return Interval(mean, None, None)
+    if method == "Student's t":
+        return Interval(mean, *student(values.tolist()))
     draws = np.random.default_rng(seed).integers(len(values), size=(DRAWS, len(values)))
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(values[draws].mean(axis=1), [tail, 100 - tail])
-    return Interval(float(values.mean()), float(low), float(high))
+    return Interval(mean, float(low), float(high))
 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The tables of a subject.json: means, differences between methods, and every prompt."""
     metrics = list(result["backbones"])
-    lines = [f"# {result['subject']}: the DreamBooth protocol", "", " ".join(describe(result)), ""]
+    lines = [f"# {result['subject']}: {_title(result)}", "", " ".join(describe(result)), ""]
     lines += _table(["", *metrics], [[row["name"], *cells(row, metrics)] for row in rows(result)])
     if result["differences"]:
-        lines += ["", f"Paired differences, {LEVEL:.0%} bootstrap intervals over prompts:", ""]
+        lines += ["", "Paired differences, prompt by prompt:", ""]
         lines += _table(["", *metrics], [[d["methods"], *cells(d, metrics, "+.3f")] for d in result["differences"]])
     lines += ["", "Per prompt, the mean of its pictures:", ""]
     columns = [(name, m) for name in result["methods"] for m in metrics if m in result["methods"][name]["scores"]]
@@ -64,6 +115,15 @@ def markdown(result: Mapping[str, Any]) -> str:
     ]
     lines += _table(["prompt", *(f"{name}, {m}" for name, m in columns)], body)
     return "\n".join(lines) + "\n"
+
+
+def _title(result: Mapping[str, Any]) -> str:
+    """The protocol's name only for its own prompts with its number of pictures or more."""
+    count, own = result["images_per_prompt"], result["prompt_list"] == "own"
+    if not own and count >= PICTURES_PER_PROMPT:
+        return "the DreamBooth protocol"
+    prompts = "own prompts" if own else "the DreamBooth protocol's prompts"
+    return f"{prompts}, {count} picture{'s' if count > 1 else ''} each"
 
 
 def rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -85,7 +145,8 @@ def describe(result: Mapping[str, Any]) -> list[str]:
         f"{len(result['prompts'])} prompts, {count} picture{'s' if count > 1 else ''} each, seed {result['seed']}; "
         f"{result['num_inference_steps']} sampling steps, guidance {result['guidance_scale']:g}.",
         f"{backbones}; CLIP-T compares with the prompt {token} the rare word.",
-        f"In brackets: {LEVEL:.0%} bootstrap intervals over prompts, of this one subject.",
+        # Results of older versions do not say, and have bootstrap intervals whatever the number of prompts.
+        _intervals_in_words(result.get("intervals", "percentile bootstrap")),
     ]
     if "DINO" not in result["backbones"]:
         sentences.append("DINO was left out.")
@@ -102,6 +163,12 @@ def describe(result: Mapping[str, Any]) -> list[str]:
             "it sees more than the subject, and the real pictures are no ceiling."
         )
     return sentences
+
+
+def _intervals_in_words(method: str | None) -> str:
+    if method is None:
+        return "A single prompt: no intervals."
+    return f"In brackets: {LEVEL:.0%} intervals over prompts ({method}), of this one subject."
 
 
 def cells(row: Mapping[str, Any], metrics: Sequence[str], form: str = ".3f") -> list[str]:

@@ -24,10 +24,29 @@ from dash_vision.files import replacing, write_json, write_text
 from dash_vision.versions import installed_versions
 
 from .encoders import ClipEncoder, DinoEncoder
-from .figure import Block, check_block, open_picture, picture_files
-from .prompts import CLIP, DINO, PROMPT_LISTS, prompt_list
-from .runs import FORMATS, MINIATURE, DreamBoothRun, EvalError, load_pipeline, read_json
-from .scores import RESULT, differences, intervals, markdown
+from .figure import (
+    Block,
+    check_block,
+    check_prompts,
+    check_sampling,
+    check_whole,
+    open_picture,
+    picture_files,
+    sampler_settings,
+)
+from .prompts import CLIP, DINO, PICTURES_PER_PROMPT, PROMPT_LISTS, prompt_list
+from .runs import (
+    FORMATS,
+    MINIATURE,
+    DreamBoothRun,
+    EvalError,
+    check_base,
+    load_lora,
+    load_pipeline,
+    read_json,
+    usable_device,
+)
+from .scores import RESULT, differences, interval_method, intervals, markdown
 
 FLOOR = "base (floor)"
 _NOISES = 1000  # numbers of starting noises kept for each prompt
@@ -41,7 +60,7 @@ class Protocol:
 
     prompts: tuple[str, ...] = ()
     prompt_list: str | None = None
-    images_per_prompt: int = 4
+    images_per_prompt: int = PICTURES_PER_PROMPT
     seed: int = 0
     steps: int | None = None
     guidance: float | None = None
@@ -68,20 +87,21 @@ class Job:
         return self.folder / f"{prompt:02d}-{number:02d}.png"
 
 
-def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], None] = print) -> None:
-    """Draw what is missing, score everything, write subject.json and subject.md to `output`. Raises EvalError."""
+def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], None] = print) -> list[str]:
+    """Draw what is missing, score everything, write subject.json and subject.md to `output`; a sentence for each
+    adapter that was left out. Raises EvalError where none is left."""
     from accelerate import PartialState
 
     _check(how)
-    runs = check_block(block)
+    notes = check_prompts(how.prompts)
+    runs, problems = check_block(block)
     first = next(iter(runs.values()))
     subject, kind = _without_article(first.subject), class_of(first)
     listed = how.prompt_list or prompt_list(kind)
     prompts = how.prompts or PROMPT_LISTS[listed]
     settings = {
         "seed": how.seed,
-        "num_inference_steps": how.steps or int(first.argument("num_inference_steps")),
-        "guidance_scale": float(first.argument("guidance_scale")) if how.guidance is None else how.guidance,
+        **sampler_settings(first, how.steps, how.guidance),
         "resolution": int(first.argument("resolution")),
         "base_fingerprint": first.base_fingerprint,
     }
@@ -96,21 +116,30 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))
     if not state.is_main_process:
         say = _silent
+    for note in notes:
+        say(note)
     say(f'{len(jobs)} methods x {len(prompts)} prompts x {how.images_per_prompt} pictures; "{jobs[0].prompts[0]}", ...')
     for job in jobs:
         _claim(job, settings)
-    state.wait_for_everyone()
+    missing = [_missing(job, how.images_per_prompt) for job in jobs]
+    pipeline = None
+    if how.base or any(missing):  # the record names the base: one that is given is looked at
+        pipeline = load_pipeline(first, how.base)
+        for run in runs.values():
+            check_base(pipeline, run, how.base)
+    state.wait_for_everyone()  # nobody may draw before all have seen what is missing
     if state.is_main_process:
         for job in jobs:
             write_json(job.folder / "made.json", _identity(job, settings))
-    todo = [(job, _missing(job, how.images_per_prompt)[state.process_index :: state.num_processes]) for job in jobs]
-    state.wait_for_everyone()  # nobody may draw before all have seen what is missing
-    device = how.device or str(state.device)
-    if any(missing for _, missing in todo):
-        _draw(first, todo, settings, how, device, say)
+    state.wait_for_everyone()
+    shares = [pictures[state.process_index :: state.num_processes] for pictures in missing]
+    if any(shares):
+        assert pipeline is not None
+        pipeline.to(how.device or str(state.device))
+        _draw(pipeline, list(zip(jobs, shares, strict=True)), settings, how, say)
     state.wait_for_everyone()
     if not state.is_main_process:
-        return
+        return problems
     texts = tuple(p.replace("{}", subject if how.keep_token else kind) for p in prompts)
     seen = _features(real, clip, dino)
     scores = {job.name: _scores(job, texts, how.images_per_prompt, seen, clip, dino) for job in jobs}
@@ -122,13 +151,14 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
         "prompts": list(jobs[0].prompts),
         "images_per_prompt": how.images_per_prompt,
         **settings,
-        "base": first.base,
+        "base": how.base or first.base,
         "backbones": _backbones(clip, dino),
         "stand_in": any(name.endswith(MINIATURE) for name in _backbones(clip, dino).values()),
         "token_in_clip_t": how.keep_token,
         "ceiling": _ceiling(seen),
         "methods": _summaries(jobs, scores),
         "differences": _differences(scores),
+        "intervals": interval_method(len(prompts)),
         "versions": installed_versions(PACKAGES),
     }
     write_json(output / RESULT, result)
@@ -136,6 +166,7 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
     write_text(output / "subject.md", tables)
     say(tables.split("\nPer prompt")[0].rstrip())
     say(f"per prompt: {output / 'subject.md'}")
+    return problems
 
 
 def _silent(line: str) -> None:
@@ -143,14 +174,10 @@ def _silent(line: str) -> None:
 
 
 def _check(how: Protocol) -> None:
-    for name, value, least in (
-        ("images_per_prompt", how.images_per_prompt, 1),
-        ("batch_size", how.batch_size, 1),
-        ("seed", how.seed, 0),
-        ("num_inference_steps", 1 if how.steps is None else how.steps, 1),
-    ):
-        if value < least:
-            raise EvalError(f"--{name} is {value}; it takes a whole number of {least} or more")
+    check_whole("images_per_prompt", how.images_per_prompt, 1)
+    check_whole("batch_size", how.batch_size, 1)
+    check_sampling(how.seed, how.steps, how.guidance)
+    usable_device(how.device)
     if how.images_per_prompt > _NOISES:
         raise EvalError(f"--images_per_prompt is {how.images_per_prompt}; it takes at most {_NOISES}")
 
@@ -201,8 +228,9 @@ def _claim(job: Job, settings: dict[str, Any]) -> None:
     was, now = read_json(record), _identity(job, settings)
     different = [key for key in now if not isinstance(was, dict) or was.get(key) != now[key]]
     if different:
+        other = "other" if different[0].endswith("s") else "another"
         raise EvalError(
-            f"{job.folder} holds pictures made with another {different[0]}; remove it, or give another folder by -o"
+            f"{job.folder} holds pictures made with {other} {different[0]}; remove it, or give another folder by -o"
         )
 
 
@@ -220,21 +248,19 @@ def _load(path: Path) -> Image.Image | None:
 
 
 def _draw(
-    first: DreamBoothRun,
+    pipeline: Any,
     todo: Sequence[tuple[Job, Sequence[tuple[int, int]]]],
     settings: dict[str, Any],
     how: Protocol,
-    device: str,
     say: Callable[[str], None],
 ) -> None:
     from tqdm.auto import tqdm
 
-    pipeline = load_pipeline(first, how.base).to(device)
     for job, missing in todo:
         if not missing:
             continue
         if job.run is not None:
-            pipeline.load_lora_weights(str(job.run.folder), weight_name=DIFFUSERS_NAME)
+            load_lora(pipeline, job.run)
         with tqdm(total=len(missing), desc=job.name, disable=say is _silent) as bar:
             for start in range(0, len(missing), how.batch_size):
                 batch = missing[start : start + how.batch_size]
@@ -272,7 +298,7 @@ def _real_pictures(folder: Path) -> list[Image.Image]:
 
 def _encoders(first: DreamBoothRun, how: Protocol) -> tuple[ClipEncoder, DinoEncoder | None]:
     miniature = first.base == MINIATURE and how.base is None
-    device = how.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = usable_device(how.device)
     clip = ClipEncoder(how.clip or (MINIATURE if miniature else CLIP), device)
     name = how.dino or (MINIATURE if miniature and not how.dino_checkpoint else DINO)
     return clip, None if name == "none" else DinoEncoder(name, how.dino_checkpoint, device)

@@ -3,14 +3,17 @@
 import csv
 import io
 import json
+import shutil
 
 import pytest
+import torch
 from helpers import save_base, save_pictures
-from PIL import Image
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
 from test_dreambooth import settings, train
 
 from eval.__main__ import main
-from eval.figure import GAP, MARGIN, ROOM, TILE, collage
+from eval.figure import GAP, MARGIN, ROOM, TILE, Sampled, collage, draw
 from eval.vtab import GROUPS, PUBLISHED, TASKS, published_rows, table
 
 
@@ -78,7 +81,30 @@ def test_subjects_stack_and_pdf_is_written(runs, tmp_path):
     with Image.open(tmp_path / "two.png") as two, Image.open(tmp_path / "one.png") as one:
         assert two.width == one.width
         assert two.height == 2 * (one.height - 2 * MARGIN) + GAP + 2 * MARGIN
-    assert (tmp_path / "two.pdf").read_bytes().startswith(b"%PDF")
+    content = (tmp_path / "two.pdf").read_bytes()
+    assert content.startswith(b"%PDF")
+    _, stream = content.split(b">>stream\n", 2)[:2]
+    with Image.open(tmp_path / "two.png") as png, Image.open(io.BytesIO(stream)) as embedded:
+        assert embedded.convert("RGB").tobytes() == png.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("name", ["projection without the division of rank 16", "x" * 45, "LoRA-Dash", "W" * 90])
+def test_a_method_s_name_is_whole_on_its_tile(name):
+    tiles = [[Image.new("RGB", (16, 16), "#204060")]]
+    drawn = []
+    original = ImageDraw.ImageDraw.text
+
+    def spy(canvas, place, text, **options):
+        left, _, right, _ = canvas.textbbox(place, text, font=options["font"], anchor=options["anchor"])
+        drawn.append((text, left >= 0, right <= canvas.im.size[0], canvas.im.size[0]))
+        return original(canvas, place, text, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageDraw.ImageDraw, "text", spy)
+        draw([Sampled("cat", [Image.new("RGB", (8, 8))], [name], [""], tiles, {})])
+    labels = [entry for entry in drawn if entry[3] <= TILE]
+    assert "".join(entry[0] for entry in labels).replace(" ", "") == name.replace(" ", "")
+    assert all(left and right for _, left, right, _ in labels)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 9, 12])
@@ -123,6 +149,141 @@ def test_bad_figures_are_one_sentence(runs, tmp_path, capsys, change, words):
     assert words in said
     assert "Traceback" not in said
     assert not (tmp_path / "o.png").exists()
+
+
+def test_a_bad_part_costs_itself_only(runs, tmp_path, capsys):
+    shutil.copytree(runs / "cat", tmp_path / "cat")
+    (tmp_path / "cat/broken.png").write_bytes(b"\x89PNG")
+    for name in ("pytorch_lora_weights.safetensors", "dash_adapter.safetensors"):
+        shutil.copytree(runs / "dash", tmp_path / name)
+        path = tmp_path / name / name
+        path.write_bytes(path.read_bytes()[:-10])
+    adapters = {"gone": tmp_path / "gone", "a": tmp_path / "pytorch_lora_weights.safetensors", "dash": runs / "dash"}
+    adapters["b"] = tmp_path / "dash_adapter.safetensors"
+    shutil.copytree(runs / "dash", tmp_path / "old")
+    record = json.loads((runs / "dash/run.json").read_text())
+    del record["arguments"]["guidance_scale"]
+    (tmp_path / "old/run.json").write_text(json.dumps(record))
+    adapters["old"] = tmp_path / "old"
+    words = ["figure", "--subject", str(tmp_path / "cat"), *(f"--adapter={n}={p}" for n, p in adapters.items())]
+    empty = ["--subject", str(tmp_path), *words[3:6], "--prompts", "a {}"]  # a block of which nothing is left
+    assert main([*words, "--prompts", "a {}", *empty, str(tmp_path / "o.png")]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 6
+    for line, part in zip(
+        said, ("gone: there is", "a: ", "b: ", "old: ", str(tmp_path / "cat/broken.png"), "no pictures"), strict=True
+    ):
+        assert line.startswith("error: left out: ")
+        assert part in line
+        assert "o.png" not in line
+    with Image.open(tmp_path / "o.png") as page:
+        (block,) = json.loads(page.text["dash-vision"])["blocks"]
+    assert block["adapters"] == {"dash": str(runs / "dash")}
+
+
+def test_settings_of_zero_are_taken(runs, tmp_path):
+    words = ["figure", "--subject", str(runs / "cat"), "--adapter", f"dash={runs / 'dash'}"]
+    story = {}
+    for guidance in ("0", "1", "2.5"):
+        out = tmp_path / f"{guidance}.png"
+        assert main([*words, "--guidance_scale", guidance, "--prompts", "a {}", str(out)]) == 0
+        with Image.open(out) as page:
+            story[guidance] = json.loads(page.text["dash-vision"])
+            story[guidance]["pixels"] = page.tobytes()
+    assert [s["blocks"][0]["guidance_scale"] for s in story.values()] == [0, 1, 2.5]
+    # Up to 1 diffusers does without guidance.
+    assert story["0"]["pixels"] == story["1"]["pixels"] != story["2.5"]["pixels"]
+    made = story["0"]["blocks"][0]
+    assert (made["base"], made["num_inference_steps"], made["resolution"]) == (str(runs / "sd"), 2, 16)
+    assert torch.__version__.startswith(story["0"]["versions"]["torch"])
+
+
+def test_a_prompt_without_a_place_for_the_subject_gets_a_note(runs, tmp_path, capsys):
+    assert figure_of(runs, tmp_path / "o.png", "dash", prompts=("a cat", "a {}")) == 0
+    assert capsys.readouterr().out.count("has no {}") == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("instance_prompt", "a photo of zwx dog"), ("arguments", {"resolution": 32})]
+)
+def test_runs_of_another_subject_do_not_stand_in_one_block(runs, tmp_path, capsys, key, value):
+    shutil.copytree(runs / "dash", tmp_path / "other")
+    record = json.loads((runs / "dash/run.json").read_text())
+    record[key] = {**record[key], **value} if key == "arguments" else value
+    (tmp_path / "other/run.json").write_text(json.dumps(record))
+    words = [
+        "figure",
+        "--subject",
+        str(runs / "cat"),
+        f"--adapter=a={runs / 'lora'}",
+        f"--adapter=b={tmp_path / 'other'}",
+    ]
+    assert main([*words, "--prompts", "a {}", str(tmp_path / "o.png")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "different words or resolutions" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (["--num_inference_steps", "0"], "--num_inference_steps is 0"),
+        (["--num_inference_steps", "-3"], "--num_inference_steps is -3"),
+        (["--guidance_scale", "-1"], "--guidance_scale is -1"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--device", "cuda:9"], "--device is cuda:9, which cannot be used here"),
+        (["--device", "toaster"], "--device is toaster, which cannot be used here"),
+        (["--prompts", ""], "is blank"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_one_sentence(runs, tmp_path, capsys, change, sentence):
+    words = ["figure", "--subject", str(runs / "cat"), "--adapter", f"dash={runs / 'dash'}", "--prompts", "a {}"]
+    assert main([*words, *change, str(tmp_path / "o.png")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert sentence in said
+
+
+def test_a_folder_of_broken_pictures_is_no_subject(runs, tmp_path, capsys):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    words = ["figure", "--subject", str(tmp_path), "--adapter", f"dash={runs / 'dash'}", "--prompts", "a {}"]
+    assert main([*words, str(tmp_path / "o.png")]) == 2
+    assert f"no picture in {tmp_path} can be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["file/o.png", "folder.png"])
+def test_a_file_that_cannot_be_written_is_named_before_anything_is_drawn(runs, tmp_path, capsys, out):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    assert figure_of(runs, tmp_path / out, "dash") == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: cannot write {tmp_path / out}: ")
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+@pytest.mark.parametrize("base", ["sd2", "xl"])
+def test_a_wrong_base_draws_nothing(runs, tmp_path, capsys, base):
+    if base == "xl" and not (runs / "xl").exists():
+        save_base(runs / "xl", xl=True)
+    capsys.readouterr()
+    words = ["figure", "--subject", str(runs / "cat"), "--adapter", f"dash={runs / 'dash'}", "--base", str(runs / base)]
+    assert main([*words, "--prompts", "a {}", str(tmp_path / "o.png")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"was trained on other weights than {runs / base} holds" in said
+    assert not (tmp_path / "o.png").exists()
+
+
+def test_an_adapter_that_does_not_fit_is_named(runs, tmp_path, capsys):
+    shutil.copytree(runs / "dash", tmp_path / "odd")
+    path = tmp_path / "odd/pytorch_lora_weights.safetensors"
+    save_file({key: torch.cat([t, t], dim=1) for key, t in load_file(path).items()}, path)
+    words = ["figure", "--subject", str(runs / "cat"), "--adapter", f"odd={tmp_path / 'odd'}", "--prompts", "a {}"]
+    assert main([*words, str(tmp_path / "o.png")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: cannot load {path} in the base")
+    assert said.count("\n") == 1
 
 
 # -- the VTAB table

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ from eval.__main__ import main
 from eval.encoders import ClipEncoder, DinoEncoder
 from eval.prompts import PROMPT_LISTS, prompt_list
 from eval.runs import MINIATURE
-from eval.scores import differences, intervals
+from eval.scores import differences, intervals, markdown
 from eval.subject import FLOOR
 
 ROOT = Path(__file__).parent.parent
@@ -99,8 +100,6 @@ def test_pictures_are_equal_where_noise_and_weights_are(done):
 
 
 def test_only_what_is_missing_is_drawn_again(runs, done, tmp_path):
-    import shutil
-
     out = tmp_path / "again"
     shutil.copytree(done, out)
     lost, cut = out / "pictures/dash/01-00.png", out / "pictures/still/00-01.png"
@@ -138,7 +137,7 @@ def test_two_processes_draw_what_one_does(runs, done, tmp_path):
         timeout=200,
     )
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count("the DreamBooth protocol") == 1  # one process speaks
+    assert finished.stdout.count("sks cat: own prompts, 2 pictures each") == 1  # one process speaks
     for path in done.rglob("*.png"):
         other = np.asarray(Image.open(tmp_path / path.relative_to(done))).astype(int)
         assert np.abs(other - np.asarray(Image.open(path))).max() <= 1
@@ -239,6 +238,39 @@ def test_the_tables_name_what_was_measured(runs, done, capsys):
     assert "| a red sks cat |" in (done / "subject.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("prompts", "count", "title"),
+    [
+        ("live", 4, "the DreamBooth protocol"),
+        ("live", 1, "the DreamBooth protocol's prompts, 1 picture each"),
+        ("own", 4, "own prompts, 4 pictures each"),
+    ],
+)
+def test_only_the_protocol_bears_its_name(done, prompts, count, title):
+    result = json.loads((done / "subject.json").read_text())
+    text = markdown({**result, "prompt_list": prompts, "images_per_prompt": count})
+    assert text.splitlines()[0] == f"# sks cat: {title}"
+
+
+def test_a_result_says_which_intervals_it_has(done):
+    result = json.loads((done / "subject.json").read_text())
+    assert "95% intervals over prompts (Student's t)" in markdown(result)
+    older = {key: value for key, value in result.items() if key != "intervals"}
+    assert "95% intervals over prompts (percentile bootstrap)" in markdown(older)
+    # Two values: Student's t with one degree of freedom is Cauchy's distribution, whose quantile is a tangent.
+    scores = result["methods"]["dash"]["scores"]["CLIP-I"]
+    half = np.tan(np.pi * 0.475) * abs(np.subtract(*scores["per_prompt"])) / 2
+    assert scores["high"] - scores["mean"] == pytest.approx(half, rel=1e-4)
+    assert scores["mean"] - scores["low"] == pytest.approx(half, rel=1e-4)
+
+
+def test_one_prompt_has_no_interval(runs, tmp_path, capsys):
+    assert main(words(runs, tmp_path, prompts=["a {}"])) == 0
+    said = capsys.readouterr().out
+    assert "A single prompt: no intervals." in said
+    assert not any("[" in line for line in said.splitlines() if line.startswith("|"))
+
+
 # -- in the report
 
 
@@ -256,16 +288,47 @@ def test_the_report_shows_a_measured_subject(runs, done, tmp_path):
 # -- bad input
 
 
+def test_the_base_is_looked_at_and_recorded(runs, done, capsys, tmp_path):
+    save_base(tmp_path / "other", seed=5)
+    for out in (tmp_path / "new", done):  # with pictures to draw, and with none
+        assert main(words(runs, out, "--base", str(tmp_path / "other"))) == 2
+        assert f"was trained on other weights than {tmp_path / 'other'} holds" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    shutil.copytree(done, tmp_path / "moved")
+    shutil.copytree(runs / "sd", tmp_path / "sd")
+    assert main(words(runs, tmp_path / "moved", "--base", str(tmp_path / "sd"))) == 0
+    assert json.loads((tmp_path / "moved/subject.json").read_text())["base"] == str(tmp_path / "sd")
+    assert json.loads((done / "subject.json").read_text())["base"] == str(runs / "sd")
+
+
+def test_a_missing_adapter_costs_itself_only(runs, done, capsys):
+    assert main(words(runs, done, "--adapter", "x=nowhere")) == 1
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1].startswith("error: left out: x: there is no folder nowhere")
+    assert "| dash - still |" in said.out
+
+
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_drawn(runs, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(words(runs, tmp_path / "file/out")) == 2
+    said = capsys.readouterr()
+    assert said.err == (f"error: cannot write {tmp_path}/file/out: {tmp_path}/file is no folder; give another place\n")
+    assert said.out == ""
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         (["--seed", "7"], "pictures made with another seed"),
-        (["--num_inference_steps", "3"], "pictures made with another num_inference_steps"),
+        (["--num_inference_steps", "3"], "pictures made with other num_inference_steps"),
+        (["--prompts", "a blue {}"], "pictures made with other prompts"),
         (["--images_per_prompt", "0"], "--images_per_prompt is 0"),
         (["--clip", "nowhere"], "cannot load CLIP from nowhere"),
         (["--dino", "vit_small_patch16_224.dino"], "leave the column out by --dino none"),
         (["--dino", "vtab_tiny", "--dino_checkpoint", "x.bin"], "it takes a .safetensors file"),
-        (["--adapter", "x=nowhere"], "there is no folder nowhere"),
+        (["--prompts", " "], "prompt 3 of --prompts is blank"),
+        (["--guidance_scale", "nan"], "--guidance_scale is nan; it takes a number of 0 or more"),
+        (["--device", "cuda:9"], "--device is cuda:9, which cannot be used here"),
         (["--subject", "cat/"], "2 subjects given"),
     ],
 )

@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 
 from benchmarks import individuals
-from benchmarks.effects import Comparison, effects, markdown, student
+from benchmarks.effects import Comparison, effects, markdown
 from benchmarks.individuals import Arm, Case, Eyes, main, read_plan, to_pixels, way
 from dash_vision.miniature.scenes import render
 from eval.plot import Estimate, draw_forest
+from eval.scores import student
 
 
 def test_an_arm_is_a_name_and_flags_and_nothing_else(capsys, tmp_path: Path) -> None:
