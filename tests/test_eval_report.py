@@ -1,10 +1,13 @@
 """Curves and the page: that charts show the numbers, that the page holds everything, and that a browser can use it."""
 
 import base64
+import hashlib
 import json
 import re
 import shutil
 from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +17,13 @@ from safetensors import safe_open
 from test_dreambooth import settings, train
 from vtab_helpers import trained_run
 
+from dash_vision.diffusion.sheet import Row, draw_sheet
 from eval.__main__ import main
 from eval.curves import all_panels
+from eval.figure import save
 from eval.plot import Panel, Series, draw, running_mean, svg, thinned, ticks
-from eval.runs import find_runs, labels
+from eval.report import Sheet
+from eval.runs import DreamBoothRun, find_runs, labels
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +184,11 @@ def page(runs):
 def test_the_page_is_one_file_with_everything_in_it(runs, page):
     text = page.read_text()
     elements = Elements(text)
-    sources = [a["src"] for a in elements.all("img")]
+    sources = [a["src"] for a in elements.all("img") if "src" in a]
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-    pictures = {base64.b64decode(source.partition(",")[2]) for source in sources}
-    assert pictures == {(runs / "dream" / name / "samples.png").read_bytes() for name in ("dash", "lora")}
+    pictures = [base64.b64decode(source.partition(",")[2]) for source in sources]
+    files = [(runs / "dream" / name / "samples.png").read_bytes() for name in ("dash", "lora")]
+    assert sorted(pictures) == sorted(files)  # each once, though the slider and the sheet show it
     assert not [a for tag in ("link", "iframe", "object") for a in elements.all(tag)]
     assert not [a for a in elements.all("script") if "src" in a]
     assert all(a["href"].startswith("#") for a in elements.all("a"))
@@ -189,6 +196,7 @@ def test_the_page_is_one_file_with_everything_in_it(runs, page):
     ids = [a["id"] for _, a in elements.found if "id" in a]
     assert len(set(ids)) == len(ids)
     assert {a["href"][1:] for a in elements.all("a")} <= set(ids)
+    assert {a["data-of"] for a in elements.all("img") if "data-of" in a} <= set(ids)
 
 
 def test_pictures_and_controls_have_words(page):
@@ -196,6 +204,112 @@ def test_pictures_and_controls_have_words(page):
     assert all(len(a["alt"]) > 20 for a in elements.all("img"))
     assert all(a.get("role") == "img" and a["aria-label"] for a in elements.all("svg"))
     assert [a["aria-label"] for a in elements.all("input") if a["type"] == "range"]
+
+
+def painted_sheet(colour, columns=1, inputs=2):
+    """A sheet whose trained pictures are of one colour, everything else of others."""
+
+    def pictures(paint, count):
+        return [Image.new("RGB", (64, 64), paint)] * count
+
+    rows = [Row("base", "b", pictures("#777777", columns)), Row("LoRA", "n", pictures(colour, columns))]
+    prompts = [f"a photo of sks cat, number {i}" for i in range(columns)]
+    foot = "25 steps, guidance 7.5, seed 123456; same starting noise within a column."
+    return draw_sheet(Row("input", "i", pictures("#00ff00", inputs)), prompts, rows, "cat", foot)
+
+
+@pytest.mark.parametrize(("columns", "inputs"), [(1, 1), (1, 5), (3, 2), (4, 4), (5, 3), (9, 9)])
+def test_the_trained_pictures_are_found_on_a_sheet(columns, inputs):
+    page = painted_sheet("#ff0000", columns, inputs)
+    content = {"arguments": {"validation_prompt": [str(i) for i in range(columns)], "num_validation_images": 1}}
+    sheet = Sheet("LoRA", DreamBoothRun(Path(), content), page.size, "")
+    assert len(sheet.tiles) == columns
+    reds = np.all(np.asarray(page) == (255, 0, 0), axis=-1)
+    for left, top, side in sheet.tiles:
+        assert reds[top : top + side, left : left + side].all()
+        reds[top : top + side, left : left + side] = False
+    assert not reds.any()  # nothing of them is missed
+    assert sheet._replace(size=(page.width + 1, page.height)).tiles == []
+
+
+def copied_runs(runs, root, **changes):
+    """lora/ and dash/ below `root`, with entries of dash's run.json changed."""
+    for name in ("lora", "dash"):
+        shutil.copytree(runs / "dream" / name, root / name)
+    record = json.loads((root / "dash/run.json").read_text())
+    record["arguments"] |= changes.pop("arguments", {})
+    record |= changes
+    (root / "dash/run.json").write_text(json.dumps({k: v for k, v in record.items() if v is not None}))
+    assert main(["report", str(root / "lora"), str(root / "dash"), "-o", str(root / "r.html")]) == 0
+    return root / "r.html"
+
+
+@pytest.mark.parametrize(
+    ("changes", "compared"),
+    [
+        ({}, True),
+        ({"instance_digest": "0" * 16}, False),
+        ({"arguments": {"instance_data_dir": "moved/cat"}}, True),  # the same pictures elsewhere
+        ({"instance_digest": None}, True),  # an older record: the folder decides
+        ({"instance_digest": None, "arguments": {"instance_data_dir": "dog"}}, False),
+        ({"seed": 7}, False),
+    ],
+)
+def test_only_runs_on_the_same_pictures_from_the_same_noise_share_a_slider(runs, tmp_path, changes, compared):
+    elements = Elements(copied_runs(runs, tmp_path, **changes).read_text())
+    assert bool([a for a in elements.all("figure") if a.get("class") == "compare"]) == compared
+    assert sum("inputs above" in a["alt"] for a in elements.all("img")) == 2  # the sheets in any case
+
+
+def test_a_record_tells_pictures_apart_by_what_is_in_them(runs):
+    record = json.loads((runs / "dream/dash/run.json").read_text())
+    digest = hashlib.sha256()
+    for path in sorted((runs / "cat").iterdir()):
+        with Image.open(path) as picture:
+            picture = picture.convert("RGB")
+            digest.update(f"RGB {picture.size}".encode() + picture.tobytes())
+    assert record["instance_digest"] == digest.hexdigest()[:16]
+
+
+def test_a_figure_comes_first(runs, tmp_path, capsys):
+    story = {
+        "seed": 3,
+        "blocks": [{"subject": "d/cat", "adapters": {"lora": "a", "dash": "b"}, "prompts": ["<in> snow"]}],
+    }
+    save(Image.new("RGB", (300, 200), "red"), tmp_path / "figure.png", story)
+    words = ["report", str(tmp_path / "figure.png"), str(runs / "dream/lora"), "-o", str(tmp_path / "r.html")]
+    assert main(words) == 0
+    elements = Elements((tmp_path / "r.html").read_text())
+    first = elements.all("img")[0]
+    assert base64.b64decode(first["src"].partition(",")[2]) == (tmp_path / "figure.png").read_bytes()
+    for word in ("cat", "lora, dash", "<in> snow"):
+        assert word in first["alt"]
+    assert any("seed 3" in word for word in elements.words)
+    Image.new("RGB", (3, 3)).save(tmp_path / "plain.png")
+    save(Image.new("RGB", (3, 3)), tmp_path / "directions.png", {"run": "r", "seed": 0})
+    (tmp_path / "cut.png").write_bytes((tmp_path / "figure.png").read_bytes()[:200])
+    capsys.readouterr()
+    others = [str(tmp_path / f"{name}.png") for name in ("plain", "directions", "cut")]
+    assert main([words[0], *others, *words[1:]]) == 1
+    assert capsys.readouterr().err.count("is no figure for the report") == 3
+
+
+def test_measured_subjects_are_found_below_a_folder(runs, tmp_path, capsys):
+    score = {"mean": 0.5, "low": 0.4, "high": 0.6, "per_prompt": [0.5]}
+    result = {
+        "kind": "subject", "subject": "sks cat", "prompts": ["p"], "backbones": {"DINO": "vit"}, "differences": [],
+        "ceiling": {}, "images_per_prompt": 1,
+        "methods": {"LoRA": {"method": "LoRA", "run": None, "pictures": "LoRA", "scores": {"DINO": score}}},
+    }  # fmt: skip
+    for name in ("a", "b"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        (tmp_path / "all" / name / "subject.json").write_text(json.dumps(result | {"subject": f"subject {name}"}))
+    assert main(["report", str(tmp_path / "all"), "-o", str(tmp_path / "r.html")]) == 0
+    words = Elements((tmp_path / "r.html").read_text()).words
+    assert {"subject a", "subject b"} <= set(words)
+    shutil.copytree(runs / "dream/lora", tmp_path / "all/run")
+    assert main(["report", str(tmp_path / "all"), "-o", str(tmp_path / "r.html")]) == 0
+    assert "LoRA-Dash: 1 DreamBooth run and 2 measured subjects" in Elements((tmp_path / "r.html").read_text()).words
 
 
 def test_tables_hold_the_recorded_numbers(runs, page):
@@ -307,14 +421,42 @@ def test_the_slider_uncovers_the_other_method(browser, page):
     assert shown() == pytest.approx(73, abs=1)
 
 
+def colours(browser, element):
+    """The colours at a quarter and at three quarters of an element's width, 20 pixels below its top."""
+    with Image.open(BytesIO(element.screenshot_as_png)) as picture:
+        pixels = picture.convert("RGB")
+        return [pixels.getpixel((pixels.width * part // 4, 20)) for part in (1, 3)]
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_slider_lies_on_the_generated_picture_and_fits_the_window(browser, runs, tmp_path, width):
+    page = copied_runs(runs, tmp_path)
+    for name, colour in (("lora", "#ff0000"), ("dash", "#0000ff")):
+        painted_sheet(colour).save(tmp_path / name / "samples.png")
+    assert main(["report", str(tmp_path / "lora"), str(tmp_path / "dash"), "-o", str(page)]) == 0
+    show(browser, page, width=width)
+    (frame,) = find(browser, ".compare .frame")
+    assert frame.size["width"] > 240
+    assert colours(browser, frame) == [(255, 0, 0), (0, 0, 255)]
+    find(browser, ".compare .enlarge")[0].click()
+    (large,) = find(browser, "dialog .frame")
+    line = find(browser, "dialog .line")[0].rect
+    assert large.rect["x"] >= 0
+    assert large.rect["x"] + large.rect["width"] <= width
+    assert line["x"] == pytest.approx(width / 2, abs=12)  # a scroll bar's half
+    assert large.size["width"] >= frame.size["width"] - 10
+    assert colours(browser, large) == [(255, 0, 0), (0, 0, 255)]
+
+
 def test_a_click_enlarges_and_escape_closes(browser, page):
     from selenium.webdriver import ActionChains, Keys
 
     show(browser, page, width=390)
     (dialog,) = find(browser, "dialog")
     assert not dialog.is_displayed()
-    small = find(browser, ".compare img")[0].size["width"]
-    find(browser, ".compare .enlarge")[0].click()
+    sheet = find(browser, "button.zoom")[0]
+    small = sheet.size["width"]
+    sheet.click()
     assert dialog.is_displayed()
     assert find(browser, "dialog img")[0].size["width"] > 2 * small
     ActionChains(browser).send_keys(Keys.ESCAPE).perform()
