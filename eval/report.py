@@ -10,7 +10,7 @@ import base64
 import json
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -24,6 +24,7 @@ from .curves import all_panels
 from .plot import svg
 from .runs import FORMATS, DreamBoothRun, EvalError, Run, VtabRun, find_runs, labels
 from .scores import RESULT, cells, describe, read_result, rows
+from .vtab import GROUPS, TASKS
 
 TEMPLATE = Path(__file__).with_name("report.html")
 KINDS = ((DreamBoothRun, "DreamBooth"), (VtabRun, "VTAB"))
@@ -38,10 +39,11 @@ NOTHING = "–"  # noqa: RUF001 (as in the accuracy table)
 
 
 class Cell(NamedTuple):
-    """A table's cell: its text, and the number it is sorted by where the text is not that number."""
+    """A table's cell: its text, and the number it is sorted by where the text is not that number. best: in bold."""
 
     text: str
     value: float | None = None
+    best: bool = False
 
 
 def make_report(paths: Sequence[Path], output: Path, say: Callable[[str], None] = print) -> list[str]:
@@ -163,7 +165,7 @@ def _tiles(folder: Path, result: dict[str, Any]) -> list[str]:
             shown.append(Shown(name, data, f"{name}: {prompt}, generated picture"))
         if len(shown) == 2:
             tiles.append(compare(shown[0], shown[1], prompt))
-        elif len(shown) == len(chosen):
+        elif len(shown) == len(chosen) == 1:
             tiles.append(enlargeable(shown[0].data, shown[0].alt, prompt, room=TILE))
     return tiles
 
@@ -375,19 +377,24 @@ def as_data(content: bytes) -> str:
 # -- tables
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str) -> str:
-    """A table that its reader can sort by any column."""
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str, groups: Sequence[tuple[str, int]] = ()
+) -> str:
+    """A table that its reader can sort by any column. groups: (name, how many columns it spans) above the head."""
     heads = "".join(f'<th scope="col"><button>{escape(name)}</button></th>' for name in head)
+    spans = "".join(f'<th scope="colgroup" colspan="{count}">{escape(name)}</th>' for name, count in groups)
+    above = f'<tr class="groups">{spans}</tr>' if groups else ""
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return (
         f'<p class="caption">{escape(caption)}</p><div class="scroll"><table class="sortable" '
-        f'aria-label="{escape(caption)}"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'aria-label="{escape(caption)}"><thead>{above}<tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
     )
 
 
 def _cell(cell: Cell) -> str:
     value = "" if cell.value is None else f' data-v="{cell.value!r}"'
-    return f"<td{value}>{escape(cell.text)}</td>"
+    text = f"<b>{escape(cell.text)}</b>" if cell.best else escape(cell.text)
+    return f"<td{value}>{text}</td>"
 
 
 def number(value: float | int | None, form: str = "{:,}") -> Cell:
@@ -396,37 +403,36 @@ def number(value: float | int | None, form: str = "{:,}") -> Cell:
 
 
 def _accuracy(runs: Sequence[VtabRun]) -> str:
-    """Per task and method the mean over seeds, then every run."""
+    """The table of VTAB-1k papers of what was tested, one of val200 for what was not, then every run."""
     if not runs:
         return ""
-    tested: dict[tuple[str, str], list[float]] = {}
-    for run in runs:
-        accuracy = run.content.get("test_accuracy")
+    names = _methods(runs)
+    tested: dict[str, dict[str, list[float]]] = {}
+    untested: dict[str, dict[str, list[float]]] = {}
+    for name, run in zip(names, runs, strict=True):
+        test, val = run.content.get("test_accuracy"), run.content.get("val_accuracy")
+        into, accuracy = (untested, val) if test is None else (tested, test)
         if accuracy is not None:
-            tested.setdefault((run.content["task"], run.method), []).append(float(accuracy))
-    methods = list(dict.fromkeys(method for _, method in tested))
-    means = [
-        [Cell(task), *(_spread(tested.get((task, method), [])) for method in methods)]
-        for task in dict.fromkeys(task for task, _ in tested)
-    ]
+            into.setdefault(name, {}).setdefault(str(run.content["task"]), []).append(float(accuracy))
     notes = [
         f"{run.content['task']} is {'synthetic' if run.content.get('synthetic') else 'not the official split'}"
         for run in runs
         if run.content.get("synthetic") or not run.content.get("official_split")
     ]
-    caption = "Test accuracy in percent: mean and sample standard deviation over seeds (number of seeds)."
-    caption += "".join(f" Note: {note}." for note in dict.fromkeys(notes))
-    summary = table(["task", *methods], means, caption) if means else ""
+    seeds = "in percent: mean and sample standard deviation over seeds (number of seeds); the best of a column is bold."
+    seeds += "".join(f" Note: {note}." for note in dict.fromkeys(notes))
+    summary = _by_task(tested, f"Test accuracy {seeds}")
+    summary += _by_task(untested, f"Accuracy on val200 of runs that kept their test images closed, {seeds}")
     head = ["task", "method", "seed", "epoch", "val200", "test", "parameters", "seconds"]
     every = []
-    for run in runs:
+    for name, run in zip(names, runs, strict=True):
         c = run.content
         parameters = c["sizes"].get("parameters", {}).get("trained_without_head")
         every.append(
             [
                 Cell(str(c["task"])),
-                Cell(run.method),
-                number(c["seed"]),
+                Cell(name),
+                number(c["seed"], "{}"),
                 number(c.get("selected_epoch")),
                 number(c.get("val_accuracy"), "{:.1f}"),
                 number(c.get("test_accuracy"), "{:.2f}"),
@@ -436,6 +442,76 @@ def _accuracy(runs: Sequence[VtabRun]) -> str:
         )
     note = "Every run. epoch: chosen on val200; accuracies in percent; parameters: trained, without the head."
     return summary + table(head, every, note)
+
+
+def _methods(runs: Sequence[VtabRun]) -> list[str]:
+    """Each run's method with the settings in which runs of this method differ: only seeds are averaged."""
+    unlike = {*PLACES, "task", "method", "seed"}
+    settings = [{k: _plain(v) for k, v in run.content["arguments"].items() if k not in unlike} for run in runs]
+    differing = {
+        method: _differing([s for r, s in zip(runs, settings, strict=True) if r.method == method])
+        for method in {run.method for run in runs}
+    }
+    return [
+        ", ".join([run.method, *(f"{key} {own.get(key, NOTHING)}" for key in differing[run.method])])
+        for run, own in zip(runs, settings, strict=True)
+    ]
+
+
+def _by_task(found: Mapping[str, Mapping[str, list[float]]], caption: str) -> str:
+    """Methods down, tasks across in the papers' order and groups, then means: of whole groups, of these, and of all
+    tasks that are there. found: accuracies by method and task."""
+    there = dict.fromkeys(task for tasks in found.values() for task in tasks)
+    groups = {name: [task for task in tasks if task in there] for name, tasks in GROUPS.items()}
+    groups["other"] = [task for task in there if task not in TASKS]
+    columns = [task for tasks in groups.values() for task in tasks]
+    if not columns:
+        return ""
+    rows = [
+        [Cell(method), *(_spread(tasks.get(task, [])) for task in columns), *_means(tasks, groups)]
+        for method, tasks in found.items()
+    ]
+    head = ["method", *(TASKS.get(task, task) for task in columns), *_mean_names(groups)]
+    spans = [("", 1), *((name, len(tasks)) for name, tasks in groups.items() if tasks)]
+    if _mean_names(groups):
+        spans.append(("means", len(_mean_names(groups))))
+    return table(head, _with_best(rows), caption, spans)
+
+
+def _mean_names(groups: Mapping[str, Sequence[str]]) -> list[str]:
+    whole = [name for name, tasks in GROUPS.items() if len(groups[name]) == len(tasks)]
+    count = sum(len(groups[name]) for name in GROUPS)
+    names = [*whole, "groups"] if len(whole) == len(GROUPS) else whole
+    return [*names, f"{count} tasks"] if count > 1 else names
+
+
+def _means(tasks: Mapping[str, list[float]], groups: Mapping[str, Sequence[str]]) -> list[Cell]:
+    """A method's means by the names of `_mean_names`; NOTHING where a task is missing."""
+
+    def mean(of: Sequence[str]) -> float | None:
+        return statistics.fmean(statistics.fmean(tasks[t]) for t in of) if all(t in tasks for t in of) else None
+
+    cells = []
+    for name in _mean_names(groups):
+        if name == "groups":
+            each = [mean(groups[group]) for group in GROUPS]
+            value = None if None in each else statistics.fmean(v for v in each if v is not None)
+        else:
+            value = mean(groups[name] if name in GROUPS else [t for group in GROUPS for t in groups[group]])
+        cells.append(number(value, "{:.1f}"))
+    return cells
+
+
+def _with_best(rows: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
+    """The rows with the largest value of every column marked, as printed to a tenth, where there are two or more."""
+    best = []
+    for column in zip(*rows, strict=True):
+        values = [round(cell.value, 1) for cell in column if cell.value is not None]
+        best.append(max(values) if len(values) > 1 else None)
+    return [
+        [c._replace(best=c.value is not None and round(c.value, 1) == b) for c, b in zip(row, best, strict=True)]
+        for row in rows
+    ]
 
 
 def _spread(values: Sequence[float]) -> Cell:
@@ -462,7 +538,7 @@ def _dreambooth_table(runs: Sequence[Run], names: Sequence[str]) -> str:
                 number(c.get("steps")),
                 number(run.launch),
                 number(run.argument("learning_rate"), "{:g}"),
-                number(c.get("seed")),
+                number(c.get("seed"), "{}"),
                 number(statistics.fmean(last) if last else None, "{:.4f}"),
                 number(c.get("timings_s", {}).get("train"), "{:.1f}"),
             ]
@@ -497,13 +573,22 @@ def _settings(runs: Sequence[Run], names: Sequence[str]) -> str:
 def _versions(runs: Sequence[Run], names: Sequence[str]) -> str:
     if not runs:
         return ""
-    columns = [{**run.content["versions"], "device": _plain(run.content.get("device"))} for run in runs]
+    columns = [{**run.content["versions"], "device": _device(run)} for run in runs]
     differing = _differing(columns)
     said = f"They differ in {', '.join(differing)}." if differing else "The same for every run."
     if len(runs) == 1:
         said = "What the run was made with."
     every = _side_by_side(columns, names, "all-versions")
     return f"<p>{escape(said)}</p><details><summary>All versions</summary>{every}</details>"
+
+
+def _device(run: Run) -> str:
+    """In one spelling for both kinds of run, which record it differently."""
+    device = run.content.get("device")
+    if not isinstance(device, dict):
+        return _plain(device)
+    name = device.get("name")
+    return _plain(name) if device.get("type") == "cuda" else f"{device.get('type')}, {device.get('threads')} threads"
 
 
 def _differing(columns: Sequence[dict[str, str]]) -> list[str]:

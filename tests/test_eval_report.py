@@ -294,11 +294,110 @@ def test_a_figure_comes_first(runs, tmp_path, capsys):
     assert capsys.readouterr().err.count("is no figure for the report") == 3
 
 
+PAPERS = {  # the columns of VTAB-1k tables
+    "natural": ["cifar", "caltech101", "dtd", "oxford_flowers102", "oxford_iiit_pet", "svhn", "sun397"],
+    "specialized": ["patch_camelyon", "eurosat", "resisc45", "diabetic_retinopathy"],
+    "structured": [
+        "clevr_count",
+        "clevr_dist",
+        "dmlab",
+        "kitti",
+        "dsprites_loc",
+        "dsprites_ori",
+        "smallnorb_azi",
+        "smallnorb_ele",
+    ],
+}
+
+
+def accuracy_tables(page):
+    """(head, rows of cells, cells in bold) of the tables under Accuracy."""
+    part = page.read_text().partition('<h2 id="accuracy">')[2].partition("</section>")[0]
+    found = []
+    for text in part.split("<table")[1:]:
+        above, _, body = text.partition("<tbody>")
+        head = re.findall(r"<button>([^<]*)</button>", above)
+        spans = [(name, int(n)) for n, name in re.findall(r'colspan="(\d+)">([^<]*)<', above)]
+        rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in body.split("</tr>")[:-1]]
+        found.append((spans, head, rows))
+    return found
+
+
+def write_results(runs, root, accuracies, name="result.json"):
+    """accuracies: (method, rank, task, seed) -> percent, as result.json or val_result.json."""
+    record = json.loads(next((runs / "vtab").rglob("lora/*/result.json")).read_text())
+    for i, ((method, rank, task, seed), value) in enumerate(accuracies.items()):
+        own = record | {"method": method, "task": task, "seed": seed, "val_accuracy": value}
+        own["test_accuracy"] = value if name == "result.json" else None
+        own["arguments"] = record["arguments"] | {"rank": rank, "task": task, "seed": seed, "method": method}
+        (root / str(i)).mkdir(parents=True)
+        (root / str(i) / name).write_text(json.dumps(own))
+
+
+def test_accuracies_stand_in_the_order_groups_and_means_of_papers(runs, tmp_path):
+    order = [task for tasks in PAPERS.values() for task in tasks]
+    values = np.random.default_rng(0).uniform(20, 90, size=(2, 19, 2)).round(3)
+    found = {
+        (method, 4, task, seed): values[m, t, seed]
+        for t, task in sorted(enumerate(order), key=lambda pair: pair[1])
+        for m, method in enumerate(("lora", "dash"))
+        for seed in (0, 1)
+    }
+    write_results(runs, tmp_path / "all", found)
+    assert main(["report", str(tmp_path / "all"), "-o", str(tmp_path / "r.html")]) == 0
+    spans, head, rows = accuracy_tables(tmp_path / "r.html")[0]
+    assert spans == [("", 1), ("natural", 7), ("specialized", 4), ("structured", 8), ("means", 5)]
+    assert head[1:3] + head[18:20] == ["Cifar100", "Caltech101", "sNORB-Azim", "sNORB-Ele"]
+    assert head[20:] == ["natural", "specialized", "structured", "groups", "19 tasks"]
+    expected = values.mean(axis=2)
+    groups = np.stack([expected[:, :7].mean(1), expected[:, 7:11].mean(1), expected[:, 11:].mean(1)], axis=1)
+    expected = np.concatenate([expected, groups, groups.mean(1)[:, None], expected.mean(1)[:, None]], axis=1)
+    by_method = {row[0]: row[1:] for row in rows}
+    shown = [by_method["LoRA"], by_method["LoRA-Dash"]]
+    for m, column in np.ndindex(expected.shape):
+        text = shown[m][column]
+        assert float(re.sub("</?b>", "", text).split()[0]) == pytest.approx(expected[m, column], abs=0.051)
+        rounded = expected[:, column].round(1)
+        assert text.startswith("<b>") == (rounded[m] == rounded.max())
+    assert f"± {values[0, 0].std(ddof=1):.1f} (2)" in shown[0][0]
+
+
+def test_settings_are_not_averaged_and_untested_runs_have_their_table(runs, tmp_path):
+    found = {("lora", 1, "cifar", 0): 30.0, ("lora", 8, "cifar", 0): 50.0, ("dash", 8, "mine", 1000): 40.0}
+    write_results(runs, tmp_path / "all", found, "val_result.json")
+    assert main(["report", str(tmp_path / "all"), "-o", str(tmp_path / "r.html")]) == 0
+    (spans, head, rows), (_, _, every) = accuracy_tables(tmp_path / "r.html")
+    assert (spans, head) == ([("", 1), ("natural", 1), ("other", 1)], ["method", "Cifar100", "mine"])
+    nothing = "–"  # noqa: RUF001
+    assert rows == [
+        ["LoRA, rank 1", "30.0 (1)", nothing],
+        ["LoRA, rank 8", "<b>50.0 (1)</b>", nothing],
+        ["LoRA-Dash", nothing, "40.0 (1)"],
+    ]
+    assert {row[2] for row in every} == {"0", "1000"}
+    assert "val200" in (tmp_path / "r.html").read_text().partition('<h2 id="accuracy">')[2][:200]
+
+
+def test_one_processor_is_no_difference(runs, tmp_path):
+    for name, folder in (("a", runs / "dream/lora"), ("b", next((runs / "vtab").rglob("lora/*/result.json")).parent)):
+        shutil.copytree(folder, tmp_path / "all" / name)
+    record = json.loads((tmp_path / "all/a/run.json").read_text())
+    record["device"] = {"type": "cpu", "name": "x86_64", "threads": 3}
+    (tmp_path / "all/a/run.json").write_text(json.dumps(record))
+    for threads, differs in ((3, False), (4, True)):
+        result = json.loads((tmp_path / "all/b/result.json").read_text()) | {"device": f"cpu, {threads} threads"}
+        (tmp_path / "all/b/result.json").write_text(json.dumps(result))
+        assert main(["report", str(tmp_path / "all"), "-o", str(tmp_path / "r.html")]) == 0
+        said = next(w for w in Elements((tmp_path / "r.html").read_text()).words if w.startswith(("They", "The same")))
+        assert ("device" in said) == differs
+
+
 def test_measured_subjects_are_found_below_a_folder(runs, tmp_path, capsys):
     score = {"mean": 0.5, "low": 0.4, "high": 0.6, "per_prompt": [0.5]}
     result = {
         "kind": "subject", "subject": "sks cat", "prompts": ["p"], "backbones": {"DINO": "vit"}, "differences": [],
-        "ceiling": {}, "images_per_prompt": 1,
+        "ceiling": {"DINO": score}, "images_per_prompt": 1, "token_in_clip_t": False, "seed": 0, "stand_in": False,
+        "num_inference_steps": 2, "guidance_scale": 1.0,
         "methods": {"LoRA": {"method": "LoRA", "run": None, "pictures": "LoRA", "scores": {"DINO": score}}},
     }  # fmt: skip
     for name in ("a", "b"):
@@ -480,6 +579,17 @@ def test_tables_sort_by_a_click(browser, page):
     assert values() == sorted(before)
     button.click()
     assert values() == sorted(before, reverse=True)
+
+
+def test_the_first_column_stays_in_sight(browser, page):
+    show(browser, page, width=390)
+    scroll = next(s for s in find(browser, ".scroll") if "val200" in s.text)
+    for cell in scroll.find_elements("css selector", "tbody td:first-child")[:2]:
+        before = cell.rect["x"]
+        browser.execute_script("arguments[0].scrollLeft = 120", scroll)
+        assert browser.execute_script("return arguments[0].scrollLeft", scroll) == 120
+        assert cell.rect["x"] == pytest.approx(before, abs=1.5)
+        browser.execute_script("arguments[0].scrollLeft = 0", scroll)
 
 
 def test_the_settings_that_differ_come_first_and_all_on_request(browser, page):
