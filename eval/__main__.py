@@ -69,12 +69,6 @@ def _parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_runs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUNS", help="output folders of runs, or folders that hold some"
-    )
-
-
 def _add_sampling(parser: argparse.ArgumentParser, prompts: str) -> None:
     """What to sample, from which adapters, and how."""
     parser.add_argument("--subject", action=_Begin, dest="blocks", metavar="DIR", help="folder of the input pictures")
@@ -119,14 +113,22 @@ def _add_subject(commands: Any) -> None:
 
 def _add_curves(commands: Any) -> None:
     curves = commands.add_parser("curves", help="loss and accuracy against step; what the dash learned, and where")
-    _add_runs(curves)
+    curves.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUNS", help="output folders of runs, or folders that hold some"
+    )
     curves.add_argument("out", type=Path, metavar="OUT", help="the .png or .pdf to write; comes last")
     curves.set_defaults(run=_curves)
 
 
 def _add_report(commands: Any) -> None:
     report = commands.add_parser("report", help="one page of pictures, tables, curves and settings")
-    _add_runs(report)
+    report.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUNS",
+        help="output folders of runs and of `eval subject`, folders that hold some, and .png files of `eval figure`",
+    )
     report.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the .html to write")
     report.set_defaults(run=_report)
 
@@ -173,7 +175,9 @@ def _add_directions(commands: Any) -> None:
     directions.add_argument(
         "--layer", action="append", default=[], metavar="PART", help="show layers with PART in their name; repeatable"
     )
-    directions.add_argument("--draws", type=int, default=100, metavar="N", help="random updates a layer (default: 100)")
+    directions.add_argument(
+        "--draws", type=int, default=100, metavar="N", help="random updates a layer, 20 or more (default: 100)"
+    )
     directions.add_argument("--seed", type=int, default=0, help="of the random updates (default: 0)")
     directions.add_argument("--base", help="where the base is now (default: as the run says)")
     directions.add_argument("out", type=Path, metavar="OUT", help="the .png or .pdf to write; comes last")

@@ -1,7 +1,8 @@
 """The paper's analysis of change rates, on a run and, for overlaps, on a second run or full fine-tuning.
 
-Every chart carries its null: the same number from independent random updates of the same rank. The base is loaded for
-its frozen weights; adapters are read from native files, their way there from a run's checkpoints.
+Every chart carries its null: the same number from random updates of the same rank, independent ones or, where two runs
+began with one A, ones that share it. The base is loaded for its frozen weights; adapters are read from native files,
+their way there from a run's checkpoints.
 """
 
 from __future__ import annotations
@@ -23,10 +24,9 @@ from dash_vision.analysis import (
     Update,
     matches,
     norm,
-    null_matches,
-    null_overlaps,
     null_rates,
     overlap,
+    random_update,
     update_rates,
 )
 from dash_vision.checkpoint import CheckpointError, load_checkpoint
@@ -42,6 +42,7 @@ FULL_NAMES = (TRAINED_NAME, "unet/diffusion_pytorch_model.safetensors", "diffusi
 _TAIL = 0.1  # of the spectrum
 _LEAST_TAIL = 24  # directions
 _SORTED = 48
+_LEAST_DRAWS = 20  # of which one lies below a band of 5 to 95 percent
 
 
 @dataclass
@@ -78,13 +79,14 @@ def make_directions(
     names of layers whose change rates are shown (default: the first, the middle and the last).
     """
     check_picture_name(output)
-    if draws < 2:
-        raise EvalError(f"--draws is {draws}; a null needs 2 or more")
+    if draws < _LEAST_DRAWS:
+        raise EvalError(f"--draws is {draws}; bands of 5 to 95 percent need {_LEAST_DRAWS} or more")
     found, source = _source(run)
     state = source.state
     if state is None or state.config.rank == 0:
         raise EvalError(f"{run} has no low-rank update to predict directions from; give a run of LoRA or LoRA-Dash")
-    other = _truth(truth, source) if truth else None
+    other_run, other = _truth(truth, found, source) if truth else (None, None)
+    shared = _common_start(found, state, other_run, other.state) if other and other_run else 0
     if truth and other and (isinstance(found, DreamBoothRun) or other.name == source.name):
         source.name, other.name = short_names([run, truth])
     shown = _shown(list(state.kinds), layers)
@@ -105,13 +107,16 @@ def make_directions(
         if module in shown:
             panels += _rate_panels(module, directions, state, draws, seed + number)
         if other is not None:
-            analysed.append(_overlaps(module, W, directions, source, other, steps, draws, seed + number))
+            analysed.append(_overlaps(module, W, directions, source, other, steps, shared, draws, seed + number))
             if module in shown:
-                grids += _match_panels(module, W, directions, source, other, draws, seed + number)
+                grids += _match_panels(module, W, directions, source, other, shared, draws, seed + number)
     if other is not None:
         panels = _overlap_panels(analysed, other, state) + grids + panels
-        if source.state and other.state and _seed(run) is not None and _seed(run) == _seed(truth):
-            say("note: both runs have one seed, so their updates began alike: their overlap owes something to that")
+        if len(steps) < 2 and isinstance(found, DreamBoothRun):
+            say(
+                f"note: {run} keeps no checkpoint of an earlier step, so there is no chart over steps; train with "
+                "--checkpointing_steps N and a large --checkpoints_total_limit for one"
+            )
     if shifts:
         relative = statistics.median(value for layer, _ in shifts for value in layer)
         share = statistics.median(share for _, share in shifts)
@@ -119,10 +124,22 @@ def make_directions(
             f"shifts of {len(shifts)} layers: in the median {100 * relative:.1f} % of their singular values; a layer's "
             f"together {100 * share:.1f} % of its low-rank update, by the Frobenius norm"
         )
-    foot = source.name + (f" against {other.name}" if other else "") + f"; null: {draws} random updates a layer, "
-    page = draw(panels, 3, f"{foot}of the same rank and norm, seed {seed}; bands: 5 to 95 percent of them.")
+    page = draw(panels, 3, _footnote(source, other, other_run, shared, draws, seed))
     save(page, output, {"run": str(run), "truth": str(truth) if truth else None, "draws": draws, "seed": seed})
     say(f"{output}: {len(panels)} charts")
+
+
+def _footnote(source: Source, other: Source | None, other_run: Run | None, shared: int, draws: int, seed: int) -> str:
+    """What is compared, and with which null."""
+    words = source.name + (f" against {other.name}" if other else "")
+    words += f"; null: {draws} random updates a layer, of the same rank and norm, seed {seed}"
+    if other:
+        words += "; for overlaps pairs of them, "
+        words += "which share one A, since both runs began with one A" if shared else "independent of each other"
+    words += "; bands: 5 to 95 percent of them."
+    if other and other_run is None:
+        words += f" That {other.name} was tuned from the run's base is taken on trust."
+    return words
 
 
 # -- reading
@@ -147,17 +164,55 @@ def _name(run: Run) -> str:
     return run.folder.name if isinstance(run, DreamBoothRun) else labels([run])[0]
 
 
-def _truth(path: Path, source: Source) -> Source:
+def _truth(path: Path, run: Run, source: Source) -> tuple[Run | None, Source]:
+    """What `source` is to predict, and its run; None for weights that are no run's. Raises EvalError for another base
+    than that of `run`."""
     weights = _full_weights(path)
-    is_run = any((path / name).is_file() for name in ("run.json", "result.json", "val_result.json"))
-    truth = Source(path.name, None, weights) if weights and not is_run else _source(path)[1]
+    if weights and not any((path / name).is_file() for name in ("run.json", "result.json", "val_result.json")):
+        return None, Source(path.name, None, weights)
+    found, truth = _source(path)
+    refusal = f"{path} was trained on another base than {source.name}"
     if truth.state is not None:
         assert source.state is not None
         common = truth.state.kinds.keys() & source.state.kinds.keys()
         mine = {m: source.state.probes[m] for m in common}
         if not common or compare_probes(mine, {m: truth.state.probes[m] for m in common}):
-            raise EvalError(f"{path} was trained on another base than {source.name}; their directions have no relation")
-    return truth
+            raise EvalError(f"{refusal}; their directions have no relation")
+    elif _recorded_base(found) != _recorded_base(run):
+        pairs = zip(_recorded_base(found).items(), _recorded_base(run).values(), strict=False)
+        differing = "; ".join(f"{name}: {value}, not {mine}" for (name, value), mine in pairs if value != mine)
+        raise EvalError(f"{refusal} ({differing}); give its weights as a file to take the base on trust")
+    return found, truth
+
+
+def _recorded_base(run: Run) -> dict[str, str]:
+    """What a run says of its base where no probes of it are kept."""
+    if isinstance(run, DreamBoothRun):
+        return {"model": run.base}
+    arguments = run.content["arguments"]
+    return {
+        "model": str(run.content.get("model")),
+        "checkpoint": str(arguments.get("checkpoint")),
+        "random weights": str(arguments.get("random_weights")),
+        "normalization": str(run.content.get("normalization")),
+    }
+
+
+def _common_start(run: Run, state: AdapterState, other_run: Run, other: AdapterState | None) -> int:
+    """How many rows of A, in every layer, two runs began with in common: all, or none.
+
+    A is drawn layer after layer from the run's seed, on the run's device, before anything else is.
+    """
+    if other is None or (state.config.rank, list(state.kinds)) != (other.config.rank, list(other.kinds)):
+        return 0
+    seed = run.content.get("seed")
+    alike = seed is not None and seed == other_run.content.get("seed") and _drawn_on(run) == _drawn_on(other_run)
+    return state.config.rank if alike else 0
+
+
+def _drawn_on(run: Run) -> Any:
+    device = run.content.get("device")
+    return device.get("type") if isinstance(device, dict) else "cpu"  # train_vtab.py draws on the CPU
 
 
 def _full_weights(path: Path) -> Path | None:
@@ -206,11 +261,6 @@ def _steps(run: Run, state: AdapterState) -> dict[int, Mapping[str, Tensor]]:
     final = run.content.get("steps") or run.content.get("optimizer_steps", {}).get("retrain") or 0
     found[int(final)] = state.tensors
     return dict(sorted(found.items()))
-
-
-def _seed(path: Path | None) -> Any:
-    runs = find_runs([path])[0] if path else []
-    return runs[0].content.get("seed") if runs else None
 
 
 def _shown(modules: Sequence[str], parts: Sequence[str]) -> list[str]:
@@ -314,6 +364,7 @@ def _overlaps(
     source: Source,
     truth: Source,
     steps: Mapping[int, Mapping[str, Tensor]],
+    shared: int,
     draws: int,
     seed: int,
 ) -> Layer:
@@ -328,11 +379,27 @@ def _overlaps(
         for step, tensors in steps.items()
     }
     rank = update.A.shape[0] if isinstance(update, LowRank) else None
-    return Layer(module, at, null_overlaps(directions, config.rank, rank, draws, seed, config.eps))
+    pairs = _null_pairs(directions, (config.rank, rank), shared, draws, seed, config.eps)
+    return Layer(module, at, [overlap(first, second) for first, second in pairs])
+
+
+def _null_pairs(
+    directions: Directions, ranks: tuple[int, int | None], shared: int, draws: int, seed: int, eps: float
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Change rates [p] under `draws` pairs of random updates of these ranks (None: dense), of which the first `shared`
+    rows of A are the same in both."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(draws):
+        first, second = (random_update(directions, rank, generator) for rank in ranks)
+        if shared:
+            assert isinstance(first, LowRank)
+            assert isinstance(second, LowRank)
+            second.A[:shared] = first.A[:shared]
+        yield update_rates(directions, first, eps), update_rates(directions, second, eps)
 
 
 def _overlap_panels(layers: Sequence[Layer], truth: Source, state: AdapterState) -> list[Panel]:
-    """Recall and accuracy over layers at the last step, and their means over the steps that were kept."""
+    """Recall and accuracy over layers at the last step; where more steps were kept, their means over these."""
     layers = [layer for layer in layers if layer.at]
     if not layers:
         raise EvalError(f"{truth.name} has none of the run's layers; give a model of the same kind")
@@ -351,11 +418,11 @@ def _overlap_panels(layers: Sequence[Layer], truth: Source, state: AdapterState)
         panels.append(
             Panel(title, f"layer, of {len(layers)} in the model's order", measure, series, bounds=(-0.04, 1.04))
         )
-    return [*panels, _over_steps(layers, steps)]
+    return [*panels, _over_steps(layers, steps)] if len(steps) > 1 else panels
 
 
 def _match_panels(
-    module: str, W: Tensor, directions: Directions, source: Source, truth: Source, draws: int, seed: int
+    module: str, W: Tensor, directions: Directions, source: Source, truth: Source, shared: int, draws: int, seed: int
 ) -> list[Panel]:
     """The paper's rank-match grid of a layer: which rank in one is which rank in the other; and how often random
     updates fill each cell."""
@@ -367,7 +434,8 @@ def _match_panels(
     own = update_rates(directions, _low_rank(source.state.tensors, module, config.scaling), config.eps)
     found = matches(own, update_rates(directions, update, config.eps))
     rank = update.A.shape[0] if isinstance(update, LowRank) else None
-    null = null_matches(directions, config.rank, rank, draws, seed, config.eps)
+    pairs = _null_pairs(directions, (config.rank, rank), shared, draws, seed, config.eps)
+    null = torch.stack([matches(first, second) for first, second in pairs])
     low, middle, high = _quantiles(null.sum(dim=(1, 2)).tolist())
     n = len(found)
     cells = [(float(j + 1), float(i + 1)) for i in range(n) for j in range(n)]

@@ -1,14 +1,16 @@
 """One page from what runs left on disk: pictures, tables, curves, settings and versions in a single HTML file.
 
-The page loads nothing: pictures are in it as data, charts as SVG. report.html beside this file has its style and its
-few lines of JavaScript.
+The page loads nothing: pictures are in it as data, each once, charts as SVG. report.html beside this file has its style
+and its few lines of JavaScript.
 """
 
 from __future__ import annotations
 
 import base64
+import json
+import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -22,20 +24,26 @@ from .curves import all_panels
 from .plot import svg
 from .runs import FORMATS, DreamBoothRun, EvalError, Run, VtabRun, find_runs, labels
 from .scores import RESULT, cells, describe, read_result, rows
+from .vtab import GROUPS, TASKS
 
 TEMPLATE = Path(__file__).with_name("report.html")
 KINDS = ((DreamBoothRun, "DreamBooth"), (VtabRun, "VTAB"))
+RECORDS = ("run.json", "result.json", "val_result.json")  # of runs
 PLACES = ("output_dir", "cache_dir", "latent_cache_dir")  # where a run wrote is no setting of it
-# Least and greatest width of an enlarged picture: a sheet has small print, a tile is to fit on the screen.
+# Least and greatest width of an enlarged picture: a sheet has small print, a tile is to fit in the window.
 SHEET, TILE = 'data-least="900px" data-most="1500px"', 'data-least="0px" data-most="78vh"'
+# Of a sheet, as dash_vision.diffusion.sheet draws it: its edge, the labels' width, the room between tiles, and what is
+# below the tiles: a line of print.
+_MARGIN, _LABEL, _GAP, _FOOT = 28, 132, 12, 8 + 17
 NOTHING = "–"  # noqa: RUF001 (as in the accuracy table)
 
 
 class Cell(NamedTuple):
-    """A table's cell: its text, and the number it is sorted by where the text is not that number."""
+    """A table's cell: its text, and the number it is sorted by where the text is not that number. best: in bold."""
 
     text: str
     value: float | None = None
+    best: bool = False
 
 
 def make_report(paths: Sequence[Path], output: Path, say: Callable[[str], None] = print) -> list[str]:
@@ -45,10 +53,11 @@ def make_report(paths: Sequence[Path], output: Path, say: Callable[[str], None] 
     """
     if output.suffix.lower() not in (".html", ".htm"):
         raise EvalError(f"the report's name is {output}; it takes a name that ends in .html")
-    subjects, rest, failed = _subject_results(paths)
+    figures, rest, no_figures = _figures([path.expanduser() for path in paths])
+    subjects, rest, failed = _subject_results(rest)
     runs, problems = find_runs(rest)
-    problems = failed + problems
-    if not runs and not subjects:
+    problems = no_figures + failed + problems
+    if not (runs or subjects or figures):
         raise EvalError("; ".join(problems) or "no runs; give output folders of train_dreambooth.py or train_vtab.py")
     names = labels(runs)
     sheets, broken = _sheets(runs, names)
@@ -56,6 +65,7 @@ def make_report(paths: Sequence[Path], output: Path, say: Callable[[str], None] 
     drawn = f'<div class="charts">{"".join(f"<div>{svg(p)}</div>" for p in panels)}</div>' if panels else ""
     problems = problems + broken + unread
     sections = [
+        ("figure", "Figure", "".join(map(_figure, figures))),
         ("pictures", "Pictures", _pictures(sheets)),
         ("subjects", "Subjects", "".join(_subject(folder, result) for folder, result in subjects)),
         ("accuracy", "Accuracy", _accuracy([run for run in runs if isinstance(run, VtabRun)])),
@@ -64,15 +74,16 @@ def make_report(paths: Sequence[Path], output: Path, say: Callable[[str], None] 
         ("settings", "Settings", _settings(runs, names)),
         ("versions", "Versions", _versions(runs, names)),
     ]
-    page = _page([(key, title, body) for key, title, body in sections if body], runs, len(subjects), problems)
+    counts = [(sum(isinstance(run, kind) for run in runs), f"{name} run") for kind, name in KINDS]
+    counts += [(len(subjects), "measured subject"), (len(figures), "figure")]
+    page = once(_page([section for section in sections if section[2]], counts, problems))
     write_text(output, page)
-    say(f"{output}: {len(runs) + len(subjects)} results, {len(page.encode()) / 1e6:.1f} MB")
+    say(f"{output}: {len(runs) + len(subjects) + len(figures)} results, {len(page.encode()) / 1e6:.1f} MB")
     return problems
 
 
-def _page(sections: Sequence[tuple[str, str, str]], runs: Sequence[Run], subjects: int, problems: Sequence[str]) -> str:
-    counts = [(sum(isinstance(run, kind) for run in runs), f"{name} run") for kind, name in KINDS]
-    counts.append((subjects, "measured subject"))
+def _page(sections: Sequence[tuple[str, str, str]], counts: Sequence[tuple[int, str]], problems: Sequence[str]) -> str:
+    """sections: (key, title, content). counts: how many there are of what."""
     *most, last = [f"{n} {name}{'s' if n > 1 else ''}" for n, name in counts if n]
     what = f"{', '.join(most)} and {last}" if most else last
     links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in sections)
@@ -92,16 +103,18 @@ def _page(sections: Sequence[tuple[str, str, str]], runs: Sequence[Run], subject
 def _subject_results(
     paths: Sequence[Path],
 ) -> tuple[list[tuple[Path, dict[str, Any]]], list[Path], list[str]]:
-    """Results of `python -m eval subject` among the paths, the other paths, and what cannot be read."""
+    """Results of `python -m eval subject` at the paths or below them, the paths that may hold runs, and what cannot be
+    read."""
     results, rest, problems = [], [], []
     for path in paths:
-        if not (path / RESULT).is_file():
+        folders = [path] if (path / RESULT).is_file() else sorted(file.parent for file in path.rglob(RESULT))
+        if not folders or any(record for name in RECORDS for record in path.rglob(name)):
             rest.append(path)
-            continue
-        try:
-            results.append((path, read_result(path)))
-        except EvalError as error:
-            problems.append(str(error))
+        for folder in folders:
+            try:
+                results.append((folder, read_result(folder)))
+            except EvalError as error:
+                problems.append(str(error))
     return results, rest, problems
 
 
@@ -149,15 +162,82 @@ def _tiles(folder: Path, result: dict[str, Any]) -> list[str]:
                 data = as_data((folder / method["pictures"] / f"{number:02d}-00.png").read_bytes())
             except (OSError, ValueError):
                 break  # the pictures are not kept with the result
-            shown.append((name, data, f"{name}: {prompt}, generated picture"))
+            shown.append(Shown(name, data, f"{name}: {prompt}, generated picture"))
         if len(shown) == 2:
-            tiles.append(compare(shown[0], shown[1], prompt, room=TILE))
-        elif len(shown) == len(chosen):
-            tiles.append(enlargeable(shown[0][1], shown[0][2], prompt, room=TILE))
+            tiles.append(compare(shown[0], shown[1], prompt))
+        elif len(shown) == len(chosen) == 1:
+            tiles.append(enlargeable(shown[0].data, shown[0].alt, prompt, room=TILE))
     return tiles
 
 
 # -- pictures
+
+
+class Shown(NamedTuple):
+    """A picture on the page: its name, data: address and alternative text. box: the square of it that is shown, (left,
+    top, side) in pixels of its `size`; None: all of it."""
+
+    name: str
+    data: str
+    alt: str
+    box: tuple[int, int, int] | None = None
+    size: tuple[int, int] = (1, 1)
+
+    def html(self, kind: str = "") -> str:
+        """The <img>, within a <span> where a part is shown; kind: its class."""
+        image = f'<img src="{self.data}" alt="{escape(self.alt)}"'
+        if self.box is None:
+            return f'{image} class="{kind}">' if kind else f"{image}>"
+        left, top, side = self.box
+        parts = {"w": self.size[0], "x": -left, "y": -top}
+        place = ";".join(f"--{name}:{100 * value / side:.4f}%" for name, value in parts.items())
+        return f'<span class="crop {kind}" style="{place}">{image}></span>'
+
+
+class Figure(NamedTuple):
+    """A PNG of `python -m eval figure`, and what it says of itself."""
+
+    path: Path
+    data: str
+    story: dict[str, Any]
+
+
+def _figures(paths: Sequence[Path]) -> tuple[list[Figure], list[Path], list[str]]:
+    """Figures among the paths, the other paths, and a sentence for each picture that is none."""
+    figures, rest, problems = [], [], []
+    for path in paths:
+        if not path.is_file() or path.suffix.lower() not in (".png", ".pdf"):
+            rest.append(path)
+            continue
+        try:
+            with Image.open(path, formats=("PNG",)) as picture:
+                picture.load()
+                story = json.loads(getattr(picture, "text", {}).get("dash-vision", "null"))
+            figure = Figure(path, as_data(path.read_bytes()), story)
+            _figure(figure)  # whether its story is whole
+            figures.append(figure)
+        except (OSError, ValueError, SyntaxError, KeyError, TypeError, AttributeError):
+            problems.append(f"{path} is no figure for the report; give a .png that `python -m eval figure` wrote")
+    return figures, rest, problems
+
+
+def _figure(figure: Figure) -> str:
+    blocks, seed = figure.story["blocks"], figure.story["seed"]
+    parts = []
+    for block in blocks:
+        methods, prompts = ", ".join(block["adapters"]), "; ".join(block["prompts"])
+        parts.append(f"{Path(block['subject']).name}: for each prompt one picture by {methods}; prompts: {prompts}")
+    words = ". ".join(parts)
+    alt = f"figure of inputs and generated pictures. {words}"
+    return enlargeable(figure.data, alt, f"{words}. Same starting noise for all methods of a prompt, seed {seed}.")
+
+
+def same_pictures(first: DreamBoothRun, second: DreamBoothRun) -> bool:
+    """Whether two runs were trained on the same pictures; where one does not record which, on the same folder."""
+    digests = [run.content.get("instance_digest") for run in (first, second)]
+    if None in digests:
+        digests = [str(run.content["arguments"].get("instance_data_dir")) for run in (first, second)]
+    return digests[0] == digests[1]
 
 
 class Sheet(NamedTuple):
@@ -168,13 +248,45 @@ class Sheet(NamedTuple):
     size: tuple[int, int]
     data: str
 
+    def starts_like(self, other: Sheet) -> bool:
+        """Whether two sheets' tiles start from the same noise, under the same prompts, for the same pictures."""
+        return self._noise == other._noise and same_pictures(self.run, other.run)
+
     @property
-    def noise(self) -> tuple[Any, ...]:
-        """What two sheets must have in common for their tiles to start from the same noise under the same prompts."""
+    def _noise(self) -> tuple[Any, ...]:
         names = ("validation_prompt", "num_inference_steps", "guidance_scale", "resolution", "num_validation_images")
         run = self.run
         asked = tuple(str(run.content["arguments"].get(name)) for name in names)
         return (run.base_fingerprint, run.prompt, run.content.get("seed"), self.size, *asked)
+
+    @property
+    def columns(self) -> list[str]:
+        """The prompt of every column."""
+        from dash_vision.diffusion.config import DreamBoothConfig, default_validation_prompts, derive_prompts
+
+        arguments = self.run.content["arguments"]
+        prompts = arguments.get("validation_prompt")
+        if not prompts:
+            named = DreamBoothConfig(instance_data_dir="unused", instance_prompt=self.run.prompt)
+            prompts = default_validation_prompts(derive_prompts(named))
+        return [str(p) for p in prompts for _ in range(int(arguments.get("num_validation_images") or 1))]
+
+    @property
+    def tiles(self) -> list[tuple[int, int, int]]:
+        """(left, top, side) of the trained model's picture in every column, in pixels of the sheet; none where the
+        sheet has another layout than `draw_sheet` gives."""
+        columns, (width, height) = len(self.columns), self.size
+        for tile in (192, 224):
+            count, rest = divmod(width - 2 * _MARGIN - _LABEL + _GAP, tile + _GAP)
+            if rest == 0 and count >= max(columns, 2) and (tile == 192) == (count > 4):
+                top = height - _MARGIN - _FOOT - tile - _GAP
+                return [(_MARGIN + _LABEL + i * (tile + _GAP), top, tile) for i in range(columns)]
+        return []
+
+    def tile(self, column: int) -> Shown:
+        """The trained model's picture in a column."""
+        alt = f"{self.name} on the base {self.run.base}: {self.columns[column]}, generated picture"
+        return Shown(self.run.method, self.data, alt, self.tiles[column], self.size)
 
     @property
     def alt(self) -> str:
@@ -201,36 +313,34 @@ def _sheets(runs: Sequence[Run], names: Sequence[str]) -> tuple[list[Sheet], lis
 
 
 def _pictures(sheets: Sequence[Sheet]) -> str:
-    """A slider for every LoRA-Dash sheet that has a LoRA sheet from the same noise, of the same rank where there is
-    one; the others by themselves."""
-    parts, shown = [], set()
+    """Sliders, tile by tile, for every LoRA-Dash sheet that has a LoRA sheet from the same noise, of the same rank
+    where there is one; then every sheet."""
+    parts = []
     for dash in sheets:
-        rivals = [s for s in sheets if s.run.method == "LoRA" and s.noise == dash.noise]
+        rivals = [s for s in sheets if s.run.method == "LoRA" and s.tiles and s.starts_like(dash)]
         if dash.run.method != "LoRA-Dash" or not rivals:
             continue
         same_rank = [s for s in rivals if s.run.argument("rank") == dash.run.argument("rank")]
         lora = (same_rank or rivals)[0]
-        caption = f"{lora.run.prompt}. The lowest row: left of the line {lora.name}, right of it {dash.name}. Drag it."
-        parts.append(compare((lora.name, lora.data, lora.alt), (dash.name, dash.data, dash.alt), caption))
-        shown |= {lora.name, dash.name}
-    for sheet in sheets:
-        if sheet.name not in shown:
-            parts.append(enlargeable(sheet.data, sheet.alt, f"{sheet.name}: {sheet.run.prompt}"))
-    return "\n".join(parts)
+        caption = (
+            f"{lora.run.prompt}. Left of the line {lora.name}, right of it {dash.name}, from the same noise. Drag it."
+        )
+        pairs = [compare(lora.tile(i), dash.tile(i), prompt) for i, prompt in enumerate(dash.columns)]
+        parts.append(f'<p class="caption">{escape(caption)}</p><div class="tiles pairs">{"".join(pairs)}</div>')
+    if parts:
+        parts.append("<h3>All pictures of every run</h3>")
+    every = [enlargeable(sheet.data, sheet.alt, f"{sheet.name}: {sheet.run.prompt}") for sheet in sheets]
+    return "\n".join([*parts, f'<div class="sheets">{"".join(every)}</div>' if every else ""]).strip()
 
 
-def compare(left: tuple[str, str, str], right: tuple[str, str, str], caption: str, room: str = SHEET) -> str:
-    """Two pictures of one size, each (name, data, alternative text), over each other with a slider between them.
-
-    room: SHEET or TILE, how wide the picture is when it is enlarged.
-    """
-    names = f"<b>{escape(left[0])}</b>"
-    over = f'<img class="over" src="{left[1]}" alt="{escape(left[2])}">'
-    under = f'<img src="{right[1]}" alt="{escape(right[2])}">'
-    label = escape(f"how much of {left[0]} is shown over {right[0]}, in percent")
+def compare(left: Shown, right: Shown, caption: str) -> str:
+    """Two pictures of one size over each other with a slider between them."""
+    names = f"<b>{escape(left.name)}</b>"
+    label = escape(f"{caption}: how much of {left.name} is shown over {right.name}, in percent")
     return (
-        f'<figure class="compare" {room}><div class="bar">{names}'
-        f'<button class="plain enlarge">Enlarge</button><b>{escape(right[0])}</b></div><div class="frame">{under}{over}'
+        f'<figure class="compare" {TILE}><div class="bar">{names}'
+        f'<button class="plain enlarge" aria-label="enlarge: {escape(caption)}">Enlarge</button>'
+        f'<b>{escape(right.name)}</b></div><div class="frame">{right.html()}{left.html("over")}'
         f'<input type="range" min="0" max="100" value="50" aria-label="{label}"><span class="line"></span></div>'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
@@ -244,6 +354,19 @@ def enlargeable(data: str, alt: str, caption: str, room: str = SHEET) -> str:
     )
 
 
+def once(page: str) -> str:
+    """The page with the data of every picture in it once: a later <img> of it names the first, and a line of the page's
+    script gives it the data."""
+    numbers: dict[str, int] = {}
+
+    def place(match: re.Match[str]) -> str:
+        known = match[1] in numbers
+        number = numbers.setdefault(match[1], len(numbers))
+        return f'<img data-of="picture-{number}"' if known else f'<img id="picture-{number}" src="{match[1]}"'
+
+    return re.sub(r'<img src="(data:[^"]*)"', place, page)
+
+
 def as_data(content: bytes) -> str:
     """A data: address of a picture's file."""
     with Image.open(BytesIO(content), formats=FORMATS) as picture:
@@ -254,19 +377,24 @@ def as_data(content: bytes) -> str:
 # -- tables
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str) -> str:
-    """A table that its reader can sort by any column."""
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str, groups: Sequence[tuple[str, int]] = ()
+) -> str:
+    """A table that its reader can sort by any column. groups: (name, how many columns it spans) above the head."""
     heads = "".join(f'<th scope="col"><button>{escape(name)}</button></th>' for name in head)
+    spans = "".join(f'<th scope="colgroup" colspan="{count}">{escape(name)}</th>' for name, count in groups)
+    above = f'<tr class="groups">{spans}</tr>' if groups else ""
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return (
         f'<p class="caption">{escape(caption)}</p><div class="scroll"><table class="sortable" '
-        f'aria-label="{escape(caption)}"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'aria-label="{escape(caption)}"><thead>{above}<tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
     )
 
 
 def _cell(cell: Cell) -> str:
     value = "" if cell.value is None else f' data-v="{cell.value!r}"'
-    return f"<td{value}>{escape(cell.text)}</td>"
+    text = f"<b>{escape(cell.text)}</b>" if cell.best else escape(cell.text)
+    return f"<td{value}>{text}</td>"
 
 
 def number(value: float | int | None, form: str = "{:,}") -> Cell:
@@ -275,37 +403,36 @@ def number(value: float | int | None, form: str = "{:,}") -> Cell:
 
 
 def _accuracy(runs: Sequence[VtabRun]) -> str:
-    """Per task and method the mean over seeds, then every run."""
+    """The table of VTAB-1k papers of what was tested, one of val200 for what was not, then every run."""
     if not runs:
         return ""
-    tested: dict[tuple[str, str], list[float]] = {}
-    for run in runs:
-        accuracy = run.content.get("test_accuracy")
+    names = _methods(runs)
+    tested: dict[str, dict[str, list[float]]] = {}
+    untested: dict[str, dict[str, list[float]]] = {}
+    for name, run in zip(names, runs, strict=True):
+        test, val = run.content.get("test_accuracy"), run.content.get("val_accuracy")
+        into, accuracy = (untested, val) if test is None else (tested, test)
         if accuracy is not None:
-            tested.setdefault((run.content["task"], run.method), []).append(float(accuracy))
-    methods = list(dict.fromkeys(method for _, method in tested))
-    means = [
-        [Cell(task), *(_spread(tested.get((task, method), [])) for method in methods)]
-        for task in dict.fromkeys(task for task, _ in tested)
-    ]
+            into.setdefault(name, {}).setdefault(str(run.content["task"]), []).append(float(accuracy))
     notes = [
         f"{run.content['task']} is {'synthetic' if run.content.get('synthetic') else 'not the official split'}"
         for run in runs
         if run.content.get("synthetic") or not run.content.get("official_split")
     ]
-    caption = "Test accuracy in percent: mean and sample standard deviation over seeds (number of seeds)."
-    caption += "".join(f" Note: {note}." for note in dict.fromkeys(notes))
-    summary = table(["task", *methods], means, caption) if means else ""
+    seeds = "in percent: mean and sample standard deviation over seeds (number of seeds); the best of a column is bold."
+    seeds += "".join(f" Note: {note}." for note in dict.fromkeys(notes))
+    summary = _by_task(tested, f"Test accuracy {seeds}")
+    summary += _by_task(untested, f"Accuracy on val200 of runs that kept their test images closed, {seeds}")
     head = ["task", "method", "seed", "epoch", "val200", "test", "parameters", "seconds"]
     every = []
-    for run in runs:
+    for name, run in zip(names, runs, strict=True):
         c = run.content
         parameters = c["sizes"].get("parameters", {}).get("trained_without_head")
         every.append(
             [
                 Cell(str(c["task"])),
-                Cell(run.method),
-                number(c["seed"]),
+                Cell(name),
+                number(c["seed"], "{}"),
                 number(c.get("selected_epoch")),
                 number(c.get("val_accuracy"), "{:.1f}"),
                 number(c.get("test_accuracy"), "{:.2f}"),
@@ -315,6 +442,76 @@ def _accuracy(runs: Sequence[VtabRun]) -> str:
         )
     note = "Every run. epoch: chosen on val200; accuracies in percent; parameters: trained, without the head."
     return summary + table(head, every, note)
+
+
+def _methods(runs: Sequence[VtabRun]) -> list[str]:
+    """Each run's method with the settings in which runs of this method differ: only seeds are averaged."""
+    unlike = {*PLACES, "task", "method", "seed"}
+    settings = [{k: _plain(v) for k, v in run.content["arguments"].items() if k not in unlike} for run in runs]
+    differing = {
+        method: _differing([s for r, s in zip(runs, settings, strict=True) if r.method == method])
+        for method in {run.method for run in runs}
+    }
+    return [
+        ", ".join([run.method, *(f"{key} {own.get(key, NOTHING)}" for key in differing[run.method])])
+        for run, own in zip(runs, settings, strict=True)
+    ]
+
+
+def _by_task(found: Mapping[str, Mapping[str, list[float]]], caption: str) -> str:
+    """Methods down, tasks across in the papers' order and groups, then means: of whole groups, of these, and of all
+    tasks that are there. found: accuracies by method and task."""
+    there = dict.fromkeys(task for tasks in found.values() for task in tasks)
+    groups = {name: [task for task in tasks if task in there] for name, tasks in GROUPS.items()}
+    groups["other"] = [task for task in there if task not in TASKS]
+    columns = [task for tasks in groups.values() for task in tasks]
+    if not columns:
+        return ""
+    rows = [
+        [Cell(method), *(_spread(tasks.get(task, [])) for task in columns), *_means(tasks, groups)]
+        for method, tasks in found.items()
+    ]
+    head = ["method", *(TASKS.get(task, task) for task in columns), *_mean_names(groups)]
+    spans = [("", 1), *((name, len(tasks)) for name, tasks in groups.items() if tasks)]
+    if _mean_names(groups):
+        spans.append(("means", len(_mean_names(groups))))
+    return table(head, _with_best(rows), caption, spans)
+
+
+def _mean_names(groups: Mapping[str, Sequence[str]]) -> list[str]:
+    whole = [name for name, tasks in GROUPS.items() if len(groups[name]) == len(tasks)]
+    count = sum(len(groups[name]) for name in GROUPS)
+    names = [*whole, "groups"] if len(whole) == len(GROUPS) else whole
+    return [*names, f"{count} tasks"] if count > 1 else names
+
+
+def _means(tasks: Mapping[str, list[float]], groups: Mapping[str, Sequence[str]]) -> list[Cell]:
+    """A method's means by the names of `_mean_names`; NOTHING where a task is missing."""
+
+    def mean(of: Sequence[str]) -> float | None:
+        return statistics.fmean(statistics.fmean(tasks[t]) for t in of) if all(t in tasks for t in of) else None
+
+    cells = []
+    for name in _mean_names(groups):
+        if name == "groups":
+            each = [mean(groups[group]) for group in GROUPS]
+            value = None if None in each else statistics.fmean(v for v in each if v is not None)
+        else:
+            value = mean(groups[name] if name in GROUPS else [t for group in GROUPS for t in groups[group]])
+        cells.append(number(value, "{:.1f}"))
+    return cells
+
+
+def _with_best(rows: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
+    """The rows with the largest value of every column marked, as printed to a tenth, where there are two or more."""
+    best = []
+    for column in zip(*rows, strict=True):
+        values = [round(cell.value, 1) for cell in column if cell.value is not None]
+        best.append(max(values) if len(values) > 1 else None)
+    return [
+        [c._replace(best=c.value is not None and round(c.value, 1) == b) for c, b in zip(row, best, strict=True)]
+        for row in rows
+    ]
 
 
 def _spread(values: Sequence[float]) -> Cell:
@@ -341,7 +538,7 @@ def _dreambooth_table(runs: Sequence[Run], names: Sequence[str]) -> str:
                 number(c.get("steps")),
                 number(run.launch),
                 number(run.argument("learning_rate"), "{:g}"),
-                number(c.get("seed")),
+                number(c.get("seed"), "{}"),
                 number(statistics.fmean(last) if last else None, "{:.4f}"),
                 number(c.get("timings_s", {}).get("train"), "{:.1f}"),
             ]
@@ -376,13 +573,22 @@ def _settings(runs: Sequence[Run], names: Sequence[str]) -> str:
 def _versions(runs: Sequence[Run], names: Sequence[str]) -> str:
     if not runs:
         return ""
-    columns = [{**run.content["versions"], "device": _plain(run.content.get("device"))} for run in runs]
+    columns = [{**run.content["versions"], "device": _device(run)} for run in runs]
     differing = _differing(columns)
     said = f"They differ in {', '.join(differing)}." if differing else "The same for every run."
     if len(runs) == 1:
         said = "What the run was made with."
     every = _side_by_side(columns, names, "all-versions")
     return f"<p>{escape(said)}</p><details><summary>All versions</summary>{every}</details>"
+
+
+def _device(run: Run) -> str:
+    """In one spelling for both kinds of run, which record it differently."""
+    device = run.content.get("device")
+    if not isinstance(device, dict):
+        return _plain(device)
+    name = device.get("name")
+    return _plain(name) if device.get("type") == "cuda" else f"{device.get('type')}, {device.get('threads')} threads"
 
 
 def _differing(columns: Sequence[dict[str, str]]) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import save_base, save_pictures
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 from test_dreambooth import settings, train
 from vtab_helpers import trained_run
@@ -27,6 +28,7 @@ from dash_vision.analysis import (
 from dash_vision.directions import singular_directions
 from dash_vision.miniature import pipeline_path
 from eval.__main__ import main
+from eval.directions import _null_pairs
 
 
 def matrix(*shape, seed=0):
@@ -118,6 +120,37 @@ def test_null_rates_have_the_update_s_rank_and_norm():
     assert torch.linalg.matrix_rank(random.B @ random.A) == 2
 
 
+@pytest.mark.parametrize(("rank", "extra"), [(4, 0), (1, 3)])
+def test_the_null_of_updates_that_began_with_one_a_shares_it(rank, extra):
+    """Against NumPy: B A and C A, where the second may have `extra` rows more, as LoRA-Dash has."""
+    W = matrix(48, 48)
+    U, S, Vh = np.linalg.svd(W.numpy())
+    rng = np.random.default_rng(1)
+
+    def top(B, A, count):
+        return set(np.argsort(-np.abs(np.einsum("oi,or,rj,ij->i", U, B, A, Vh, optimize=True)) / S)[:count])
+
+    def simulated(shared):
+        found = []
+        for _ in range(600):
+            A, C = rng.normal(size=(rank, 48)), rng.normal(size=(rank + extra, 48))
+            C[:shared] = A[:shared]
+            B, D = rng.normal(size=(48, rank)), rng.normal(size=(48, rank + extra))
+            chosen = top(B, A, 8)
+            found.append((len(chosen & top(D, C, 4)) / 4, len(chosen & top(D, C, 16)) / 8))
+        return np.mean(found, axis=0)
+
+    def drawn(shared):
+        pairs = _null_pairs(singular_directions(W), (rank, rank + extra), shared, 600, 0, 1e-6)
+        return np.mean([overlap(first, second) for first, second in pairs], axis=0)
+
+    # The deviation of one overlap is below 0.25, of a difference of two means of 600 below 0.015.
+    assert drawn(rank) == pytest.approx(simulated(rank), abs=0.045)
+    assert drawn(0) == pytest.approx(simulated(0), abs=0.045)
+    if not extra:
+        assert drawn(rank).min() > 0.02 + drawn(0).min()
+
+
 # -- charts
 
 
@@ -131,6 +164,7 @@ def runs(tmp_path_factory):
     few = {"max_train_steps": 6, "prelaunch_steps": 2, "num_inference_steps": 2, "checkpointing_steps": 2}
     train(settings(root, root / "dash", checkpoints_total_limit=9, **few))
     train(settings(root, root / "lora", dash_k=0, seed=1, **few))
+    train(settings(root, root / "same", dash_k=0, **few | {"checkpointing_steps": 0}))
     train(settings(root, root / "other", base="sd2", **few))
     for method in ("dash", "full"):
         trained_run(root, methods=[method], output_dir=str(root / "vtab"))
@@ -154,7 +188,7 @@ def drawn(monkeypatch):
 
 def test_every_chart_has_its_null(runs, tmp_path, drawn, capsys):
     assert directions(runs / "dash", "--truth", runs / "lora", tmp_path / "d.png") == 0
-    assert "one seed" not in capsys.readouterr().out
+    assert "no checkpoint" not in capsys.readouterr().out
     titles = [panel.title for panel in drawn]
     assert titles[:3] == [
         "Recall of LoRA of rank 2 against lora, step 6",
@@ -246,9 +280,57 @@ def test_runs_are_named_by_all_that_tells_their_folders_apart(runs, tmp_path, dr
     assert (drawn[3].x, drawn[3].y) == ("rank in 2/lora/seed-1", "rank in 1/dash/seed-0")
 
 
-def test_equal_seeds_are_pointed_out(runs, tmp_path, capsys):
-    assert directions(runs / "dash", "--truth", runs / "dash", tmp_path / "d.png") == 0
-    assert "both runs have one seed" in capsys.readouterr().out
+@pytest.fixture
+def footnotes(monkeypatch):
+    import eval.directions as module
+
+    seen = []
+    original = module.draw
+    monkeypatch.setattr(module, "draw", lambda *all: seen.append(all[2]) or original(*all))
+    return seen
+
+
+def test_runs_of_one_seed_are_compared_with_updates_that_share_one_a(runs, tmp_path, footnotes):
+    def rows(name):
+        with safe_open(runs / name / NATIVE_NAME, "pt") as file:
+            return torch.cat([file.get_tensor(k).flatten() for k in sorted(file.keys()) if k.endswith(".A")])
+
+    def alike(first, second):
+        return torch.corrcoef(torch.stack([rows(first), rows(second)]))[0, 1]
+
+    assert alike("dash", "same") > 0.5 > 0.1 > alike("dash", "lora").abs()
+    for truth, word in (("same", "which share one A, since both runs began with one A"), ("lora", "independent")):
+        assert directions(runs / "dash", "--truth", runs / truth, "--layer", "mid", tmp_path / "d.png") == 0
+        assert word in footnotes[-1]
+    assert "on trust" not in "".join(footnotes)
+
+
+def test_without_checkpoints_there_is_no_chart_over_steps(runs, tmp_path, drawn, capsys):
+    assert directions(runs / "same", "--truth", runs / "lora", "--layer", "mid", tmp_path / "d.png") == 0
+    assert "--checkpoints_total_limit" in capsys.readouterr().out
+    assert "Mean over layers" not in [panel.title for panel in drawn]
+
+
+def test_a_tuned_model_of_another_base_is_refused_and_a_bare_file_taken_on_trust(runs, tmp_path, capsys, footnotes):
+    run = next((runs / "vtab").rglob("dash/*/result.json")).parent
+    full = tmp_path / "full"
+    shutil.copytree(next((runs / "vtab").rglob("full/*/result.json")).parent, full)
+    for place, value in ((("normalization",), {"mean": [0.4] * 3}), (("arguments", "checkpoint"), "x.safetensors")):
+        record = json.loads((full / "result.json").read_text())
+        kept, inner = json.dumps(record), record
+        for name in place[:-1]:
+            inner = inner[name]
+        inner[place[-1]] = value
+        (full / "result.json").write_text(json.dumps(record))
+        assert directions(run, "--truth", full, tmp_path / "v.png") == 2
+        said = capsys.readouterr().err
+        assert "another base" in said
+        assert place[-1] in said
+        assert said.count("\n") == 1
+        (full / "result.json").write_text(kept)
+    for truth, trusted in ((full, False), (full / "trained.safetensors", True)):
+        assert directions(run, "--truth", truth, "--layer", "blocks.1", tmp_path / "v.png") == 0
+        assert ("on trust" in footnotes[-1]) == trusted
 
 
 @pytest.mark.parametrize(
@@ -263,7 +345,7 @@ def test_equal_seeds_are_pointed_out(runs, tmp_path, capsys):
         (["RUNS/dash", "--truth", "RUNS/small.safetensors", "x.png"], "has none of the run's layers"),
         (["RUNS/vtab", "x.png"], "holds 2 runs; give the folder of one"),
         (["RUNS/nowhere", "x.png"], "there is no folder"),
-        (["RUNS/dash", "--draws", "1", "x.png"], "--draws is 1"),
+        (["RUNS/dash", "--draws", "19", "x.png"], "--draws is 19; bands of 5 to 95 percent need 20 or more"),
         (["RUNS/dash", "x.jpg"], "ends in .png or .pdf"),
     ],
 )

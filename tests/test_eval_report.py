@@ -1,10 +1,12 @@
 """Curves and the page: that charts show the numbers, that the page holds everything, and that a browser can use it."""
 
 import base64
+import hashlib
 import json
 import re
 import shutil
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,14 @@ from test_dreambooth import settings, train
 from vtab_helpers import trained_run
 
 from dash_vision.analysis import Overlap
+from dash_vision.diffusion.sheet import Row, draw_sheet
 from eval.__main__ import main
 from eval.curves import all_panels
 from eval.directions import Layer, _over_steps
+from eval.figure import save
 from eval.plot import MOST_LINES, Panel, Series, _parts, draw, running_mean, svg, thinned, ticks
-from eval.runs import find_runs, labels, short_names
+from eval.report import Sheet
+from eval.runs import DreamBoothRun, find_runs, labels, short_names
 
 
 @pytest.fixture(scope="module")
@@ -406,10 +411,11 @@ def page(runs):
 def test_the_page_is_one_file_with_everything_in_it(runs, page):
     text = page.read_text()
     elements = Elements(text)
-    sources = [a["src"] for a in elements.all("img")]
+    sources = [a["src"] for a in elements.all("img") if "src" in a]
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-    pictures = {base64.b64decode(source.partition(",")[2]) for source in sources}
-    assert pictures == {(runs / "dream" / name / "samples.png").read_bytes() for name in ("dash", "lora")}
+    pictures = [base64.b64decode(source.partition(",")[2]) for source in sources]
+    files = [(runs / "dream" / name / "samples.png").read_bytes() for name in ("dash", "lora")]
+    assert sorted(pictures) == sorted(files)  # each once, though the slider and the sheet show it
     assert not [a for tag in ("link", "iframe", "object") for a in elements.all(tag)]
     assert not [a for a in elements.all("script") if "src" in a]
     assert all(a["href"].startswith("#") for a in elements.all("a"))
@@ -417,6 +423,7 @@ def test_the_page_is_one_file_with_everything_in_it(runs, page):
     ids = [a["id"] for _, a in elements.found if "id" in a]
     assert len(set(ids)) == len(ids)
     assert {a["href"][1:] for a in elements.all("a")} <= set(ids)
+    assert {a["data-of"] for a in elements.all("img") if "data-of" in a} <= set(ids)
 
 
 def test_pictures_and_controls_have_words(page):
@@ -424,6 +431,211 @@ def test_pictures_and_controls_have_words(page):
     assert all(len(a["alt"]) > 20 for a in elements.all("img"))
     assert all(a.get("role") == "img" and a["aria-label"] for a in elements.all("svg"))
     assert [a["aria-label"] for a in elements.all("input") if a["type"] == "range"]
+
+
+def painted_sheet(colour, columns=1, inputs=2):
+    """A sheet whose trained pictures are of one colour, everything else of others."""
+
+    def pictures(paint, count):
+        return [Image.new("RGB", (64, 64), paint)] * count
+
+    rows = [Row("base", "b", pictures("#777777", columns)), Row("LoRA", "n", pictures(colour, columns))]
+    prompts = [f"a photo of sks cat, number {i}" for i in range(columns)]
+    foot = "25 steps, guidance 7.5, seed 123456; same starting noise within a column."
+    return draw_sheet(Row("input", "i", pictures("#00ff00", inputs)), prompts, rows, "cat", foot)
+
+
+@pytest.mark.parametrize(("columns", "inputs"), [(1, 1), (1, 5), (3, 2), (4, 4), (5, 3), (9, 9)])
+def test_the_trained_pictures_are_found_on_a_sheet(columns, inputs):
+    page = painted_sheet("#ff0000", columns, inputs)
+    content = {"arguments": {"validation_prompt": [str(i) for i in range(columns)], "num_validation_images": 1}}
+    sheet = Sheet("LoRA", DreamBoothRun(Path(), content), page.size, "")
+    assert len(sheet.tiles) == columns
+    reds = np.all(np.asarray(page) == (255, 0, 0), axis=-1)
+    for left, top, side in sheet.tiles:
+        assert reds[top : top + side, left : left + side].all()
+        reds[top : top + side, left : left + side] = False
+    assert not reds.any()  # nothing of them is missed
+    assert sheet._replace(size=(page.width + 1, page.height)).tiles == []
+
+
+def copied_runs(runs, root, **changes):
+    """lora/ and dash/ below `root`, with entries of dash's run.json changed."""
+    for name in ("lora", "dash"):
+        shutil.copytree(runs / "dream" / name, root / name)
+    record = json.loads((root / "dash/run.json").read_text())
+    record["arguments"] |= changes.pop("arguments", {})
+    record |= changes
+    (root / "dash/run.json").write_text(json.dumps({k: v for k, v in record.items() if v is not None}))
+    assert main(["report", str(root / "lora"), str(root / "dash"), "-o", str(root / "r.html")]) == 0
+    return root / "r.html"
+
+
+@pytest.mark.parametrize(
+    ("changes", "compared"),
+    [
+        ({}, True),
+        ({"instance_digest": "0" * 16}, False),
+        ({"arguments": {"instance_data_dir": "moved/cat"}}, True),  # the same pictures elsewhere
+        ({"instance_digest": None}, True),  # an older record: the folder decides
+        ({"instance_digest": None, "arguments": {"instance_data_dir": "dog"}}, False),
+        ({"seed": 7}, False),
+    ],
+)
+def test_only_runs_on_the_same_pictures_from_the_same_noise_share_a_slider(runs, tmp_path, changes, compared):
+    elements = Elements(copied_runs(runs, tmp_path, **changes).read_text())
+    assert bool([a for a in elements.all("figure") if a.get("class") == "compare"]) == compared
+    assert sum("inputs above" in a["alt"] for a in elements.all("img")) == 2  # the sheets in any case
+
+
+def test_a_record_tells_pictures_apart_by_what_is_in_them(runs):
+    record = json.loads((runs / "dream/dash/run.json").read_text())
+    digest = hashlib.sha256()
+    for path in sorted((runs / "cat").iterdir()):
+        with Image.open(path) as picture:
+            picture = picture.convert("RGB")
+            digest.update(f"RGB {picture.size}".encode() + picture.tobytes())
+    assert record["instance_digest"] == digest.hexdigest()[:16]
+
+
+def test_a_figure_comes_first(runs, tmp_path, capsys):
+    story = {
+        "seed": 3,
+        "blocks": [{"subject": "d/cat", "adapters": {"lora": "a", "dash": "b"}, "prompts": ["<in> snow"]}],
+    }
+    save(Image.new("RGB", (300, 200), "red"), tmp_path / "figure.png", story)
+    words = ["report", str(tmp_path / "figure.png"), str(runs / "dream/lora"), "-o", str(tmp_path / "r.html")]
+    assert main(words) == 0
+    elements = Elements((tmp_path / "r.html").read_text())
+    first = elements.all("img")[0]
+    assert base64.b64decode(first["src"].partition(",")[2]) == (tmp_path / "figure.png").read_bytes()
+    for word in ("cat", "lora, dash", "<in> snow"):
+        assert word in first["alt"]
+    assert any("seed 3" in word for word in elements.words)
+    Image.new("RGB", (3, 3)).save(tmp_path / "plain.png")
+    save(Image.new("RGB", (3, 3)), tmp_path / "directions.png", {"run": "r", "seed": 0})
+    (tmp_path / "cut.png").write_bytes((tmp_path / "figure.png").read_bytes()[:200])
+    capsys.readouterr()
+    others = [str(tmp_path / f"{name}.png") for name in ("plain", "directions", "cut")]
+    assert main([words[0], *others, *words[1:]]) == 1
+    assert capsys.readouterr().err.count("is no figure for the report") == 3
+
+
+PAPERS = {  # the columns of VTAB-1k tables
+    "natural": ["cifar", "caltech101", "dtd", "oxford_flowers102", "oxford_iiit_pet", "svhn", "sun397"],
+    "specialized": ["patch_camelyon", "eurosat", "resisc45", "diabetic_retinopathy"],
+    "structured": [
+        "clevr_count",
+        "clevr_dist",
+        "dmlab",
+        "kitti",
+        "dsprites_loc",
+        "dsprites_ori",
+        "smallnorb_azi",
+        "smallnorb_ele",
+    ],
+}
+
+
+def accuracy_tables(page):
+    """(head, rows of cells, cells in bold) of the tables under Accuracy."""
+    part = page.read_text().partition('<h2 id="accuracy">')[2].partition("</section>")[0]
+    found = []
+    for text in part.split("<table")[1:]:
+        above, _, body = text.partition("<tbody>")
+        head = re.findall(r"<button>([^<]*)</button>", above)
+        spans = [(name, int(n)) for n, name in re.findall(r'colspan="(\d+)">([^<]*)<', above)]
+        rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in body.split("</tr>")[:-1]]
+        found.append((spans, head, rows))
+    return found
+
+
+def write_results(runs, root, accuracies, name="result.json"):
+    """accuracies: (method, rank, task, seed) -> percent, as result.json or val_result.json."""
+    record = json.loads(next((runs / "vtab").rglob("lora/*/result.json")).read_text())
+    for i, ((method, rank, task, seed), value) in enumerate(accuracies.items()):
+        own = record | {"method": method, "task": task, "seed": seed, "val_accuracy": value}
+        own["test_accuracy"] = value if name == "result.json" else None
+        own["arguments"] = record["arguments"] | {"rank": rank, "task": task, "seed": seed, "method": method}
+        (root / str(i)).mkdir(parents=True)
+        (root / str(i) / name).write_text(json.dumps(own))
+
+
+def test_accuracies_stand_in_the_order_groups_and_means_of_papers(runs, tmp_path):
+    order = [task for tasks in PAPERS.values() for task in tasks]
+    values = np.random.default_rng(0).uniform(20, 90, size=(2, 19, 2)).round(3)
+    found = {
+        (method, 4, task, seed): values[m, t, seed]
+        for t, task in sorted(enumerate(order), key=lambda pair: pair[1])
+        for m, method in enumerate(("lora", "dash"))
+        for seed in (0, 1)
+    }
+    write_results(runs, tmp_path / "all", found)
+    assert main(["report", str(tmp_path / "all"), "-o", str(tmp_path / "r.html")]) == 0
+    spans, head, rows = accuracy_tables(tmp_path / "r.html")[0]
+    assert spans == [("", 1), ("natural", 7), ("specialized", 4), ("structured", 8), ("means", 5)]
+    assert head[1:3] + head[18:20] == ["Cifar100", "Caltech101", "sNORB-Azim", "sNORB-Ele"]
+    assert head[20:] == ["natural", "specialized", "structured", "groups", "19 tasks"]
+    expected = values.mean(axis=2)
+    groups = np.stack([expected[:, :7].mean(1), expected[:, 7:11].mean(1), expected[:, 11:].mean(1)], axis=1)
+    expected = np.concatenate([expected, groups, groups.mean(1)[:, None], expected.mean(1)[:, None]], axis=1)
+    by_method = {row[0]: row[1:] for row in rows}
+    shown = [by_method["LoRA"], by_method["LoRA-Dash"]]
+    for m, column in np.ndindex(expected.shape):
+        text = shown[m][column]
+        assert float(re.sub("</?b>", "", text).split()[0]) == pytest.approx(expected[m, column], abs=0.051)
+        rounded = expected[:, column].round(1)
+        assert text.startswith("<b>") == (rounded[m] == rounded.max())
+    assert f"± {values[0, 0].std(ddof=1):.1f} (2)" in shown[0][0]
+
+
+def test_settings_are_not_averaged_and_untested_runs_have_their_table(runs, tmp_path):
+    found = {("lora", 1, "cifar", 0): 30.0, ("lora", 8, "cifar", 0): 50.0, ("dash", 8, "mine", 1000): 40.0}
+    write_results(runs, tmp_path / "all", found, "val_result.json")
+    assert main(["report", str(tmp_path / "all"), "-o", str(tmp_path / "r.html")]) == 0
+    (spans, head, rows), (_, _, every) = accuracy_tables(tmp_path / "r.html")
+    assert (spans, head) == ([("", 1), ("natural", 1), ("other", 1)], ["method", "Cifar100", "mine"])
+    nothing = "–"  # noqa: RUF001
+    assert rows == [
+        ["LoRA, rank 1", "30.0 (1)", nothing],
+        ["LoRA, rank 8", "<b>50.0 (1)</b>", nothing],
+        ["LoRA-Dash", nothing, "40.0 (1)"],
+    ]
+    assert {row[2] for row in every} == {"0", "1000"}
+    assert "val200" in (tmp_path / "r.html").read_text().partition('<h2 id="accuracy">')[2][:200]
+
+
+def test_one_processor_is_no_difference(runs, tmp_path):
+    for name, folder in (("a", runs / "dream/lora"), ("b", next((runs / "vtab").rglob("lora/*/result.json")).parent)):
+        shutil.copytree(folder, tmp_path / "all" / name)
+    record = json.loads((tmp_path / "all/a/run.json").read_text())
+    record["device"] = {"type": "cpu", "name": "x86_64", "threads": 3}
+    (tmp_path / "all/a/run.json").write_text(json.dumps(record))
+    for threads, differs in ((3, False), (4, True)):
+        result = json.loads((tmp_path / "all/b/result.json").read_text()) | {"device": f"cpu, {threads} threads"}
+        (tmp_path / "all/b/result.json").write_text(json.dumps(result))
+        assert main(["report", str(tmp_path / "all"), "-o", str(tmp_path / "r.html")]) == 0
+        said = next(w for w in Elements((tmp_path / "r.html").read_text()).words if w.startswith(("They", "The same")))
+        assert ("device" in said) == differs
+
+
+def test_measured_subjects_are_found_below_a_folder(runs, tmp_path, capsys):
+    score = {"mean": 0.5, "low": 0.4, "high": 0.6, "per_prompt": [0.5]}
+    result = {
+        "kind": "subject", "subject": "sks cat", "prompts": ["p"], "backbones": {"DINO": "vit"}, "differences": [],
+        "ceiling": {"DINO": score}, "images_per_prompt": 1, "token_in_clip_t": False, "seed": 0, "stand_in": False,
+        "num_inference_steps": 2, "guidance_scale": 1.0,
+        "methods": {"LoRA": {"method": "LoRA", "run": None, "pictures": "LoRA", "scores": {"DINO": score}}},
+    }  # fmt: skip
+    for name in ("a", "b"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        (tmp_path / "all" / name / "subject.json").write_text(json.dumps(result | {"subject": f"subject {name}"}))
+    assert main(["report", str(tmp_path / "all"), "-o", str(tmp_path / "r.html")]) == 0
+    words = Elements((tmp_path / "r.html").read_text()).words
+    assert {"subject a", "subject b"} <= set(words)
+    shutil.copytree(runs / "dream/lora", tmp_path / "all/run")
+    assert main(["report", str(tmp_path / "all"), "-o", str(tmp_path / "r.html")]) == 0
+    assert "LoRA-Dash: 1 DreamBooth run and 2 measured subjects" in Elements((tmp_path / "r.html").read_text()).words
 
 
 def test_tables_hold_the_recorded_numbers(runs, page):
@@ -546,14 +758,42 @@ def test_the_slider_uncovers_the_other_method(browser, page):
     assert shown() == pytest.approx(73, abs=1)
 
 
+def colours(browser, element):
+    """The colours at a quarter and at three quarters of an element's width, 20 pixels below its top."""
+    with Image.open(BytesIO(element.screenshot_as_png)) as picture:
+        pixels = picture.convert("RGB")
+        return [pixels.getpixel((pixels.width * part // 4, 20)) for part in (1, 3)]
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_slider_lies_on_the_generated_picture_and_fits_the_window(browser, runs, tmp_path, width):
+    page = copied_runs(runs, tmp_path)
+    for name, colour in (("lora", "#ff0000"), ("dash", "#0000ff")):
+        painted_sheet(colour).save(tmp_path / name / "samples.png")
+    assert main(["report", str(tmp_path / "lora"), str(tmp_path / "dash"), "-o", str(page)]) == 0
+    show(browser, page, width=width)
+    (frame,) = find(browser, ".compare .frame")
+    assert frame.size["width"] > 240
+    assert colours(browser, frame) == [(255, 0, 0), (0, 0, 255)]
+    find(browser, ".compare .enlarge")[0].click()
+    (large,) = find(browser, "dialog .frame")
+    line = find(browser, "dialog .line")[0].rect
+    assert large.rect["x"] >= 0
+    assert large.rect["x"] + large.rect["width"] <= width
+    assert line["x"] == pytest.approx(width / 2, abs=12)  # a scroll bar's half
+    assert large.size["width"] >= frame.size["width"] - 10
+    assert colours(browser, large) == [(255, 0, 0), (0, 0, 255)]
+
+
 def test_a_click_enlarges_and_escape_closes(browser, page):
     from selenium.webdriver import ActionChains, Keys
 
     show(browser, page, width=390)
     (dialog,) = find(browser, "dialog")
     assert not dialog.is_displayed()
-    small = find(browser, ".compare img")[0].size["width"]
-    find(browser, ".compare .enlarge")[0].click()
+    sheet = find(browser, "button.zoom")[0]
+    small = sheet.size["width"]
+    sheet.click()
     assert dialog.is_displayed()
     assert find(browser, "dialog img")[0].size["width"] > 2 * small
     ActionChains(browser).send_keys(Keys.ESCAPE).perform()
@@ -577,6 +817,17 @@ def test_tables_sort_by_a_click(browser, page):
     assert values() == sorted(before)
     button.click()
     assert values() == sorted(before, reverse=True)
+
+
+def test_the_first_column_stays_in_sight(browser, page):
+    show(browser, page, width=390)
+    scroll = next(s for s in find(browser, ".scroll") if "val200" in s.text)
+    for cell in scroll.find_elements("css selector", "tbody td:first-child")[:2]:
+        before = cell.rect["x"]
+        browser.execute_script("arguments[0].scrollLeft = 120", scroll)
+        assert browser.execute_script("return arguments[0].scrollLeft", scroll) == 120
+        assert cell.rect["x"] == pytest.approx(before, abs=1.5)
+        browser.execute_script("arguments[0].scrollLeft = 0", scroll)
 
 
 def test_the_settings_that_differ_come_first_and_all_on_request(browser, page):
