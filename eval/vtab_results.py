@@ -95,6 +95,8 @@ def _result(file: Path, content: dict[str, Any]) -> Result:
         raise ValueError("the name of its task or method has control characters")
     sizes = content.get("sizes", {})
     parameters = sizes.get("parameters", {}).get("trained_without_head")
+    if parameters is not None and not 0 <= parameters < 1e15:
+        raise ValueError(f"it says that {parameters} parameters were trained"[:80])
     settings = _settings(content)
     return Result(
         file,

@@ -535,6 +535,26 @@ def test_an_impossible_accuracy_is_a_broken_result(tmp_path, capsys, accuracy):
     assert rows_of(tmp_path)[0] == {"dash": [70.0, None]}
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sizes": {"parameters": {"trained_without_head": 10**400}}},
+        {"sizes": {"images": {"test": []}}},
+        {"arguments": 7},
+        {"arguments": {"peft": [1]}},
+        {"normalization": {"mean": [[0]], "std": 1}},
+        {"task": "cifar\x1b[31m"},
+        {"seed": 1.5},
+    ],
+)
+def test_a_malformed_result_costs_itself_only(tmp_path, changes):
+    results(tmp_path, "dash", {"cifar": 70.0})
+    results(tmp_path / "odd", "dash", {"dtd": 50.0}, **changes)
+    numbers, (said,) = rows_of(tmp_path)
+    assert numbers == {"dash": [70.0, None]}
+    assert str(tmp_path / "odd" / "dtd") in said
+
+
 def test_a_bad_path_costs_itself_only(tmp_path, capsys):
     results(tmp_path / "good", "dash", {"cifar": 70.0})
     (tmp_path / "empty").mkdir()
