@@ -180,7 +180,9 @@ def _layout(panel: Panel, width: int, height: int) -> tuple[_Shapes, int]:
     if not points:
         shapes.text(((left + right) / 2, (top + bottom) / 2), "no values", "soft", 13, "middle")
         return shapes, height
-    (x0, x1), (y0, y1) = _range([p[0] for p in points], False), panel.bounds or _range([p[1] for p in points], True)
+    # A launch may come before the first epoch's end.
+    x0, x1 = _range([*(p[0] for p in points), *(at for at, _ in panel.marks)], False)
+    y0, y1 = panel.bounds or _range([p[1] for p in points], True)
     whole = all(float(p[0]).is_integer() for p in points)
     if any(s.style == "dots" for s in panel.series):
         x0, x1 = x0 - 0.015 * (x1 - x0), x1 + 0.015 * (x1 - x0)

@@ -156,6 +156,14 @@ def test_steps_are_labelled_with_whole_numbers(steps):
     assert all("." not in label for label in found)
 
 
+@pytest.mark.parametrize("steps", [[13], [13, 26]])
+def test_a_launch_before_the_first_epoch_s_end_is_inside_the_chart(steps):
+    drawing = svg(Panel("", "step", "y", [Series("", [(s, 0.5) for s in steps])], marks=[(5, "launched")]))
+    left = min(numbers(d)[0][0] for d in re.findall(r'class="l rule" d="([^"]+)"', drawing))
+    _, mark = (numbers(d) for d in re.findall(r'class="l soft" d="([^"]+)"', drawing))
+    assert mark[0][0] == pytest.approx(left, abs=0.1)
+
+
 def test_what_a_mark_means_stands_in_the_legend_once():
     series = [Series("s", [(0.0, 0.0), (10.0, 1.0)])]
     drawing = svg(Panel("t", "x", "y", series, marks=[(3.0, "launched"), (5.0, "launched")]))
