@@ -8,6 +8,7 @@ the same rank.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -95,28 +96,24 @@ def random_update(directions: Directions, rank: int | None, generator: torch.Gen
     return normal(out, in_) if rank is None else LowRank(normal(rank, in_), normal(out, rank))
 
 
-def null_overlaps(
-    directions: Directions, predicted_rank: int | None, true_rank: int | None, draws: int, seed: int, eps: float = 1e-6
-) -> list[Overlap]:
-    """Overlaps of `draws` pairs of independent random updates of these ranks (None: dense)."""
+def null_pairs(
+    directions: Directions,
+    ranks: tuple[int | None, int | None],
+    draws: int,
+    seed: int,
+    eps: float = 1e-6,
+    shared: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Change rates [p] under `draws` pairs of random updates of these ranks (None: dense), independent but for the
+    first `shared` rows of A, which low-rank updates can have in common."""
     generator = torch.Generator().manual_seed(seed)
-
-    def rates(rank: int | None) -> Tensor:
-        return update_rates(directions, random_update(directions, rank, generator), eps)
-
-    return [overlap(rates(predicted_rank), rates(true_rank)) for _ in range(draws)]
-
-
-def null_matches(
-    directions: Directions, first_rank: int | None, second_rank: int | None, draws: int, seed: int, eps: float = 1e-6
-) -> Tensor:
-    """`matches` of `draws` pairs of independent random updates of these ranks (None: dense), bool [draws, n, n]."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def rates(rank: int | None) -> Tensor:
-        return update_rates(directions, random_update(directions, rank, generator), eps)
-
-    return torch.stack([matches(rates(first_rank), rates(second_rank)) for _ in range(draws)])
+    for _ in range(draws):
+        first, second = (random_update(directions, rank, generator) for rank in ranks)
+        if shared:
+            assert isinstance(first, LowRank)
+            assert isinstance(second, LowRank)
+            second.A[:shared] = first.A[:shared]
+        yield update_rates(directions, first, eps), update_rates(directions, second, eps)
 
 
 def null_rates(directions: Directions, update: Update, draws: int, seed: int, eps: float = 1e-6) -> Tensor:

@@ -24,9 +24,9 @@ from dash_vision.analysis import (
     Update,
     matches,
     norm,
+    null_pairs,
     null_rates,
     overlap,
-    random_update,
     update_rates,
 )
 from dash_vision.checkpoint import CheckpointError, load_checkpoint
@@ -379,23 +379,8 @@ def _overlaps(
         for step, tensors in steps.items()
     }
     rank = update.A.shape[0] if isinstance(update, LowRank) else None
-    pairs = _null_pairs(directions, (config.rank, rank), shared, draws, seed, config.eps)
+    pairs = null_pairs(directions, (config.rank, rank), draws, seed, config.eps, shared)
     return Layer(module, at, [overlap(first, second) for first, second in pairs])
-
-
-def _null_pairs(
-    directions: Directions, ranks: tuple[int, int | None], shared: int, draws: int, seed: int, eps: float
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Change rates [p] under `draws` pairs of random updates of these ranks (None: dense), of which the first `shared`
-    rows of A are the same in both."""
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(draws):
-        first, second = (random_update(directions, rank, generator) for rank in ranks)
-        if shared:
-            assert isinstance(first, LowRank)
-            assert isinstance(second, LowRank)
-            second.A[:shared] = first.A[:shared]
-        yield update_rates(directions, first, eps), update_rates(directions, second, eps)
 
 
 def _overlap_panels(layers: Sequence[Layer], truth: Source, state: AdapterState) -> list[Panel]:
@@ -434,7 +419,7 @@ def _match_panels(
     own = update_rates(directions, _low_rank(source.state.tensors, module, config.scaling), config.eps)
     found = matches(own, update_rates(directions, update, config.eps))
     rank = update.A.shape[0] if isinstance(update, LowRank) else None
-    pairs = _null_pairs(directions, (config.rank, rank), shared, draws, seed, config.eps)
+    pairs = null_pairs(directions, (config.rank, rank), draws, seed, config.eps, shared)
     null = torch.stack([matches(first, second) for first, second in pairs])
     low, middle, high = _quantiles(null.sum(dim=(1, 2)).tolist())
     n = len(found)

@@ -18,8 +18,7 @@ from dash_vision.analysis import (
     LowRank,
     matches,
     norm,
-    null_matches,
-    null_overlaps,
+    null_pairs,
     null_rates,
     overlap,
     random_update,
@@ -28,7 +27,6 @@ from dash_vision.analysis import (
 from dash_vision.directions import singular_directions
 from dash_vision.miniature import pipeline_path
 from eval.__main__ import main
-from eval.directions import _null_pairs
 
 
 def matrix(*shape, seed=0):
@@ -73,7 +71,7 @@ def test_the_null_of_equal_singular_values_is_that_of_drawing_blindly():
     """With equal singular values nothing is favoured: the chance is that of 8 (or 16) of p."""
     p, draws = 64, 1000
     directions = singular_directions(torch.eye(p, dtype=torch.float64) * 2)
-    found = null_overlaps(directions, None, None, draws, seed=0)
+    found = [overlap(*pair) for pair in null_pairs(directions, (None, None), draws, seed=0)]
     # A hypergeometric count has mean 8 * 4 / p of 4 and 8 * 16 / p of 8; of 1000 draws it deviates by 0.006 at most.
     assert np.mean([o.recall for o in found]) == pytest.approx(8 / p, abs=0.02)
     assert np.mean([o.accuracy for o in found]) == pytest.approx(16 / p, abs=0.02)
@@ -81,8 +79,8 @@ def test_the_null_of_equal_singular_values_is_that_of_drawing_blindly():
 
 def test_the_null_of_a_square_random_weight_is_far_above_chance():
     """Why every overlap needs its null: independent updates agree, because small singular values are favoured."""
-    square = null_overlaps(singular_directions(matrix(256, 256)), 8, 8, 50, seed=1)
-    wide = null_overlaps(singular_directions(matrix(256, 1024)), 8, 8, 50, seed=1)
+    square = [overlap(*pair) for pair in null_pairs(singular_directions(matrix(256, 256)), (8, 8), 50, seed=1)]
+    wide = [overlap(*pair) for pair in null_pairs(singular_directions(matrix(256, 1024)), (8, 8), 50, seed=1)]
     assert np.mean([o.recall for o in square]) > 0.5 > 0.3 > np.mean([o.recall for o in wide])
 
 
@@ -103,7 +101,8 @@ def test_ranks_match_where_the_directions_are_the_same():
 
 def test_the_null_of_rank_matches_is_blind_drawing_for_equal_singular_values():
     p = 32
-    null = null_matches(singular_directions(torch.eye(p, dtype=torch.float64)), None, None, 2000, seed=0)
+    pairs = null_pairs(singular_directions(torch.eye(p, dtype=torch.float64)), (None, None), 2000, seed=0)
+    null = torch.stack([matches(*pair) for pair in pairs])
     assert null.shape == (2000, 8, 8)
     assert null.double().mean().item() == pytest.approx(1 / p, abs=0.002)  # every cell alike: one of p
 
@@ -141,7 +140,7 @@ def test_the_null_of_updates_that_began_with_one_a_shares_it(rank, extra):
         return np.mean(found, axis=0)
 
     def drawn(shared):
-        pairs = _null_pairs(singular_directions(W), (rank, rank + extra), shared, 600, 0, 1e-6)
+        pairs = null_pairs(singular_directions(W), (rank, rank + extra), 600, 0, shared=shared)
         return np.mean([overlap(first, second) for first, second in pairs], axis=0)
 
     # The deviation of one overlap is below 0.25, of a difference of two means of 600 below 0.015.
