@@ -630,7 +630,8 @@ def test_one_processor_is_no_difference(runs, tmp_path):
 def test_measured_subjects_are_found_below_a_folder(runs, tmp_path, capsys):
     score = {"mean": 0.5, "low": 0.4, "high": 0.6, "per_prompt": [0.5]}
     result = {
-        "kind": "subject", "subject": "sks cat", "prompts": ["p"], "prompt_list": "own", "backbones": {"DINO": "vit"}, "differences": [],
+        "kind": "subject", "subject": "sks cat", "prompts": ["p"], "prompt_list": "own",
+        "backbones": {"DINO": "vit"}, "differences": [],
         "ceiling": {"DINO": score}, "images_per_prompt": 1, "token_in_clip_t": False, "seed": 0, "stand_in": False,
         "num_inference_steps": 2, "guidance_scale": 1.0,
         "methods": {"LoRA": {"method": "LoRA", "run": None, "pictures": "LoRA", "scores": {"DINO": score}}},
