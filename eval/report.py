@@ -226,7 +226,7 @@ def _figure(figure: Figure) -> str:
     parts = []
     for block in blocks:
         methods, prompts = ", ".join(block["adapters"]), "; ".join(block["prompts"])
-        parts.append(f"{Path(block['subject']).name}: for each prompt one picture by {methods}; prompts: {prompts}")
+        parts.append(f"{prompts}: for each one picture by {methods}")
     words = ". ".join(parts)
     alt = f"figure of inputs and generated pictures. {words}"
     return enlargeable(figure.data, alt, f"{words}. Same starting noise for all methods of a prompt, seed {seed}.")

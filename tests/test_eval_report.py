@@ -509,7 +509,7 @@ def test_a_record_tells_pictures_apart_by_what_is_in_them(runs):
 def test_a_figure_comes_first(runs, tmp_path, capsys):
     story = {
         "seed": 3,
-        "blocks": [{"subject": "d/cat", "adapters": {"lora": "a", "dash": "b"}, "prompts": ["<in> snow"]}],
+        "blocks": [{"subject": "d/cat", "adapters": {"lora": "a", "dash": "b"}, "prompts": ["a cat <in> snow"]}],
     }
     save(Image.new("RGB", (300, 200), "red"), tmp_path / "figure.png", story)
     words = ["report", str(tmp_path / "figure.png"), str(runs / "dream/lora"), "-o", str(tmp_path / "r.html")]
@@ -517,7 +517,7 @@ def test_a_figure_comes_first(runs, tmp_path, capsys):
     elements = Elements((tmp_path / "r.html").read_text())
     first = elements.all("img")[0]
     assert base64.b64decode(first["src"].partition(",")[2]) == (tmp_path / "figure.png").read_bytes()
-    for word in ("cat", "lora, dash", "<in> snow"):
+    for word in ("a cat <in> snow", "lora, dash"):
         assert word in first["alt"]
     assert any("seed 3" in word for word in elements.words)
     Image.new("RGB", (3, 3)).save(tmp_path / "plain.png")
