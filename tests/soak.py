@@ -100,6 +100,9 @@ def fork(work: Callable[[], int], log: Path, **environment: str) -> int:
         return pid
     status = 70
     try:
+        # PyTorch's pool of threads does not outlive a fork. Left to them, autograd's threads ask for a new one all at
+        # once, and now and then the process aborts ("Invalid thread pool!").
+        torch.set_num_threads(1)
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         for number in (1, 2):
             os.dup2(handle, number)
