@@ -35,7 +35,7 @@ from dash_vision.layer import weight_matrix
 
 from .figure import check_picture_name, save
 from .plot import Panel, Point, Series, draw
-from .runs import DreamBoothRun, EvalError, Run, find_runs, labels, load_pipeline, native_adapters, short_names
+from .runs import RECORDS, DreamBoothRun, EvalError, Run, find_runs, labels, load_pipeline, native_adapters, short_names
 
 TRAINED_NAME = "trained.safetensors"  # of a VTAB run without an adapter
 FULL_NAMES = (TRAINED_NAME, "unet/diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors")
@@ -168,7 +168,7 @@ def _truth(path: Path, run: Run, source: Source) -> tuple[Run | None, Source]:
     """What `source` is to predict, and its run; None for weights that are no run's. Raises EvalError for another base
     than that of `run`."""
     weights = _full_weights(path)
-    if weights and not any((path / name).is_file() for name in ("run.json", "result.json", "val_result.json")):
+    if weights and not any((path / name).is_file() for name in RECORDS):
         return None, Source(path.name, None, weights)
     found, truth = _source(path)
     refusal = f"{path} was trained on another base than {source.name}"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
+from dash_vision.diffusion.sheet import wrapped
 from dash_vision.files import replacing
 from dash_vision.versions import installed_versions
 
@@ -277,8 +278,8 @@ def _draw_block(block: Sampled) -> Image.Image:
     font = ImageFont.load_default(17)
     methods = len(block.methods)
     pair = methods * TILE + (methods - 1) * GAP
-    captions = [_lines(prompt, font, pair) for prompt in block.prompts]
-    about = _lines(f"input: {block.name}", font, TILE)
+    captions = [wrapped(prompt, font, pair) for prompt in block.prompts]
+    about = wrapped(f"input: {block.name}", font, TILE)
     words = max(map(len, (about, *captions))) * 22
     width = TILE + ROOM + len(block.prompts) * pair + (len(block.prompts) - 1) * ROOM
     row = Image.new("RGB", (width, TILE + 10 + words + 12), PAPER)
@@ -320,26 +321,10 @@ def _named(tile: Image.Image, name: str) -> Image.Image:
     """The tile at its size in the figure, with the method's name in its lower left corner."""
     large = ImageOps.fit(tile.convert("RGB"), (TILE, TILE), Image.Resampling.BICUBIC)
     font = ImageFont.load_default(17)
-    lines = _lines(name, font, TILE - 16)
+    lines = wrapped(name, font, TILE - 16)
     width = math.ceil(max(map(font.getlength, lines))) + 16
     label = Image.new("RGBA", (width, 22 * len(lines) + 5), (20, 24, 28, 190))
     for k, line in enumerate(lines):
         ImageDraw.Draw(label).text((8, 13 + 22 * k), line, font=font, fill="#ffffff", anchor="lm")
     large.paste(label, (0, TILE - label.height), label)
     return large
-
-
-def _lines(text: str, font: Any, width: int) -> list[str]:
-    """The text in lines of at most `width` pixels, broken between words, and within a word that is wider."""
-    lines: list[str] = []
-    for word in text.split():
-        while len(word) > 1 and font.getlength(word) > width:
-            fits = next((n for n in range(len(word) - 1, 1, -1) if font.getlength(word[:n]) <= width), 1)
-            lines.append(word[:fits])
-            word = word[fits:]
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines or [""]

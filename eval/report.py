@@ -18,23 +18,20 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from dash_vision.diffusion.sheet import last_row
 from dash_vision.files import write_text
 
 from .curves import all_panels
 from .plot import svg
-from .runs import FORMATS, DreamBoothRun, EvalError, Run, VtabRun, find_runs, labels
+from .runs import FORMATS, RECORDS, DreamBoothRun, EvalError, Run, VtabRun, find_runs, labels
 from .scores import RESULT, cells, describe, read_result, rows
 from .vtab import GROUPS, TASKS
 
 TEMPLATE = Path(__file__).with_name("report.html")
 KINDS = ((DreamBoothRun, "DreamBooth"), (VtabRun, "VTAB"))
-RECORDS = ("run.json", "result.json", "val_result.json")  # of runs
 PLACES = ("output_dir", "cache_dir", "latent_cache_dir")  # where a run wrote is no setting of it
 # Least and greatest width of an enlarged picture: a sheet has small print, a tile is to fit in the window.
 SHEET, TILE = 'data-least="900px" data-most="1500px"', 'data-least="0px" data-most="78vh"'
-# Of a sheet, as dash_vision.diffusion.sheet draws it: its edge, the labels' width, the room between tiles, and what is
-# below the tiles: a line of print.
-_MARGIN, _LABEL, _GAP, _FOOT = 28, 132, 12, 8 + 17
 NOTHING = "–"  # noqa: RUF001 (as in the accuracy table)
 
 
@@ -275,13 +272,7 @@ class Sheet(NamedTuple):
     def tiles(self) -> list[tuple[int, int, int]]:
         """(left, top, side) of the trained model's picture in every column, in pixels of the sheet; none where the
         sheet has another layout than `draw_sheet` gives."""
-        columns, (width, height) = len(self.columns), self.size
-        for tile in (192, 224):
-            count, rest = divmod(width - 2 * _MARGIN - _LABEL + _GAP, tile + _GAP)
-            if rest == 0 and count >= max(columns, 2) and (tile == 192) == (count > 4):
-                top = height - _MARGIN - _FOOT - tile - _GAP
-                return [(_MARGIN + _LABEL + i * (tile + _GAP), top, tile) for i in range(columns)]
-        return []
+        return last_row(self.size, len(self.columns))
 
     def tile(self, column: int) -> Shown:
         """The trained model's picture in a column."""

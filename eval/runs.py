@@ -24,6 +24,7 @@ from dash_vision.adapter_io import (
     read_native,
 )
 
+RECORDS = ("run.json", "result.json", "val_result.json")  # of finished runs
 MINIATURE = "the embedded miniature"  # what a run.json calls it
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # not pillow's "all": EPS would run Ghostscript
 
@@ -134,8 +135,7 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     for path in _once((Path(p).expanduser() for p in paths), set()):
         folders = [path]
         if path.is_dir() and not _record(path):
-            names = ("run.json", "result.json", "val_result.json")
-            folders = sorted({file.parent for name in names for file in path.rglob(name)})
+            folders = sorted({file.parent for name in RECORDS for file in path.rglob(name)})
             if not folders:
                 problems.append(
                     f"{path} holds no run.json and no result.json; give the output folders of finished runs"
@@ -159,7 +159,7 @@ def _once(folders: Iterable[Path], seen: set[str]) -> Iterator[Path]:
 
 
 def _record(folder: Path) -> Path | None:
-    files = (folder / name for name in ("run.json", "result.json", "val_result.json"))
+    files = (folder / name for name in RECORDS)
     return next((file for file in files if file.is_file()), None)
 
 

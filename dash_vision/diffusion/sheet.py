@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 INK, SOFT, PAPER, RULE = "#1b1f24", "#5b6570", "#ffffff", "#e3e7ec"
+# The edge, the labels' width, the room between tiles, and a line of small print.
+_MARGIN, _LABEL, _GAP, _LINE = 28, 132, 12, 17
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,13 @@ def draw_sheet(inputs: Row, columns: Sequence[str], rows: Sequence[Row], headlin
     Pictures smaller than a tile are enlarged smoothly, larger ones reduced. RGB.
     """
     count = max(len(columns), min(len(inputs.pictures), 6), 2)
-    tile = 192 if count > 4 else 224
-    gap, margin, label = 12, 28, 132
+    tile, gap, margin, label = _tile_side(count), _GAP, _MARGIN, _LABEL
     width = margin * 2 + label + count * tile + (count - 1) * gap
     title, body, small = _font(24), _font(15), _font(13)
-    captions = [_wrap(text, small, tile) for text in columns]
-    caption_height = max(len(lines) for lines in captions) * 17
-    foot = _wrap(footnote, small, width - 2 * margin)
-    height = margin + 44 + tile + 34 + caption_height + 8 + len(rows) * (tile + gap) + 8 + len(foot) * 17 + margin
+    captions = [wrapped(text, small, tile) for text in columns]
+    caption_height = max(len(lines) for lines in captions) * _LINE
+    foot = wrapped(footnote, small, width - 2 * margin)
+    height = margin + 44 + tile + 34 + caption_height + 8 + len(rows) * (tile + gap) + 8 + len(foot) * _LINE + margin
 
     page = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(page)
@@ -41,12 +42,12 @@ def draw_sheet(inputs: Row, columns: Sequence[str], rows: Sequence[Row], headlin
     _label(draw, (margin, y), inputs, body, small, label)
     for i, picture in enumerate(inputs.pictures[:count]):
         page.paste(_tile(picture, tile), (left + i * (tile + gap), y))
-    y += tile + 17
+    y += tile + _LINE
     draw.line((margin, y, width - margin, y), fill=RULE, width=2)
-    y += 17
+    y += _LINE
     for i, lines in enumerate(captions):
         for j, line in enumerate(lines):
-            draw.text((left + i * (tile + gap), y + j * 17), line, font=small, fill=INK)
+            draw.text((left + i * (tile + gap), y + j * _LINE), line, font=small, fill=INK)
     y += caption_height + 8
     for row in rows:
         _label(draw, (margin, y), row, body, small, label)
@@ -55,8 +56,24 @@ def draw_sheet(inputs: Row, columns: Sequence[str], rows: Sequence[Row], headlin
         y += tile + gap
     y += 8
     for j, line in enumerate(foot):
-        draw.text((margin, y + j * 17), line, font=small, fill=SOFT)
+        draw.text((margin, y + j * _LINE), line, font=small, fill=SOFT)
     return page
+
+
+def last_row(size: tuple[int, int], columns: int) -> list[tuple[int, int, int]]:
+    """(left, top, side) of the last row's pictures, in pixels of a sheet of `size`; none where that is no size that
+    `draw_sheet` gives a page of so many columns and a footnote of one line."""
+    width, height = size
+    for tile in (192, 224):
+        count, rest = divmod(width - 2 * _MARGIN - _LABEL + _GAP, tile + _GAP)
+        if rest == 0 and count >= max(columns, 2) and tile == _tile_side(count):
+            top = height - _MARGIN - _LINE - 8 - _GAP - tile
+            return [(_MARGIN + _LABEL + i * (tile + _GAP), top, tile) for i in range(columns)]
+    return []
+
+
+def _tile_side(count: int) -> int:
+    return 192 if count > 4 else 224
 
 
 def _label(
@@ -68,13 +85,13 @@ def _label(
     width: int,
 ) -> None:
     x, y = place
-    for line in _wrap(row.title, body, width - 14):
+    for line in wrapped(row.title, body, width - 14):
         draw.text((x, y), line, font=body, fill=INK)
         y += 20
     y += 4
-    for line in _wrap(row.note, small, width - 14):
+    for line in wrapped(row.note, small, width - 14):
         draw.text((x, y), line, font=small, fill=SOFT)
-        y += 17
+        y += _LINE
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -93,8 +110,8 @@ def _tile(picture: Image.Image, side: int) -> Image.Image:
     return tile
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """The text in lines that fit; a word that is too long alone is cut."""
+def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """The text in lines of at most `width` pixels, broken between words, and within a word that is wider."""
     lines: list[str] = []
     for word in text.split():
         candidate = f"{lines[-1]} {word}" if lines else word
