@@ -17,7 +17,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dash_vision.adapter_io import NATIVE_NAME, AdapterState, compare_probes, probe_weight, read_notes
+from dash_vision.adapter_io import (
+    NATIVE_NAME,
+    AdapterFileError,
+    AdapterState,
+    compare_probes,
+    probe_weight,
+    read_native,
+    read_notes,
+)
 from dash_vision.analysis import (
     LowRank,
     Overlap,
@@ -112,11 +120,10 @@ def make_directions(
                 grids += _match_panels(module, W, directions, source, other, shared, draws, seed + number)
     if other is not None:
         panels = _overlap_panels(analysed, other, state) + grids + panels
-        if len(steps) < 2 and isinstance(found, DreamBoothRun):
-            say(
-                f"note: {run} keeps no checkpoint of an earlier step, so there is no chart over steps; train with "
-                "--checkpointing_steps N and a large --checkpoints_total_limit for one"
-            )
+        if len(steps) < 2:
+            dreambooth = isinstance(found, DreamBoothRun)
+            flags = "--checkpointing_steps N and a large --checkpoints_total_limit" if dreambooth else "--keep_every N"
+            say(f"note: {run} keeps no adapter of an earlier step, so there is no chart over steps; train with {flags}")
     if shifts:
         relative = statistics.median(value for layer, _ in shifts for value in layer)
         share = statistics.median(share for _, share in shifts)
@@ -248,15 +255,19 @@ def _frozen(model: nn.Module, state: AdapterState, path: Path) -> dict[str, Tens
 
 
 def _steps(run: Run, state: AdapterState) -> dict[int, Mapping[str, Tensor]]:
-    """Optimizer step -> the adapter's A and B by "module.A", "module.B", from the checkpoints and the final file."""
+    """Optimizer step -> the adapter's A and B by "module.A", "module.B": of DreamBooth from the checkpoints, of VTAB
+    from the adapters that --keep_every kept, and of the last step from the final file."""
     found: dict[int, Mapping[str, Tensor]] = {}
-    for path in run.folder.glob("checkpoint-*.safetensors"):
+    for path in (*run.folder.glob("checkpoint-*.safetensors"), *run.folder.glob("adapters/step-*.safetensors")):
         try:
-            saved = load_checkpoint(path)
-            tensors = saved["adapters"]["unet"]
+            if isinstance(run, DreamBoothRun):
+                saved = load_checkpoint(path)
+                step, tensors = int(saved["step"]), saved["adapters"]["unet"]
+            else:
+                step, tensors = int(read_notes(path)["step"]), read_native(path)["model"].tensors
             if all(f"{m}.{key}" in tensors for m in state.kinds for key in "AB"):
-                found[int(saved["step"])] = tensors
-        except (CheckpointError, KeyError, TypeError, ValueError) as error:
+                found[step] = tensors
+        except (CheckpointError, AdapterFileError, KeyError, TypeError, ValueError) as error:
             raise EvalError(f"{path} cannot be read ({error}); remove it to do without that step") from None
     final = run.content.get("steps") or run.content.get("optimizer_steps", {}).get("retrain") or 0
     found[int(final)] = state.tensors

@@ -166,7 +166,7 @@ def runs(tmp_path_factory):
     train(settings(root, root / "same", dash_k=0, **few | {"checkpointing_steps": 0}))
     train(settings(root, root / "other", base="sd2", **few))
     for method in ("dash", "full"):
-        trained_run(root, methods=[method], output_dir=str(root / "vtab"))
+        trained_run(root, methods=[method], output_dir=str(root / "vtab"), keep_every=1, selection="last")
     return root
 
 
@@ -262,6 +262,29 @@ def test_a_vision_transformer_against_full_fine_tuning(runs, tmp_path, drawn, ca
             for part in ("whole spectrum", "last 24", "sorted, largest 32")
         ]
         assert "chosen at launch" in [s.name for s in drawn[-3].series]
+        over_steps = next(panel for panel in drawn if panel.title == "Mean over layers")
+        assert [x for x, _ in over_steps.series[1].points] == [5, 10, 15, 20]
+    shutil.copytree(run, tmp_path / "cut")
+    (tmp_path / "cut/adapters/step-000010.safetensors").write_bytes(b"123")
+    assert directions(tmp_path / "cut", "--truth", full, "--layer", "blocks.1.attn", tmp_path / "cut.png") == 2
+    assert "step-000010.safetensors cannot be read" in capsys.readouterr().err
+
+
+def test_overlaps_over_steps_are_those_of_the_kept_files(runs, tmp_path, drawn):
+    """The chart of a run's last file, for a file that was kept before it."""
+    run = next((runs / "vtab").rglob("dash/*/result.json")).parent
+    full = next((runs / "vtab").rglob("full/*/result.json")).parent
+    words = ("--truth", full, "--layer", "blocks.1.attn", tmp_path / "v.png")
+    assert directions(run, *words) == 0
+    means = [dict(s.points) for s in drawn[2].series if s.name in ("recall", "accuracy")]
+    shutil.copytree(run, tmp_path / "early")
+    shutil.copy(run / "adapters/step-000010.safetensors", tmp_path / "early" / NATIVE_NAME)
+    shutil.rmtree(tmp_path / "early/adapters")
+    drawn.clear()
+    assert directions(tmp_path / "early", *words) == 0
+    for panel, name, mean in zip(drawn, ("recall", "accuracy"), means, strict=False):
+        values = [value for _, value in next(s for s in panel.series if s.name == name).points]
+        assert mean[10] == pytest.approx(sum(values) / len(values))
 
 
 def test_one_run_needs_no_truth(runs, tmp_path, drawn):

@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from vtab_helpers import CPU, ROOT, one_run, write_task
 
+from dash_vision.adapter_io import read_native
 from dash_vision.checkpoint import load_checkpoint, save_checkpoint
 from dash_vision.classification.drop_path import DropPaths
 from dash_vision.classification.loop import NonFiniteLoss, Plan, Trainer, mixed_seed
@@ -25,6 +26,7 @@ from dash_vision.classification.runtime import (
     Runtime,
     make_runtime,
 )
+from dash_vision.classification.trained import load_trained
 from dash_vision.cli import UsageError
 from dash_vision.signals import StopRequest, catching_signals
 
@@ -198,6 +200,42 @@ def test_a_stopped_run_goes_on_exactly(tmp_path, whole_run, step):
     name = "dash_adapter.safetensors"
     assert (run.folder / name).read_bytes() == (whole.folder / name).read_bytes()
     assert not (run.folder / CHECKPOINT).exists()
+
+
+def test_kept_adapters_are_the_model_between_epochs_and_survive_a_stop(tmp_path, data, monkeypatch):
+    models = {}
+
+    def remember(path, state):
+        if state["selection"] is not None and state["trainer"]:
+            models[state["trainer"]["step"]] = {k: v.clone() for k, v in state["trainer"]["model"].items()}
+
+    monkeypatch.setattr("dash_vision.classification.run.save_checkpoint", remember)
+    whole = one_run(data, keep_every=1, checkpoint_every=1, selection="last")
+    execute(whole, CPU)
+    monkeypatch.undo()
+    files = sorted((whole.folder / "adapters").iterdir())
+    assert [file.stem for file in files] == ["step-000005", "step-000010", "step-000015"]
+    for file, step in zip(files, sorted(models), strict=True):
+        model = models[step]
+        state = read_native(file)["model"]
+        assert state.launched  # after step 5 of the retraining
+        kept = [k for k in state.tensors if k.endswith((".A", ".B", ".dsigma"))]
+        assert len(kept) == 3 * len(state.kinds)
+        for key in kept:
+            module, name = key.rsplit(".", 1)
+            (trained,) = (v for k, v in model.items() if k.startswith(f"{module}.") and k.endswith(f".{name}"))
+            assert torch.equal(state.tensors[key], trained)
+        head = load_trained(file).model.get_classifier()
+        assert torch.equal(head.weight, model["head.weight"])
+
+    parts = one_run(data, output_dir=str(tmp_path / "parts"), keep_every=1, selection="last")
+    with pytest.raises(Interrupted):
+        execute(parts, CPU, StopAt(12 + 8))
+    execute(parts, CPU)
+    again = sorted((parts.folder / "adapters").iterdir())
+    assert [file.read_bytes() for file in again] == [file.read_bytes() for file in files]
+    execute(one_run(data, output_dir=str(tmp_path / "parts"), overwrite=True, selection="last"), CPU)
+    assert not list((parts.folder / "adapters").iterdir())
 
 
 @pytest.mark.parametrize("method", ["linear", "full", "bitfit"])

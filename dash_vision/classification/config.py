@@ -142,6 +142,9 @@ class VtabConfig:
     tag: str | None = option(None, OUTPUT, "added to the method's name: tells runs with other settings apart")
     overwrite: bool = option(False, OUTPUT, "run again what is done, and start anew what was interrupted")
     checkpoint_every: int = option(10, OUTPUT, "epochs between checkpoints (one is written on Ctrl-C too)")
+    keep_every: int = option(
+        0, OUTPUT, "epochs of the retraining between adapters kept in adapters/, which eval directions shows; 0 is none"
+    )
 
     device: str = option("auto", MACHINE, "auto, cpu, cuda, cuda:1, mps, ...")
     mixed_precision: str = option(
@@ -159,6 +162,7 @@ class VtabConfig:
         for name in ("epochs", "image_size", "learning_rate"):
             value = getattr(self, name)
             _require(value is None or 0 < value <= 1e30, f"{name} is a number above 0, up to 1e30, got {value}")
+        _require(self.keep_every >= 0, f"keep_every is 0 (keep none) or more, got {self.keep_every}")
         for name in ("weight_decay", "dash_lr_scale"):
             _require(0 <= getattr(self, name) <= 1e30, f"{name} is 0 or more, up to 1e30, got {getattr(self, name)}")
         _require(0 <= self.drop_path < 1, f"drop_path is a probability in [0, 1), got {self.drop_path}")

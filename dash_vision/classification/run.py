@@ -28,7 +28,7 @@ from .methods import prepare
 from .protocol import EpochScore, ProtocolError, Selection, select
 from .results import RESULT, VAL_RESULT, read_result
 from .runtime import Interrupted, Runtime
-from .trained import save_trained
+from .trained import KEPT_FOLDER, keep_adapter, save_trained
 
 CHECKPOINT = "checkpoint.safetensors"
 PACKAGES = ("dash-vision", "torch", "timm", "peft", "safetensors", "pillow", "numpy")
@@ -130,6 +130,8 @@ class _Execution:
         if run.settings.overwrite and runtime.main:
             for name in (RESULT, VAL_RESULT, CHECKPOINT):
                 (run.folder / name).unlink(missing_ok=True)
+            for file in (run.folder / KEPT_FOLDER).glob("*"):
+                file.unlink()
         runtime.wait()
         self.settled, self.trainer_state = self._resume()
 
@@ -178,9 +180,15 @@ class _Execution:
             tuned.adapter.prepare(directions_folder(run))
         phase = "select" if val else "retrain"
 
+        every = run.settings.keep_every
+
         def after_epoch(trainer: Trainer) -> None:
             self.progress(phase, trainer)
-            if trainer.epoch % run.settings.checkpoint_every == 0 and trainer.epoch < until:
+            if trainer.epoch == until:
+                return
+            if every and phase == "retrain" and trainer.epoch % every == 0:
+                keep_adapter(self.run.folder, tuned, self._about(), self.backbone, trainer.step, self.runtime.main)
+            if trainer.epoch % run.settings.checkpoint_every == 0:
                 self._save(trainer)
 
         if not trainer.fit(until, after_epoch, lambda: self.runtime.any(self.stop.pending())):

@@ -4,6 +4,8 @@
     linear, bitfit, full   trained.safetensors: the trained tensors by their names in the timm model
     peft-...               peft/, as PEFT's save_pretrained writes it
 
+With --keep_every, dash and lora leave adapters/step-000064.safetensors and so on too, native files of earlier steps.
+
 Each carries a note of the base, the task and the class names, so that a file is all one has to keep.
 """
 
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 from ..adapter_io import (
     NATIVE_NAME,
     AdapterFileError,
+    AdapterState,
     adapter_state,
     export_states,
     load_adapter,
@@ -42,6 +45,7 @@ from .methods import Tuned
 TRAINED_NAME = "trained.safetensors"
 PEFT_FOLDER = "peft"
 NOTE_NAME = "dash_vision.json"
+KEPT_FOLDER = "adapters"  # of earlier steps, by keep_adapter
 _HEADER = "dash_vision_vtab"
 
 
@@ -59,12 +63,9 @@ class Trained(NamedTuple):
 def save_trained(folder: Path, tuned: Tuned, about: dict[str, Any], backbone: Backbone, write: bool = True) -> None:
     """Write what `tuned` has learned to `folder`, in the files named above. Every process has to call it for a model
     that is split over them, with write=False on all but one."""
-    if backbone.checkpoint:
-        resolved = {**backbone.to_dict(), "checkpoint": str(Path(backbone.checkpoint).resolve())}
-        about = {**about, "backbone": resolved}
-    if tuned.adapter is not None:
-        heads = {name: tuned.model.get_submodule(name) for name in tuned.heads}
-        states = {"model": adapter_state(tuned.adapter, heads)}
+    about = _resolved(about, backbone)
+    states = _states(tuned)
+    if states:
         if write:
             write_native(states, folder / NATIVE_NAME, {_HEADER: about})
             export_states(states, folder / PEFT_FOLDER, "peft")
@@ -78,6 +79,32 @@ def save_trained(folder: Path, tuned: Tuned, about: dict[str, Any], backbone: Ba
         tensors = {name: whole(p).cpu().contiguous() for name, p in tuned.trainable().items()}
         if write:
             write_tensors(folder / TRAINED_NAME, tensors, about)
+
+
+def keep_adapter(
+    folder: Path, tuned: Tuned, about: dict[str, Any], backbone: Backbone, step: int, write: bool = True
+) -> None:
+    """Write the native adapter as it is after optimizer step `step` to KEPT_FOLDER, if the method has one; to be called
+    as `save_trained` is."""
+    states = _states(tuned)
+    if states and write:
+        (folder / KEPT_FOLDER).mkdir(exist_ok=True)
+        notes = {_HEADER: _resolved(about, backbone), "step": step}
+        write_native(states, folder / KEPT_FOLDER / f"step-{step:06d}.safetensors", notes)
+
+
+def _resolved(about: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
+    """The note, with the place of a local file of weights in full."""
+    if not backbone.checkpoint:
+        return about
+    return {**about, "backbone": {**backbone.to_dict(), "checkpoint": str(Path(backbone.checkpoint).resolve())}}
+
+
+def _states(tuned: Tuned) -> dict[str, AdapterState]:
+    if tuned.adapter is None:
+        return {}
+    heads = {name: tuned.model.get_submodule(name) for name in tuned.heads}
+    return {"model": adapter_state(tuned.adapter, heads)}
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
