@@ -25,14 +25,13 @@ from .curves import all_panels
 from .plot import svg
 from .runs import FORMATS, RECORDS, DreamBoothRun, EvalError, Run, VtabRun, find_runs, labels
 from .scores import RESULT, cells, describe, read_result, rows
-from .vtab import GROUPS, TASKS
+from .vtab import BLANK, GROUPS, MEAN_OF_GROUPS, TASKS, Columns, Row, best_cells, in_words, values
 
 TEMPLATE = Path(__file__).with_name("report.html")
 KINDS = ((DreamBoothRun, "DreamBooth"), (VtabRun, "VTAB"))
 PLACES = ("output_dir", "cache_dir", "latent_cache_dir")  # where a run wrote is no setting of it
 # Least and greatest width of an enlarged picture: a sheet has small print, a tile is to fit in the window.
 SHEET, TILE = 'data-least="900px" data-most="1500px"', 'data-least="0px" data-most="78vh"'
-NOTHING = "–"  # noqa: RUF001 (as in the accuracy table)
 
 
 class Cell(NamedTuple):
@@ -389,8 +388,8 @@ def _cell(cell: Cell) -> str:
 
 
 def number(value: float | int | None, form: str = "{:,}") -> Cell:
-    """A number in a table; NOTHING where there is none."""
-    return Cell(NOTHING) if value is None else Cell(form.format(value), float(value))
+    """A number in a table; BLANK where there is none."""
+    return Cell(BLANK) if value is None else Cell(form.format(value), float(value))
 
 
 def _accuracy(runs: Sequence[VtabRun]) -> str:
@@ -444,73 +443,42 @@ def _methods(runs: Sequence[VtabRun]) -> list[str]:
         for method in {run.method for run in runs}
     }
     return [
-        ", ".join([run.method, *(f"{key} {own.get(key, NOTHING)}" for key in differing[run.method])])
+        ", ".join([run.method, *(f"{key} {own.get(key, BLANK)}" for key in differing[run.method])])
         for run, own in zip(runs, settings, strict=True)
     ]
 
 
 def _by_task(found: Mapping[str, Mapping[str, list[float]]], caption: str) -> str:
     """Methods down, tasks across in the papers' order and groups, then means: of whole groups, of these, and of all
-    tasks that are there. found: accuracies by method and task."""
+    tasks of the 19 that are there. found: accuracies by method and task."""
     there = dict.fromkeys(task for tasks in found.values() for task in tasks)
-    groups = {name: [task for task in tasks if task in there] for name, tasks in GROUPS.items()}
-    groups["other"] = [task for task in there if task not in TASKS]
-    columns = [task for tasks in groups.values() for task in tasks]
-    if not columns:
+    if not there:
         return ""
-    rows = [
-        [Cell(method), *(_spread(tasks.get(task, [])) for task in columns), *_means(tasks, groups)]
-        for method, tasks in found.items()
+    groups = {name: {task: TASKS[task] for task in tasks if task in there} for name, tasks in GROUPS.items()}
+    whole = {name: [list(tasks)] for name, tasks in groups.items() if len(tasks) == len(GROUPS[name])}
+    of_vtab = [task for tasks in groups.values() for task in tasks]
+    means: dict[str, list[list[str]]] = dict(whole)
+    if len(whole) == len(GROUPS):
+        means[MEAN_OF_GROUPS] = [list(tasks) for tasks in groups.values()]
+    if len(of_vtab) > 1:
+        means[f"mean of {len(of_vtab)}"] = [of_vtab]
+    groups["other"] = {task: task for task in there if task not in TASKS}
+    columns = Columns({name: tasks for name, tasks in groups.items() if tasks}, means)
+    rows = [Row(m, "", None, {t: dict(enumerate(a)) for t, a in tasks.items()}) for m, tasks in found.items()]
+    best = best_cells(rows, columns)
+    body = [
+        [
+            Cell(row.name),
+            *(
+                Cell("".join(in_words(cell, True)), None if cell is None else cell.value, i in first)
+                for cell, first in zip(values(row, columns), best, strict=True)
+            ),
+        ]
+        for i, row in enumerate(rows)
     ]
-    head = ["method", *(TASKS.get(task, task) for task in columns), *_mean_names(groups)]
-    spans = [("", 1), *((name, len(tasks)) for name, tasks in groups.items() if tasks)]
-    if _mean_names(groups):
-        spans.append(("means", len(_mean_names(groups))))
-    return table(head, _with_best(rows), caption, spans)
-
-
-def _mean_names(groups: Mapping[str, Sequence[str]]) -> list[str]:
-    whole = [name for name, tasks in GROUPS.items() if len(groups[name]) == len(tasks)]
-    count = sum(len(groups[name]) for name in GROUPS)
-    names = [*whole, "groups"] if len(whole) == len(GROUPS) else whole
-    return [*names, f"{count} tasks"] if count > 1 else names
-
-
-def _means(tasks: Mapping[str, list[float]], groups: Mapping[str, Sequence[str]]) -> list[Cell]:
-    """A method's means by the names of `_mean_names`; NOTHING where a task is missing."""
-
-    def mean(of: Sequence[str]) -> float | None:
-        return statistics.fmean(statistics.fmean(tasks[t]) for t in of) if all(t in tasks for t in of) else None
-
-    cells = []
-    for name in _mean_names(groups):
-        if name == "groups":
-            each = [mean(groups[group]) for group in GROUPS]
-            value = None if None in each else statistics.fmean(v for v in each if v is not None)
-        else:
-            value = mean(groups[name] if name in GROUPS else [t for group in GROUPS for t in groups[group]])
-        cells.append(number(value, "{:.1f}"))
-    return cells
-
-
-def _with_best(rows: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
-    """The rows with the largest value of every column marked, as printed to a tenth, where there are two or more."""
-    best = []
-    for column in zip(*rows, strict=True):
-        values = [round(cell.value, 1) for cell in column if cell.value is not None]
-        best.append(max(values) if len(values) > 1 else None)
-    return [
-        [c._replace(best=c.value is not None and round(c.value, 1) == b) for c, b in zip(row, best, strict=True)]
-        for row in rows
-    ]
-
-
-def _spread(values: Sequence[float]) -> Cell:
-    if not values:
-        return Cell(NOTHING)
-    mean = statistics.fmean(values)
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return Cell(f"{mean:.1f}{deviation} ({len(values)})", mean)
+    spans = [("", 1), *((name, len(tasks)) for name, tasks in columns.groups.items())]
+    head = ["method", *columns.tasks.values(), *columns.means]
+    return table(head, body, caption, [*spans, ("means", len(means))] if means else spans)
 
 
 def _dreambooth_table(runs: Sequence[Run], names: Sequence[str]) -> str:
@@ -592,13 +560,13 @@ def _side_by_side(
     columns: Sequence[dict[str, str]], names: Sequence[str], identity: str, only_differing: bool = False
 ) -> str:
     """Names down, runs across; the rows in which runs differ are marked, those without any value left out."""
-    keys = list(dict.fromkeys(key for column in columns for key, value in column.items() if value != NOTHING))
+    keys = list(dict.fromkeys(key for column in columns for key, value in column.items() if value != BLANK))
     differing = set(_differing(columns))
     head = "".join(f'<th scope="col" class="words">{escape(name)}</th>' for name in ("", *names))
     shown = ' class="only-differences"' if only_differing else ""
     lines = []
     for key in keys:
-        values = "".join(f'<td class="words">{escape(column.get(key, NOTHING))}</td>' for column in columns)
+        values = "".join(f'<td class="words">{escape(column.get(key, BLANK))}</td>' for column in columns)
         kind = "differs" if key in differing else "same"
         lines.append(f'<tr class="{kind}"><th scope="row">{escape(key)}</th>{values}</tr>')
     return (
@@ -609,7 +577,7 @@ def _side_by_side(
 
 def _plain(value: Any) -> str:
     if value is None or value == "" or value == []:
-        return NOTHING
+        return BLANK
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

@@ -44,7 +44,6 @@ GROUPS = {
 }
 TASKS = {task: name for tasks in GROUPS.values() for task, name in tasks.items()}
 MEAN_OF_GROUPS, MEAN_OF_TASKS = "mean of groups", "mean of 19"
-SUMMARY = (*GROUPS, MEAN_OF_GROUPS, MEAN_OF_TASKS)
 
 # As printed in the papers that introduced or first tabulated them on VTAB-1k.
 BACKBONE = "ViT-B/16, IN-21k"
@@ -70,6 +69,36 @@ OTHER_SPLIT = "‡"  # marks numbers that are not of the official split
 
 
 @dataclass(frozen=True)
+class Columns:
+    """A table's: groups of tasks with their headings; and means, by name the groups of tasks that they average within
+    and then over."""
+
+    groups: Mapping[str, Mapping[str, str]]
+    means: Mapping[str, Sequence[Sequence[str]]]
+
+    @property
+    def tasks(self) -> dict[str, str]:
+        """The heading of every task's column."""
+        return {task: heading for tasks in self.groups.values() for task, heading in tasks.items()}
+
+
+OFFICIAL = Columns(
+    GROUPS,
+    {
+        **{name: [list(tasks)] for name, tasks in GROUPS.items()},
+        MEAN_OF_GROUPS: [list(tasks) for tasks in GROUPS.values()],
+        MEAN_OF_TASKS: [list(TASKS)],
+    },
+)
+
+
+def other_columns(tasks: Sequence[str]) -> Columns:
+    """Of tasks that are none of the 19, such as the embedded ones, and their mean."""
+    means = {f"mean of {len(tasks)}": [list(tasks)]} if len(tasks) > 1 else {}
+    return Columns({"other tasks": {task: task for task in tasks}}, means)
+
+
+@dataclass(frozen=True)
 class Cell:
     """A number in percent, its sample deviation over seeds, the number of seeds, and whether the split is official.
 
@@ -87,7 +116,7 @@ class Row:
     """One line: a method under one set of settings. cells: per task the accuracy in percent of every seed.
 
     parameters: trained, head left out. unofficial: tasks whose images are not the official split's. synthetic: those
-    that are no photographs at all. means: what a paper gives without the 19 numbers, by the names in SUMMARY;
+    that are drawn by a program. means: what a paper gives without the 19 numbers, by the names in OFFICIAL;
     unclear_mean: one of which it does not say over what.
     """
 
@@ -107,14 +136,12 @@ class Row:
             return None
         return self._cell(list(self.cells[task].values()), [task])
 
-    def mean(self, name: str) -> Cell | None:
-        """One of SUMMARY, with seeds and deviation where all its tasks have the same seeds.
+    def mean(self, name: str, columns: Columns = OFFICIAL) -> Cell | None:
+        """One of the means, with seeds and deviation where all its tasks have the same seeds.
 
         None while a task of it is missing.
         """
-        groups = [list(GROUPS[name])] if name in GROUPS else [list(tasks) for tasks in GROUPS.values()]
-        if name == MEAN_OF_TASKS:
-            groups = [list(TASKS)]
+        groups = columns.means[name]
         if name in self.means:
             return Cell(self.means[name])
         if any(task not in self.cells for tasks in groups for task in tasks):
@@ -141,11 +168,11 @@ class Row:
 def measured_rows(results: Sequence[Result]) -> tuple[list[Row], list[str]]:
     """A row per method and settings, and a sentence for each result that another one stands for already.
 
-    Only seeds are averaged. Results of tasks outside the 19 are left out: see `other_tasks`.
+    Only seeds are averaged.
     """
     groups: dict[_Key, list[Result]] = {}
     methods = [r.method for r in results]
-    ordered = sorted((r for r in results if r.task in TASKS), key=lambda r: methods.index(r.method))
+    ordered = sorted(results, key=lambda r: methods.index(r.method))
     for result, other_data in _with_data(ordered):
         key = (result.method, frozenset({**result.settings, **other_data}.items()))
         groups.setdefault(key, []).append(result)
@@ -199,14 +226,9 @@ def _row(name: str, results: Sequence[Result]) -> Row:
         results[0].backbone,
         round(statistics.fmean(sizes)) if sizes else None,
         cells,
-        unofficial=[task for task in TASKS if any(r.task == task and not r.official for r in results)],
-        synthetic=[task for task in TASKS if any(r.task == task and r.synthetic for r in results)],
+        unofficial=[task for task in cells if any(r.task == task and not r.official for r in results)],
+        synthetic=[task for task in cells if any(r.task == task and r.synthetic for r in results)],
     )
-
-
-def other_tasks(results: Sequence[Result]) -> list[str]:
-    """Tasks in the results that the table has no column for."""
-    return list(dict.fromkeys(r.task for r in results if r.task not in TASKS))
 
 
 def published_rows() -> list[Row]:
@@ -229,29 +251,38 @@ def table(paths: Sequence[Path], style: str, published: bool) -> tuple[str, list
     """(the table as "markdown", "latex" or "csv", remarks on it, a sentence on each broken result). Raises EvalError.
 
     The best measured value of a column and backbone is bold; published rows stand apart and never take part in that.
-    Markdown and LaTeX hold the remarks, CSV columns that say the same.
+    Results of tasks outside the 19 have a table of their own below. Markdown and LaTeX hold the remarks, CSV columns
+    that say the same.
     """
     results, problems = read_results(paths)
-    rows, repeated = measured_rows(results)
-    problems += repeated
-    others = other_tasks(results)
-    if not rows and not published:
-        raise EvalError("; ".join([*problems, _nothing(others)]))
+    others = sorted({r.task for r in results if r.task not in TASKS})
     elsewhere = published_rows() if published else []
-    remarks = _remarks(rows, elsewhere, others)
+    tables = []
+    for columns, beside in ((OFFICIAL, elsewhere), (other_columns(others), [])):
+        rows, repeated = measured_rows([r for r in results if r.task in columns.tasks])
+        problems += repeated
+        if rows or beside:
+            tables.append(Table(columns, rows, beside))
+    if not tables:
+        raise EvalError("; ".join([*problems, "nothing is left for the table; give output folders of train_vtab.py"]))
+    remarks = list(dict.fromkeys(remark for one in tables for remark in _remarks(one)))
     if style == "csv":
-        return _csv([*rows, *elsewhere]), remarks, problems
-    return {"markdown": _markdown, "latex": _latex}[style](rows, elsewhere, remarks), remarks, problems
+        return _csv(tables), remarks, problems
+    return "\n".join(map({"markdown": _markdown, "latex": _latex}[style], tables)), remarks, problems
 
 
-def _nothing(others: Sequence[str]) -> str:
-    if others:
-        return f"there are only results of {', '.join(others)}, and the table has columns for the 19 tasks of VTAB-1k"
-    return "nothing is left for the table; give output folders of train_vtab.py"
+@dataclass(frozen=True)
+class Table:
+    """Columns, and the measured and the published rows in them."""
+
+    columns: Columns
+    rows: Sequence[Row]
+    published: Sequence[Row]
 
 
-def _remarks(rows: Sequence[Row], published: Sequence[Row], others: Sequence[str]) -> list[str]:
+def _remarks(table: Table) -> list[str]:
     """What one has to know to read and to compare the numbers, a sentence each."""
+    rows, published = table.rows, table.published
     counts = {len(cell) for row in rows for cell in row.cells.values()}
     remarks = []
     if len(counts) > 1:
@@ -266,17 +297,15 @@ def _remarks(rows: Sequence[Row], published: Sequence[Row], others: Sequence[str
         )
     if published:
         remarks.append(f"published elsewhere, not measured here: {BACKBONE}, under the protocols of their papers")
-    if others:
-        remarks.append(f"not in the table, being none of the 19 tasks: {', '.join(others)}")
     about: dict[str, list[str]] = {}  # what is said of several rows is said once
     for row in rows:
-        for remark in _row_remarks(row):
+        for remark in _row_remarks(row, table.columns):
             about.setdefault(remark, []).append(row.name)
     return remarks + [f"{'; '.join(names)}: {remark}" for remark, names in about.items()]
 
 
-def _row_remarks(row: Row) -> Iterator[str]:
-    missing = [task for task in TASKS if task not in row.cells]
+def _row_remarks(row: Row, columns: Columns) -> Iterator[str]:
+    missing = [task for task in columns.tasks if task not in row.cells]
     if missing:
         yield f"no result for {', '.join(missing)}; shown as {BLANK}, and no mean over them"
     if row.synthetic:
@@ -288,50 +317,57 @@ def _row_remarks(row: Row) -> Iterator[str]:
 
 # -- writing
 
-_MEANS = ("Means",) * len(SUMMARY)
+
+def values(row: Row, columns: Columns) -> list[Cell | None]:
+    """Every cell of a row: the tasks', then the means; None where there is nothing."""
+    return [*map(row.cell, columns.tasks), *(row.mean(name, columns) for name in columns.means)]
 
 
-def _values(row: Row) -> list[Cell | None]:
-    """Every cell of a row: 19 tasks, three group means, two overall means; None where there is nothing."""
-    return [*map(row.cell, TASKS), *map(row.mean, SUMMARY)]
+def best_cells(rows: Sequence[Row], columns: Columns) -> list[set[int]]:
+    """Per column, the numbers of the rows that have its largest value as it is printed, where two or more are compared.
 
-
-def _best(rows: Sequence[Row]) -> list[float | None]:
-    """The largest measured value per column, as it is printed; None where there is no comparison to be made."""
-    best: list[float | None] = []
-    for column in zip(*map(_values, rows), strict=True):
-        values = [round(cell.value, 1) for cell in column if cell is not None]
-        best.append(max(values) if len(values) > 1 else None)
+    Numbers of other splits are compared with one another only where there is none of the official one.
+    """
+    best = []
+    for column in zip(*(values(row, columns) for row in rows), strict=True):
+        there = {i: cell for i, cell in enumerate(column) if cell is not None}
+        official = {i: cell for i, cell in there.items() if cell.official is not False}
+        compared = {i: round(cell.value, 1) for i, cell in (official or there).items()}
+        largest = max(compared.values(), default=0)
+        best.append({i for i, value in compared.items() if value == largest and len(compared) > 1})
     return best
 
 
-def _texts(rows: Sequence[Row], bold: str, escape: Callable[[str], str]) -> Iterator[list[str]]:
+def _texts(table: Table, bold: str, escape: Callable[[str], str]) -> Iterator[list[str]]:
     """Per measured row name, backbone, parameters and every cell; the best of each backbone in bold."""
-    counts = {len(cell) for row in rows for cell in row.cells.values()}
-    best = {row.backbone: _best([other for other in rows if other.backbone == row.backbone]) for row in rows}
-    for row in rows:
+    counts = {len(cell) for row in table.rows for cell in row.cells.values()}
+    alike: dict[str, list[Row]] = {}
+    for row in table.rows:
+        alike.setdefault(row.backbone, []).append(row)
+    best = {backbone: best_cells(rows, table.columns) for backbone, rows in alike.items()}
+    for row in table.rows:
         texts = [escape(text) for text in (row.name, row.backbone or BLANK, _size(row))]
-        for cell, largest in zip(_values(row), best[row.backbone], strict=True):
-            texts.append(_number(cell, largest, bold, escape, len(counts) > 1))
+        place = next(i for i, other in enumerate(alike[row.backbone]) if other is row)
+        for cell, first in zip(values(row, table.columns), best[row.backbone], strict=True):
+            number, more = in_words(cell, len(counts) > 1)
+            texts.append((bold.format(number) if place in first else escape(number)) + escape(more))
         yield texts
 
 
-def _number(
-    cell: Cell | None, largest: float | None, bold: str, escape: Callable[[str], str], counted: bool = False
-) -> str:
+def in_words(cell: Cell | None, counted: bool) -> tuple[str, str]:
+    """A cell's number, and what follows it: its deviation, the number of seeds if `counted`, the mark of another
+    split."""
     if cell is None:
-        return escape(BLANK)
-    text = f"{cell.value:.1f}"
+        return BLANK, ""
     more = "" if cell.deviation is None else f" ± {cell.deviation:.1f}"
     more += f" ({cell.seeds})" if counted and cell.seeds is not None else ""
-    more += OTHER_SPLIT if cell.official is False else ""
-    return (bold.format(text) if round(cell.value, 1) == largest else text) + escape(more)
+    return f"{cell.value:.1f}", more + (OTHER_SPLIT if cell.official is False else "")
 
 
-def _published_texts(rows: Sequence[Row], name: str, escape: Callable[[str], str]) -> Iterator[list[str]]:
-    for row in rows:
+def _published_texts(table: Table, name: str, escape: Callable[[str], str]) -> Iterator[list[str]]:
+    for row in table.published:
         label = row.name if row.unclear_mean is None else f"{row.name}, mean {row.unclear_mean:g} of groups or of tasks"
-        numbers = [_number(cell, None, "{}", escape) for cell in _values(row)]
+        numbers = [escape("".join(in_words(cell, False))) for cell in values(row, table.columns)]
         yield [name.format(escape(label)), escape(row.backbone), escape(_size(row)), *numbers]
 
 
@@ -342,17 +378,23 @@ def _size(row: Row) -> str:
     return f"{row.parameters / 1e6:.2f}M" if row.published else f"{row.parameters:,}"
 
 
-def _markdown(rows: Sequence[Row], published: Sequence[Row], remarks: Sequence[str]) -> str:
-    head = ["method", "backbone", "parameters", *TASKS.values(), *SUMMARY]
-    groups = [name.capitalize() for name, tasks in GROUPS.items() for _ in tasks]
+def _spans(columns: Columns) -> list[tuple[str, int]]:
+    """What stands over the columns, and over how many."""
+    spans = [(name.capitalize(), len(tasks)) for name, tasks in columns.groups.items()]
+    return [*spans, ("Means", len(columns.means))] if columns.means else spans
+
+
+def _markdown(table: Table) -> str:
+    head = ["method", "backbone", "parameters", *table.columns.tasks.values(), *table.columns.means]
     lines = [
         head,
         ["---", "---", *["---:"] * (len(head) - 2)],
-        ["", "", "", *groups, *_MEANS],
-        *_texts(rows, "**{}**", _plain),
-        *_published_texts(published, "*{} (published elsewhere)*", _plain),
+        ["", "", "", *(name for name, length in _spans(table.columns) for _ in range(length))],
+        *_texts(table, "**{}**", _plain),
+        *_published_texts(table, "*{} (published elsewhere)*", _plain),
     ]
-    return "\n".join([*map(_pipe, lines), "", *(f"- {_plain(remark)}" for remark in remarks)]).rstrip("\n") + "\n"
+    remarks = [f"- {_plain(remark)}" for remark in _remarks(table)]
+    return "\n".join([*map(_pipe, lines), "", *remarks]) + "\n"
 
 
 def _pipe(cells: Sequence[str]) -> str:
@@ -364,23 +406,21 @@ def _plain(text: str) -> str:
     return "".join("\\" + c if c in r"\|*`<[" else c for c in text)
 
 
-def _latex(rows: Sequence[Row], published: Sequence[Row], remarks: Sequence[str]) -> str:
-    spans = [(name.capitalize(), len(tasks)) for name, tasks in GROUPS.items()] + [("Means", len(SUMMARY))]
+def _latex(table: Table) -> str:
     over, rules, last = [], [], 3
-    for name, length in spans:
+    for name, length in _spans(table.columns):
         over.append(rf"\multicolumn{{{length}}}{{c}}{{{name}}}")
         rules.append(rf"\cmidrule(lr){{{last + 1}-{last + length}}}")
         last += length
-    head = [rf"\rotatebox{{90}}{{{name}}}" for name in (*TASKS.values(), *SUMMARY)]
-    body = [_cells(texts) for texts in _texts(rows, r"\textbf{{{}}}", _tex)]
-    if published:
-        body += [r"\midrule", *(_cells(texts) for texts in _published_texts(published, "{}" + _tex("†"), _tex))]
-        remarks = [("† " + r if r.startswith("published elsewhere") else r) for r in remarks]
-    below = rf"\multicolumn{{{last}}}{{@{{}}p{{\textwidth}}@{{}}}}{{\footnotesize "
+    head = [rf"\rotatebox{{90}}{{{name}}}" for name in map(_tex, (*table.columns.tasks.values(), *table.columns.means))]
+    body = [_cells(texts) for texts in _texts(table, r"\textbf{{{}}}", _tex)]
+    if table.published:
+        body += [r"\midrule", *(_cells(texts) for texts in _published_texts(table, "{}" + _tex("†"), _tex))]
+    remarks = [("† " + r if r.startswith("published elsewhere") else r) for r in _remarks(table)]
+    wide = last > 12  # more than a page takes at its size of print
     lines = [
         r"% \usepackage{booktabs,graphicx}",
-        r"{\setlength{\tabcolsep}{3pt}%",
-        r"\resizebox{\textwidth}{!}{%",
+        "{" + r"\setlength{\tabcolsep}{3pt}\resizebox{\textwidth}{!}{%" * wide,
         rf"\begin{{tabular}}{{llr{'c' * (last - 3)}}}",
         r"\toprule",
         _cells(["", "", "", *over]),
@@ -389,8 +429,9 @@ def _latex(rows: Sequence[Row], published: Sequence[Row], remarks: Sequence[str]
         r"\midrule",
         *body,
         r"\bottomrule",
-        *(below + _tex(remark) + r"} \\" for remark in remarks),
-        r"\end{tabular}}}",
+        r"\end{tabular}" + "}" * wide,
+        *(r"\par\noindent{\footnotesize " + _tex(remark) + r"\par}" for remark in remarks),
+        r"\par\medskip}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -418,15 +459,15 @@ _TEX = {
 }
 
 
-def _csv(rows: Sequence[Row]) -> str:
+def _csv(tables: Sequence[Table]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     head = ("method", "model", "published", "official_split", "parameters")
     writer.writerow([*head, "column", "accuracy", "deviation", "seeds"])
-    names = [*TASKS, *(name.replace(" ", "_") for name in SUMMARY)]
-    for row in rows:
+    for row, columns in ((row, t.columns) for t in tables for row in (*t.rows, *t.published)):
         about = [row.name, row.backbone, "yes" if row.published else "no"]
-        cells = list(zip(names, _values(row), strict=True))
+        names = [*columns.tasks, *(name.replace(" ", "_") for name in columns.means)]
+        cells = list(zip(names, values(row, columns), strict=True))
         if row.unclear_mean is not None:
             cells.append(("mean_of_groups_or_of_19", Cell(row.unclear_mean)))
         for name, cell in cells:

@@ -381,7 +381,13 @@ def test_missing_cells_stay_missing(tmp_path):
     assert len(problems) == 2
     said = "\n".join(remarks + problems)
     assert "cut" in said
-    assert "mini_count" in said
+    other, _ = table([tmp_path], "markdown", published=False)[0].split("\n\n")[2:]
+    assert [line.split(" | ")[3:] for line in other.splitlines()] == [
+        ["mini_count |"],
+        ["---: |"],
+        ["Other tasks |"],
+        ["99.0 |"],
+    ]
     assert "no result for caltech101" in said
     assert "lora" in said
 
@@ -405,7 +411,7 @@ def test_a_table_keeps_what_makes_it_not_comparable(tmp_path, capsys, style):
     cells = [cell.strip(" |\\") for cell in row.split("|" if style == "markdown" else "&") if cell.strip()]
     assert cells[:2] == ["lora", "miniature"]
     assert [cell for cell in cells if mark in cell] == [f"70.0{mark}", f"61.4{mark}"]  # (6 * 60 + 70) / 7 = 61.43
-    remarks = [line for line in text.splitlines() if line.startswith(("- ", r"\multicolumn{27}"))]
+    remarks = [line for line in text.splitlines() if line.startswith(("- ", r"\par"))]
     assert sum(f"dtd {mark} not the official split; not comparable" in remark for remark in remarks) == 1
     assert sum("different backbones" in remark for remark in remarks) == 1
     assert sum("no result for cifar, caltech101, dtd" in remark for remark in remarks) == 1  # of dash
@@ -429,6 +435,49 @@ def test_the_best_is_bold_among_rows_of_one_backbone(tmp_path):
         results(tmp_path, method, {"cifar": accuracy}, model=model)
     cells = {name: row[3] for name, row in markdown([tmp_path])[1].items()}
     assert cells == {"dash": "**50.0**", "lora": "40.0", "full": "90.0"}
+
+
+def test_numbers_of_another_split_do_not_take_the_bold_from_the_official_ones(tmp_path):
+    for method, accuracy, official in (("a", 40.0, True), ("b", 50.0, True), ("c", 90.0, False)):
+        results(tmp_path, method, {"cifar": accuracy}, official_split=official)
+    for method, accuracy in (("a", 60.0), ("c", 70.0)):
+        results(tmp_path, method, {"dtd": accuracy}, official_split=method == "a")
+    for method, accuracy in (("a", 10.0), ("c", 20.0)):
+        results(tmp_path, method, {"svhn": accuracy}, official_split=False)
+    head, lines, _ = markdown([tmp_path])
+    column = {name: [row[head.index(name)] for row in lines.values()] for name in ("Cifar100", "DTD", "SVHN")}
+    assert column["Cifar100"] == ["40.0", "**50.0**", "90.0‡"]
+    assert column["DTD"] == ["60.0", "–", "70.0‡"]  # noqa: RUF001
+    assert column["SVHN"] == ["10.0‡", "–", "**20.0**‡"]  # noqa: RUF001
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_embedded_tasks_have_a_table_of_their_own(tmp_path, official):
+    for method, extra in (("lora", 0.0), ("dash", 2.0)):
+        results(tmp_path, method, {"mini_count": 40 + extra, "mini_location": 71.5}, seeds=(0, 1), synthetic=True)
+        results(tmp_path, method, {"cifar": 50.0} if official else {})
+    text, remarks, problems = table([tmp_path], "markdown", published=False)
+    assert problems == []
+    parts = text.split("\n\n")
+    assert len(parts) == (4 if official else 2)
+    head, _, over, *rows = [[c.strip(" |") for c in line.split(" | ")] for line in parts[-2].splitlines()]
+    assert head == ["method", "backbone", "parameters", "mini_count", "mini_location", "mean of 2"]
+    assert over[3:] == ["Other tasks", "Other tasks", "Means"]
+    # Seeds 0 and 1: x and x + 1, of deviation 0.7. Means: (40.5 + 72) / 2 and (42.5 + 72) / 2.
+    assert {row[0]: row[3:] for row in rows} == {
+        "lora": ["40.5 ± 0.7‡", "**72.0** ± 0.7‡", "56.2 ± 0.7‡"],
+        "dash": ["**42.5** ± 0.7‡", "**72.0** ± 0.7‡", "**57.2** ± 0.7‡"],
+    }
+    assert sum("mini_count, mini_location ‡ synthetic" in remark for remark in remarks) == 1
+    found = list(csv.DictReader(io.StringIO(table([tmp_path], "csv", published=False)[0])))
+    embedded = [row for row in found if row["column"] in ("mini_count", "mini_location", "mean_of_2")]
+    assert [row["official_split"] for row in embedded] == ["no"] * 6
+    assert len(found) == 6 + 48 * official
+    latex = table([tmp_path], "latex", published=False)[0]
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 1 + official
+    assert r"\rotatebox{90}{mini\_count}" in latex
+    assert latex.count("resizebox") == official  # a small table keeps its size of print
+    assert latex.count("{") == latex.count("}")
 
 
 def test_what_several_rows_lack_is_said_once(tmp_path):

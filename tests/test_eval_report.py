@@ -583,7 +583,7 @@ def test_accuracies_stand_in_the_order_groups_and_means_of_papers(runs, tmp_path
     spans, head, rows = accuracy_tables(tmp_path / "r.html")[0]
     assert spans == [("", 1), ("natural", 7), ("specialized", 4), ("structured", 8), ("means", 5)]
     assert head[1:3] + head[18:20] == ["Cifar100", "Caltech101", "sNORB-Azim", "sNORB-Ele"]
-    assert head[20:] == ["natural", "specialized", "structured", "groups", "19 tasks"]
+    assert head[20:] == ["natural", "specialized", "structured", "mean of groups", "mean of 19"]
     expected = values.mean(axis=2)
     groups = np.stack([expected[:, :7].mean(1), expected[:, 7:11].mean(1), expected[:, 11:].mean(1)], axis=1)
     expected = np.concatenate([expected, groups, groups.mean(1)[:, None], expected.mean(1)[:, None]], axis=1)
