@@ -47,7 +47,7 @@ class DashConfig:
     alpha: the update is scaled by alpha / rank; None means alpha = rank. dsigma is not scaled by it.
     dash_k: task-specific directions per layer (paper: 8); 0 is plain LoRA.
     target: a preset name (see PRESETS), a list of module-name suffixes, or a regular expression that has to match
-        the whole module name.
+        the whole module name; one that matches no layer is taken for a suffix, as "to_q" is.
     dropout: probability of dropping an input feature of the update, one draw for both branches.
     eps: added to the singular value that a change rate is divided by.
     selection: "change_rate" is the method; the controls are "projection" (the same without the division by the
@@ -388,6 +388,7 @@ def find_targets(model: nn.Module, target: str | Sequence[str]) -> dict[str, nn.
         # adapter are meant by it.
         matched = _full_match(candidates, target)
         found = {name: module for name, module in matched.items() if adaptable(_base(module))}
+        found = found or _with_suffix(candidates, [target])
         if not found:
             raise ValueError(_no_match(candidates, repr(target), [target]))
     else:

@@ -81,6 +81,12 @@ def _add_sampling(parser: argparse.ArgumentParser, prompts: str) -> None:
     parser.add_argument("--num_inference_steps", type=int, help="sampling steps (default: the run's)")
     parser.add_argument("--guidance_scale", type=float, help="guidance (default: the run's)")
     parser.add_argument("--device", help="cpu or cuda (default: the GPU where there is one)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        default="float32",
+        help="of the weights while drawing; half of it takes half of a GPU's memory (default: float32)",
+    )
 
 
 def _add_subject(commands: Any) -> None:
@@ -195,6 +201,8 @@ def _subject(args: argparse.Namespace) -> list[str]:
     blocks = args.blocks or []
     if len(blocks) != 1:
         raise EvalError(f"{len(blocks)} subjects given; this takes one --subject DIR with its --adapter NAME=OUT ...")
+    import torch
+
     from .figure import Block
     from .subject import Protocol, evaluate
 
@@ -210,6 +218,7 @@ def _subject(args: argparse.Namespace) -> list[str]:
         batch_size=args.batch_size,
         base=args.base,
         device=args.device,
+        dtype=getattr(torch, args.dtype),
         clip=args.clip,
         dino=args.dino,
         dino_checkpoint=args.dino_checkpoint,
@@ -233,11 +242,20 @@ def _report(args: argparse.Namespace) -> list[str]:
 def _figure(args: argparse.Namespace) -> list[str]:
     if not args.blocks:
         raise EvalError("no --subject; give --subject DIR --adapter NAME=OUT --prompts PROMPT ... OUT.png")
+    import torch
+
     from .figure import Block, make_figure
 
     blocks = [Block(b["subject"], tuple(b["adapters"]), tuple(b["prompts"])) for b in args.blocks]
     return make_figure(
-        blocks, args.out, args.seed, args.base, args.num_inference_steps, args.guidance_scale, args.device
+        blocks,
+        args.out,
+        args.seed,
+        args.base,
+        args.num_inference_steps,
+        args.guidance_scale,
+        args.device,
+        getattr(torch, args.dtype),
     )
 
 

@@ -25,9 +25,12 @@ from .runs import (
     EvalError,
     check_base,
     check_files,
+    dtype_name,
+    generate,
     load_lora,
     load_pipeline,
     read_run,
+    same_base,
     usable_device,
 )
 
@@ -66,12 +69,13 @@ def make_figure(
     steps: int | None = None,
     guidance: float | None = None,
     device: str | None = None,
+    dtype: torch.dtype = torch.float32,
     say: Callable[[str], None] = print,
 ) -> list[str]:
     """Sample every block, write the figure to `output` (.png or .pdf); a sentence for each part that was left out.
 
     steps, guidance: of the sampler; None takes those of each block's first run. device: None takes the GPU where there
-    is one. Raises EvalError where nothing is left to draw.
+    is one. dtype: of the weights while sampling. Raises EvalError where nothing is left to draw.
     """
     check_picture_name(output, "figure")
     check_sampling(seed, steps, guidance)
@@ -92,7 +96,7 @@ def make_figure(
             problems.append(str(error))
     for block, runs, inputs in ready:
         try:
-            sampled.append(_sample(block, runs, inputs, seed, base, steps, guidance, device, say))
+            sampled.append(_sample(block, runs, inputs, seed, base, steps, guidance, device, dtype, say))
         except EvalError as error:
             problems.append(str(error))
     if not sampled:
@@ -169,7 +173,8 @@ def check_block(block: Block) -> tuple[dict[str, DreamBoothRun], list[str]]:
             problems.append(f"{name}: {error}")
     if not runs:
         raise EvalError("; ".join(problems))
-    if len({run.base_fingerprint for run in runs.values()}) > 1:
+    first = next(iter(runs.values()))
+    if any(same_base(first, run) is False for run in runs.values()):
         bases = ", ".join(f"{name}: {run.base}" for name, run in runs.items())
         raise EvalError(
             f"the adapters for {block.subject} were trained on different bases ({bases}); compare like with like"
@@ -226,6 +231,7 @@ def _sample(
     steps: int | None,
     guidance: float | None,
     device: str,
+    dtype: torch.dtype,
     say: Callable[[str], None],
 ) -> Sampled:
     first = next(iter(runs.values()))
@@ -233,7 +239,7 @@ def _sample(
     pipeline = load_pipeline(first, base)
     for run in runs.values():
         check_base(pipeline, run, base)
-    pipeline.to(device)
+    pipeline.to(device, dtype)
     side = int(first.argument("resolution"))
     settings = sampler_settings(first, steps, guidance)
     columns: list[list[Image.Image]] = [[] for _ in prompts]
@@ -241,9 +247,7 @@ def _sample(
         load_lora(pipeline, run)
         say(f"{first.subject}: {name}, {len(prompts)} pictures")
         for number, prompt in enumerate(prompts):
-            # The generator is on the CPU, so that a seed means the same noise on every device.
-            noise = torch.Generator().manual_seed(seed * 100_003 + number)
-            columns[number].append(pipeline(prompt, generator=noise, width=side, height=side, **settings).images[0])
+            columns[number] += generate(pipeline, [prompt], [seed * 100_003 + number], side, settings)
         pipeline.unload_lora_weights()
     story = {
         "subject": str(block.subject),
@@ -252,6 +256,7 @@ def _sample(
         "base": base or first.base,
         "base_fingerprint": first.base_fingerprint,
         "resolution": side,
+        "dtype": dtype_name(dtype),
         **settings,
     }
     return Sampled(first.subject, inputs, list(runs), prompts, columns, story)

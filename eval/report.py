@@ -23,7 +23,7 @@ from dash_vision.files import write_text
 
 from .curves import all_panels
 from .plot import svg
-from .runs import FORMATS, RECORDS, DreamBoothRun, EvalError, Run, VtabRun, find_runs, labels
+from .runs import FORMATS, RECORDS, DreamBoothRun, EvalError, Run, VtabRun, distinct, find_runs, labels, same_base
 from .scores import RESULT, cells, describe, read_result, rows
 from .vtab import BLANK, GROUPS, MEAN_OF_GROUPS, TASKS, Columns, Row, best_cells, in_words, values
 
@@ -102,11 +102,12 @@ def _subject_results(
     """Results of `python -m eval subject` at the paths or below them, the paths that may hold runs, and what cannot be
     read."""
     results, rest, problems = [], [], []
+    seen: set[str] = set()
     for path in paths:
         folders = [path] if (path / RESULT).is_file() else sorted(file.parent for file in path.rglob(RESULT))
         if not folders or any(record for name in RECORDS for record in path.rglob(name)):
             rest.append(path)
-        for folder in folders:
+        for folder in distinct(folders, seen):
             try:
                 results.append((folder, read_result(folder)))
             except EvalError as error:
@@ -246,14 +247,15 @@ class Sheet(NamedTuple):
 
     def starts_like(self, other: Sheet) -> bool:
         """Whether two sheets' tiles start from the same noise, under the same prompts, for the same pictures."""
-        return self._noise == other._noise and same_pictures(self.run, other.run)
+        alike = self._noise == other._noise and same_pictures(self.run, other.run)
+        return alike and same_base(self.run, other.run) is True
 
     @property
     def _noise(self) -> tuple[Any, ...]:
         names = ("validation_prompt", "num_inference_steps", "guidance_scale", "resolution", "num_validation_images")
         run = self.run
         asked = tuple(str(run.content["arguments"].get(name)) for name in names)
-        return (run.base_fingerprint, run.prompt, run.content.get("seed"), self.size, *asked)
+        return (run.prompt, run.content.get("seed"), self.size, *asked)
 
     @property
     def columns(self) -> list[str]:

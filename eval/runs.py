@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     runs: list[Run] = []
     problems = []
     seen: set[str] = set()
-    for path in _once((Path(p).expanduser() for p in paths), set()):
+    for path in distinct((Path(p).expanduser() for p in paths), set()):
         folders = [path]
         if path.is_dir() and not _record(path):
             folders = sorted({file.parent for name in RECORDS for file in path.rglob(name)})
@@ -140,7 +140,7 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
                 problems.append(
                     f"{path} holds no run.json and no result.json; give the output folders of finished runs"
                 )
-        for folder in _once(folders, seen):
+        for folder in distinct(folders, seen):
             record = _record(folder)
             try:
                 runs.append(read_vtab_run(folder) if record and record.name != "run.json" else read_run(folder))
@@ -149,7 +149,7 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     return runs, problems
 
 
-def _once(folders: Iterable[Path], seen: set[str]) -> Iterator[Path]:
+def distinct(folders: Iterable[Path], seen: set[str]) -> Iterator[Path]:
     """The folders that are not in `seen` under any path; adds them to it."""
     for folder in folders:
         real = os.path.realpath(folder)
@@ -311,6 +311,26 @@ def check_base(pipeline: Any, run: DreamBoothRun, base: str | None = None) -> No
             )
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As the command line calls it: "float16" and the like."""
+    return str(dtype).removeprefix("torch.")
+
+
+def same_base(first: DreamBoothRun, second: DreamBoothRun) -> bool | None:
+    """Whether two runs were trained on the same weights, by the layers that both adapt; None where there are none.
+
+    Raises EvalError for a broken native file.
+    """
+    if first.base_fingerprint == second.base_fingerprint:
+        return True
+    a, b = (
+        {f"{part}.{m}": probe for part, state in native_adapters(run).items() for m, probe in state.probes.items()}
+        for run in (first, second)
+    )
+    common = a.keys() & b.keys()
+    return compare_probes({m: a[m] for m in common}, {m: b[m] for m in common}) is None if common else None
+
+
 def check_files(run: DreamBoothRun) -> None:
     """Raises EvalError where a file of a run's adapter is missing or cut short; only headers are read."""
     for path in (run.folder / DIFFUSERS_NAME, run.folder / NATIVE_NAME):
@@ -329,6 +349,23 @@ def load_lora(pipeline: Any, run: DreamBoothRun) -> None:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise EvalError(f"cannot load {path} in the base ({reason}); export it anew or make the run again") from None
+
+
+def generate(
+    pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], side: int, settings: Mapping[str, Any]
+) -> list[Any]:
+    """A picture of side x side pixels for each prompt, from the noise of its seed. settings: of the sampler. Raises
+    EvalError where memory does not suffice."""
+    # Each picture has its own generator, on the CPU: its noise is the same for every method, batch, process and device.
+    noises = [torch.Generator().manual_seed(seed) for seed in seeds]
+    try:
+        made = pipeline(list(prompts), generator=noises, width=side, height=side, **settings)
+    except torch.cuda.OutOfMemoryError:
+        raise EvalError(
+            f"the GPU's memory does not suffice for {len(prompts)} pictures of {side} x {side} at once; give --dtype "
+            "float16, a smaller --batch_size where there is one, or --device cpu"
+        ) from None
+    return list(made.images)
 
 
 def usable_device(name: str | None = None) -> str:

@@ -41,6 +41,8 @@ from .runs import (
     DreamBoothRun,
     EvalError,
     check_base,
+    dtype_name,
+    generate,
     load_lora,
     load_pipeline,
     read_json,
@@ -56,7 +58,8 @@ PACKAGES = ("dash-vision", "torch", "diffusers", "transformers", "timm")
 @dataclass(frozen=True)
 class Protocol:
     """How pictures are made and measured. prompts: with "{}" for the subject; () takes the protocol's list of the
-    subject's kind. clip, dino: backbones; None takes the protocol's, "none" leaves DINO out."""
+    subject's kind. dtype: of the base while drawing. clip, dino: backbones; None takes the protocol's, "none" leaves
+    DINO out."""
 
     prompts: tuple[str, ...] = ()
     prompt_list: str | None = None
@@ -67,6 +70,7 @@ class Protocol:
     batch_size: int = 4
     base: str | None = None
     device: str | None = None
+    dtype: torch.dtype = torch.float32
     clip: str | None = None
     dino: str | None = None
     dino_checkpoint: str | None = None
@@ -103,6 +107,7 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
         "seed": how.seed,
         **sampler_settings(first, how.steps, how.guidance),
         "resolution": int(first.argument("resolution")),
+        "dtype": dtype_name(how.dtype),
         "base_fingerprint": first.base_fingerprint,
     }
     jobs = _jobs(runs, prompts, subject, kind, output)
@@ -119,8 +124,7 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
     for note in notes:
         say(note)
     say(f'{len(jobs)} methods x {len(prompts)} prompts x {how.images_per_prompt} pictures; "{jobs[0].prompts[0]}", ...')
-    for job in jobs:
-        _claim(job, settings)
+    records = [_claim(job, settings) for job in jobs]
     missing = [_missing(job, how.images_per_prompt) for job in jobs]
     pipeline = None
     if how.base or any(missing):  # the record names the base: one that is given is looked at
@@ -129,13 +133,13 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
             check_base(pipeline, run, how.base)
     state.wait_for_everyone()  # nobody may draw before all have seen what is missing
     if state.is_main_process:
-        for job in jobs:
-            write_json(job.folder / "made.json", _identity(job, settings))
+        for job, record in zip(jobs, records, strict=True):
+            write_json(job.folder / "made.json", record)
     state.wait_for_everyone()
     shares = [pictures[state.process_index :: state.num_processes] for pictures in missing]
     if any(shares):
         assert pipeline is not None
-        pipeline.to(how.device or str(state.device))
+        pipeline.to(how.device or str(state.device), how.dtype)
         _draw(pipeline, list(zip(jobs, shares, strict=True)), settings, how, say)
     state.wait_for_everyone()
     if not state.is_main_process:
@@ -218,20 +222,26 @@ def _identity(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
     return {"adapter": adapter, "prompts": list(job.prompts), **settings}
 
 
-def _claim(job: Job, settings: dict[str, Any]) -> None:
-    """Raises EvalError when the folder holds pictures that were made otherwise."""
-    record = job.folder / "made.json"
+def _claim(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the folder's made.json is to say. Prompts may be added at the end, or left out there: the pictures of the
+    others stay. Raises EvalError when the folder holds pictures that were made otherwise."""
+    record, now = job.folder / "made.json", _identity(job, settings)
     if not record.is_file():
         if list(job.folder.glob("*.png")):
             raise EvalError(f"{job.folder} holds pictures of unknown origin; remove them or give another folder by -o")
-        return
-    was, now = read_json(record), _identity(job, settings)
+        return now
+    was = read_json(record)
+    if isinstance(was, dict) and isinstance(was.get("prompts"), list):
+        both = min(len(was["prompts"]), len(job.prompts))
+        if was["prompts"][:both] == now["prompts"][:both]:
+            was["prompts"] = now["prompts"] = max(was["prompts"], now["prompts"], key=len)
     different = [key for key in now if not isinstance(was, dict) or was.get(key) != now[key]]
     if different:
         other = "other" if different[0].endswith("s") else "another"
         raise EvalError(
             f"{job.folder} holds pictures made with {other} {different[0]}; remove it, or give another folder by -o"
         )
+    return now
 
 
 def _missing(job: Job, count: int) -> list[tuple[int, int]]:
@@ -256,6 +266,7 @@ def _draw(
 ) -> None:
     from tqdm.auto import tqdm
 
+    sampler = {name: settings[name] for name in ("num_inference_steps", "guidance_scale")}
     for job, missing in todo:
         if not missing:
             continue
@@ -264,17 +275,9 @@ def _draw(
         with tqdm(total=len(missing), desc=job.name, disable=say is _silent) as bar:
             for start in range(0, len(missing), how.batch_size):
                 batch = missing[start : start + how.batch_size]
-                # Each picture has its own generator, on the CPU: its noise is the same for every method, batch,
-                # process and device.
-                noises = [torch.Generator().manual_seed(how.seed * 100_003 + p * _NOISES + n) for p, n in batch]
-                pictures = pipeline(
-                    [job.prompts[p] for p, _ in batch],
-                    generator=noises,
-                    width=settings["resolution"],
-                    height=settings["resolution"],
-                    num_inference_steps=settings["num_inference_steps"],
-                    guidance_scale=settings["guidance_scale"],
-                ).images
+                seeds = [how.seed * 100_003 + p * _NOISES + n for p, n in batch]
+                asked = [job.prompts[p] for p, _ in batch]
+                pictures = generate(pipeline, asked, seeds, settings["resolution"], sampler)
                 for (p, n), picture in zip(batch, pictures, strict=True):
                     with replacing(job.picture(p, n)) as temporary:
                         picture.save(temporary, format="PNG")

@@ -298,6 +298,7 @@ def test_targets_by_suffix_regex_and_preset():
     layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     assert list(find_targets(vit, r"blocks\.0\..*")) == [f"blocks.0.{layer}" for layer in layers]
     assert list(find_targets(vit, ["head"])) == ["head"]
+    assert list(find_targets(vit, "qkv")) == list(find_targets(vit, ["qkv"])) == list(find_targets(vit, "vit-qkv"))
 
 
 def test_a_target_without_a_match_lists_near_names():

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from helpers import save_base, save_pictures
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw, ImageStat
 from safetensors.torch import load_file, save_file
 from test_dreambooth import settings, train
 
@@ -69,6 +69,30 @@ def test_figures_repeat_themselves_and_seeds_differ(runs, tmp_path):
     a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
     assert a == b
     assert a != c
+
+
+def test_half_precision_draws_nearly_the_same(runs, tmp_path):
+    pages = {}
+    for dtype in ("float32", "bfloat16"):
+        words = ["figure", "--subject", str(runs / "cat"), "--adapter", f"dash={runs / 'dash'}", "--dtype", dtype]
+        assert main([*words, "--prompts", "a {}", str(tmp_path / f"{dtype}.png")]) == 0
+        with Image.open(tmp_path / f"{dtype}.png") as page:
+            assert json.loads(page.text["dash-vision"])["blocks"][0]["dtype"] == dtype
+            pages[dtype] = page.convert("RGB")
+    difference = ImageChops.difference(*pages.values())
+    assert 0 < ImageStat.Stat(difference).rms[0] < 8
+
+
+def test_adapters_of_other_layers_of_one_base_are_compared(runs, tmp_path, capsys):
+    few = {"max_train_steps": 2, "prelaunch_steps": 1, "num_inference_steps": 2}
+    for name, target in (("query", ["to_q"]), ("key", ["to_k"])):  # one of the attention's layers, and another
+        train(settings(runs, tmp_path / name, lora_target=target, **few))
+    words = ["figure", "--subject", str(runs / "cat"), "--adapter", f"dash={runs / 'dash'}"]
+    words += [w for name in ("query", "key") for w in ("--adapter", f"{name}={tmp_path / name}")]
+    assert main([*words, "--prompts", "a {}", str(tmp_path / "a.png")]) == 0
+    words += ["--adapter", f"other={runs / 'other'}"]
+    assert main([*words, "--prompts", "a {}", str(tmp_path / "b.png")]) == 2
+    assert "different bases" in capsys.readouterr().err
 
 
 def test_subjects_stack_and_pdf_is_written(runs, tmp_path):

@@ -115,6 +115,47 @@ def test_only_what_is_missing_is_drawn_again(runs, done, tmp_path):
     assert json.loads((out / "subject.json").read_text())["methods"].keys() == {"still", "dash", FLOOR}
 
 
+def test_prompts_may_be_added_and_left_out_at_the_end(runs, done, tmp_path, capsys):
+    out = tmp_path / "more"
+    shutil.copytree(done, out)
+    first = {p: p.read_bytes() for p in out.rglob("*.png")}
+    times = {p: p.stat().st_mtime_ns for p in first}
+    assert main(words(runs, out, "--prompts", "a blue {}")) == 0
+    added = set(out.rglob("*.png")) - set(first)
+    assert sorted({p.name for p in added}) == ["02-00.png", "02-01.png"]
+    assert all(p.stat().st_mtime_ns == times[p] for p in first)
+    # What was added is what a run of all three would have drawn.
+    assert main(words(runs, tmp_path / "all", prompts=(*PROMPTS, "a blue {}"))) == 0
+    for path in added:
+        other = np.asarray(Image.open(tmp_path / "all" / path.relative_to(out))).astype(int)
+        assert np.abs(other - np.asarray(Image.open(path))).max() <= 1
+    assert main(words(runs, out)) == 0  # two again: nothing is forgotten
+    assert json.loads((out / "subject.json").read_text())["prompts"] == ["a sks cat in the snow", "a red sks cat"]
+    assert len(json.loads((out / "pictures/dash/made.json").read_text())["prompts"]) == 3
+    capsys.readouterr()
+    assert main(words(runs, out, prompts=(PROMPTS[0], "a green {}"))) == 2
+    assert "pictures made with other prompts" in capsys.readouterr().err
+
+
+def test_too_little_memory_is_one_sentence_and_keeps_what_is_made(runs, tmp_path, capsys, monkeypatch):
+    from diffusers import StableDiffusionPipeline
+
+    original, calls = StableDiffusionPipeline.__call__, []
+
+    def full(self, prompts, **options):
+        calls.append(prompts)
+        if len(calls) > 1:
+            raise torch.cuda.OutOfMemoryError
+        return original(self, prompts, **options)
+
+    monkeypatch.setattr(StableDiffusionPipeline, "__call__", full)
+    assert main(words(runs, tmp_path, "--batch_size", "2")) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(said) == 1
+    assert "memory does not suffice for 2 pictures of 16 x 16 at once; give --dtype float16" in said[0]
+    assert len(list(tmp_path.rglob("*.png"))) == 2
+
+
 def test_two_processes_draw_what_one_does(runs, done, tmp_path):
     launch = [
         sys.executable,
@@ -275,7 +316,9 @@ def test_one_prompt_has_no_interval(runs, tmp_path, capsys):
 
 
 def test_the_report_shows_a_measured_subject(runs, done, tmp_path):
-    assert main(["report", str(done), "-o", str(tmp_path / "r.html")]) == 0
+    (tmp_path / "again").symlink_to(done)
+    assert main(["report", str(done), str(tmp_path / "again"), "-o", str(tmp_path / "r.html")]) == 0
+    assert "1 measured subject<" in (tmp_path / "r.html").read_text()
     text = (tmp_path / "r.html").read_text()
     result = json.loads((done / "subject.json").read_text())
     assert f"{result['methods']['dash']['scores']['CLIP-I']['mean']:.3f} [" in text
@@ -321,7 +364,7 @@ def test_a_place_that_cannot_be_written_is_named_before_anything_is_drawn(runs, 
     [
         (["--seed", "7"], "pictures made with another seed"),
         (["--num_inference_steps", "3"], "pictures made with other num_inference_steps"),
-        (["--prompts", "a blue {}"], "pictures made with other prompts"),
+        (["--dtype", "bfloat16"], "pictures made with another dtype"),
         (["--images_per_prompt", "0"], "--images_per_prompt is 0"),
         (["--clip", "nowhere"], "cannot load CLIP from nowhere"),
         (["--dino", "vit_small_patch16_224.dino"], "leave the column out by --dino none"),

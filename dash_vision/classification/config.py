@@ -111,7 +111,7 @@ class VtabConfig:
     )
     dash_lr_scale: float = option(1.0, TUNE, "learning rate of the singular-value shifts, as a multiple")
     eps: float = option(1e-6, TUNE, "added to the singular value that a change rate is divided by")
-    target: str = option("vit-blocks", TUNE, "layers to adapt: preset or regular expression (dash, lora)")
+    target: str = option("vit-blocks", TUNE, "layers to adapt: preset, suffix or regular expression (dash, lora)")
     dropout: float = option(0.0, TUNE, "dropout on the input of the update (dash, lora)")
 
     epochs: int | None = option(None, TRAIN, "epochs of the schedule", shown_default="100; 16 for embedded tasks")
