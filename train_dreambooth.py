@@ -31,7 +31,7 @@ exit status: 0 finished; 1 could not go on; 2 wrong settings or input; 128 + n s
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, train, report. Returns the exit status."""
-    from dash_vision.cli import UsageError, parse, take_sharding
+    from dash_vision.cli import UsageError, compile_failure, parse, take_sharding
     from dash_vision.diffusion.config import DreamBoothConfig
 
     config = parse(DreamBoothConfig, DESCRIPTION, EPILOG, arguments)
@@ -73,7 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "--train_batch_size 1 or a smaller --resolution; checkpoints and adapters written before are kept",
             1,
         )
-    except RuntimeError:
+    except RuntimeError as error:
+        uncompiled = compile_failure(error)
+        if uncompiled:
+            return _fail(uncompiled, 1)
         if accelerator is None or accelerator.num_processes == 1:
             raise
         # torch has no error of its own for a peer that is gone: gloo's is a plain RuntimeError.
@@ -104,7 +107,12 @@ def _make_accelerator(config: "DreamBoothConfig") -> "Accelerator":
     import torch
     from accelerate import Accelerator
     from accelerate.tracking import get_available_trackers
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
+    from accelerate.utils import (
+        DistributedDataParallelKwargs,
+        InitProcessGroupKwargs,
+        ProjectConfiguration,
+        TorchDynamoPlugin,
+    )
 
     from dash_vision.cli import UsageError
 
@@ -131,6 +139,8 @@ def _make_accelerator(config: "DreamBoothConfig") -> "Accelerator":
             log_with=config.report_to,
             project_config=ProjectConfiguration(str(folder), str(folder / config.logging_dir)),
             kwargs_handlers=handlers,
+            # Without it accelerate asks its own settings.
+            dynamo_plugin=TorchDynamoPlugin(backend="inductor") if config.compile else None,
         )
     except ValueError as error:
         raise UsageError(f"{error}; give another --mixed_precision") from None

@@ -13,7 +13,7 @@ from pathlib import Path
 from dash_vision.checkpoint import CheckpointError
 from dash_vision.classification.config import VtabConfig
 from dash_vision.classification.runtime import INTERRUPTED
-from dash_vision.cli import UsageError, one_line, parse, reader_gone
+from dash_vision.cli import UsageError, compile_failure, one_line, parse, reader_gone
 
 DESCRIPTION = (
     "Fine-tune a timm vision transformer on the 19 tasks of VTAB-1k with LoRA-Dash, or with what to compare it to."
@@ -58,7 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except (UsageError, DataError, BackboneError, CheckpointError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
-    except RuntimeError:
+    except RuntimeError as error:
+        uncompiled = compile_failure(error)
+        if uncompiled:
+            print(f"error: {uncompiled}", file=sys.stderr)
+            return 1
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             raise
         # torch has no error of its own for a peer that is gone: gloo's is a plain RuntimeError.

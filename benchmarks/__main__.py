@@ -62,7 +62,7 @@ def _measure(args: argparse.Namespace, settings: Settings) -> list[Table]:
         from . import trainers
 
         if args.name == "dreambooth":
-            given = (args.base, args.shape, args.width, args.side, args.rank, args.dash_k, args.steps)
+            given = (args.base, args.shape, args.width, args.side, args.rank, args.dash_k, args.steps, args.compile)
             return trainers.dreambooth(settings, *given)
         words = (args.task, args.data_root, args.model, args.rank, args.dash_k, args.epochs, args.workers)
         return trainers.vtab(settings, *words)
@@ -117,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--width", type=_share, default=1.0, help="with --shape: share of the UNet's channels")
             command.add_argument("--side", type=_positive, default=64, help="with --shape: of the latents")
             command.add_argument("--steps", type=_positive, default=20, help="steps timed at once")
+            command.add_argument("--compile", action="store_true", help="the trainer with --compile")
         if name == "vtab":
             command.add_argument("--task", default="caltech101", help="a task on disk")
             command.add_argument("--data_root", metavar="DIR", help="$VTAB_ROOT or data/vtab-1k where left out")

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import TorchDynamoPlugin
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model
 from PIL import Image
@@ -146,7 +148,7 @@ def _launched(adapter: Adapter) -> None:
 
 
 def trainer_dreambooth(
-    base: str | None, rank: int, k: int, steps: int, settings: Settings, folder: Path
+    base: str | None, rank: int, k: int, steps: int, settings: Settings, folder: Path, compiled: bool
 ) -> tuple[Callable[[], None], int]:
     """(`steps` further steps of train_dreambooth.py's own run, pictures a step)."""
     config = DreamBoothConfig(
@@ -157,8 +159,14 @@ def trainer_dreambooth(
         dash_k=k,
         mixed_precision=_PRECISION[settings.dtype],
         checkpointing_steps=0,
+        compile=compiled,
     )
-    accelerator = Accelerator(cpu=settings.device.type == "cpu", mixed_precision=_PRECISION[settings.dtype])
+    AcceleratorState._reset_state(reset_partial_state=True)  # it would keep the first run's settings for all
+    accelerator = Accelerator(
+        cpu=settings.device.type == "cpu",
+        mixed_precision=_PRECISION[settings.dtype],
+        dynamo_plugin=TorchDynamoPlugin(backend="inductor") if compiled else None,
+    )
     run = DreamBoothRun(config, accelerator, lambda line: None)
     for adapter in run.adapters.values() if k else ():
         _launched(adapter)
@@ -173,19 +181,28 @@ def trainer_dreambooth(
 
 
 def dreambooth(
-    settings: Settings, base: str | None, shape: str | None, width: float, side: int, rank: int, k: int, steps: int
+    settings: Settings,
+    base: str | None,
+    shape: str | None,
+    width: float,
+    side: int,
+    rank: int,
+    k: int,
+    steps: int,
+    compiled: bool,
 ) -> list[Table]:
     """Pictures a second of the trainer, after encoding and launch, and of plain loops on the same base.
 
     shape: "sd15" for random weights in the shape of Stable Diffusion 1.5 instead of `base` (width, side: see
-    write_sd15), and only the two ways at the ends of the comparison: each holds the whole base.
+    write_sd15), and only the two ways at the ends of the comparison: each holds the whole base. compiled: the trainer
+    runs with --compile.
     """
     with tempfile.TemporaryDirectory() as folder:
         if shape is None:
-            return [_dreambooth(settings, base, base or "the miniature", rank, k, steps, whole=True)]
+            return [_dreambooth(settings, base, base or "the miniature", rank, k, steps, compiled, whole=True)]
         write_sd15(Path(folder), width, side)
         title = f"random weights in the shape of SD 1.5 (UNet's width x {width:g}, {8 * side} pixels)"
-        return [_dreambooth(settings, folder, title, rank, k, steps, whole=False)]
+        return [_dreambooth(settings, folder, title, rank, k, steps, compiled, whole=False)]
 
 
 def write_sd15(folder: Path, width: float, side: int) -> None:
@@ -207,7 +224,9 @@ def write_sd15(folder: Path, width: float, side: int) -> None:
     ).save_pretrained(folder)
 
 
-def _dreambooth(settings: Settings, base: str | None, title: str, rank: int, k: int, steps: int, whole: bool) -> Table:
+def _dreambooth(
+    settings: Settings, base: str | None, title: str, rank: int, k: int, steps: int, compiled: bool, whole: bool
+) -> Table:
     """title: the base in words; whole: every way, not only the first and the last."""
 
     def peft(unet: nn.Module) -> None:
@@ -216,13 +235,14 @@ def _dreambooth(settings: Settings, base: str | None, title: str, rank: int, k: 
     def dash(unet: nn.Module) -> None:
         _launched(inject(unet, DashConfig(rank=rank, dash_k=k, target="unet-attention")))
 
-    ours, plain = "train_dreambooth.py, LoRA-Dash", "plain loop, PEFT LoRA"
+    trainer = "train_dreambooth.py --compile" if compiled else "train_dreambooth.py"
+    plain = "plain loop, PEFT LoRA"
     with tempfile.TemporaryDirectory() as folder:
-        own, batch = trainer_dreambooth(base, rank, k, steps, settings, Path(folder))
-        ways = {ours: own}
+        own, batch = trainer_dreambooth(base, rank, k, steps, settings, Path(folder), compiled)
+        ways = {f"{trainer}, LoRA-Dash": own}
         if whole:
-            lora, _ = trainer_dreambooth(base, rank, 0, steps, settings, Path(folder))
-            ways["train_dreambooth.py, LoRA (--dash_k 0)"] = lora
+            lora, _ = trainer_dreambooth(base, rank, 0, steps, settings, Path(folder), compiled)
+            ways[f"{trainer}, LoRA (--dash_k 0)"] = lora
             ways["plain loop, LoRA-Dash, nothing cached"] = plain_dreambooth(base, batch, steps, settings, dash)
         ways[plain] = plain_dreambooth(base, batch, steps, settings, peft)
         times = interleaved(ways, settings)

@@ -38,6 +38,18 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
+def compile_failure(error: BaseException) -> str | None:
+    """What to tell the user of an error by which torch.compile gave up; None for any other error."""
+    # By name: the module with the class takes seconds to import.
+    if not any(kind.__name__ == "TorchDynamoException" for kind in type(error).__mro__):
+        return None
+    reason = str(error).strip().split("\n")[0]
+    return (
+        f"torch.compile cannot compile the network here ({one_line(reason)}); leave --compile out, or install what it "
+        "needs: a C++ compiler on a CPU, Triton on a GPU"
+    )
+
+
 def reader_gone() -> int:
     """After a BrokenPipeError: whoever read the output (`| head`) has seen enough. Returns the exit status."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has nowhere to go

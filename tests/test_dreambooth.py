@@ -16,6 +16,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import TorchDynamoPlugin
 from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
@@ -29,6 +30,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import dash_vision.decompositions as decompositions
+import train_dreambooth
 from dash_vision import load_adapter
 from dash_vision.checkpoint import load_checkpoint, save_checkpoint
 from dash_vision.cli import UsageError, parse
@@ -1015,3 +1017,56 @@ def test_prompts():
     assert default_validation_prompts(free) == ["rainy window"]
     with pytest.raises(UsageError, match="--instance_prompt"):
         derive_prompts(DreamBoothConfig(instance_data_dir="2024"))
+
+
+# -- torch.compile
+
+
+def compiled_run(folder, out, monkeypatch, *words, backend="eager"):
+    """The exit status of a run by main(). backend: what stands in for inductor, which takes a minute to compile."""
+    monkeypatch.setattr("accelerate.utils.TorchDynamoPlugin", lambda **options: TorchDynamoPlugin(backend=backend))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    common = {"instance_data_dir": folder / "cat", "output_dir": out, "pretrained_model_name_or_path": folder / "sd"}
+    common |= {"rank": 2, "dash_k": 3, "max_train_steps": 6, "prelaunch_steps": 3, "learning_rate": 1e-2}
+    common |= {"num_inference_steps": 2, "validation_prompt": "a photo of sks cat"}
+    terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        return train_dreambooth.main([*(w for k, v in common.items() for w in (f"--{k}", str(v))), *words])
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_compiling_changes_nothing_and_one_graph_lasts_through_both_phases(folder, tmp_path, monkeypatch):
+    torch._dynamo.utils.counters.clear()
+    assert compiled_run(folder, tmp_path / "plain", monkeypatch) == 0
+    assert not torch._dynamo.utils.counters["stats"]
+    torch._dynamo.reset()
+    try:
+        assert compiled_run(folder, tmp_path / "compiled", monkeypatch, "--compile") == 0
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+        assert not torch._dynamo.utils.counters["graph_break"]
+    finally:
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+    plain, compiled = (json.loads((tmp_path / n / "run.json").read_text()) for n in ("plain", "compiled"))
+    assert compiled["losses"] == pytest.approx(plain["losses"], rel=1e-4)
+    assert [p["phase"] for p in compiled["phases"]] == ["pre-launch", "dash"]
+    files = [load_file(tmp_path / n / "pytorch_lora_weights.safetensors") for n in ("plain", "compiled")]
+    assert files[0].keys() == files[1].keys()
+
+
+def test_what_cannot_be_compiled_is_one_sentence(folder, tmp_path, monkeypatch, capsys):
+    def broken(graph, inputs):
+        raise OSError("no compiler\nhere")
+
+    monkeypatch.setitem(torch._dynamo.backends.registry._COMPILER_FNS, "eager", broken)
+    try:
+        assert compiled_run(folder, tmp_path / "out", monkeypatch, "--compile") == 1
+    finally:
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+    said = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(said) == 1
+    assert "torch.compile cannot compile the network here" in said[0]
+    assert "leave --compile out" in said[0]

@@ -173,6 +173,9 @@ class DreamBoothConfig:
         None, MACHINE, "compute in half precision", choices=("no", "fp16", "bf16"), shown_default="accelerate's setting"
     )
     allow_tf32: bool = option(False, MACHINE, "TF32 matrix products on Ampere and later")
+    compile: bool = option(
+        False, MACHINE, "compile what is trained with torch.compile: minutes at first, then faster steps"
+    )
 
     def __post_init__(self) -> None:
         _at_least(

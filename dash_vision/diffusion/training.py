@@ -318,7 +318,9 @@ class DreamBoothRun:
     def _spread(self, network: nn.Module) -> nn.Module:
         """`network` on all processes: split over them, or a whole one on each (DDP)."""
         if not self.sharded:
-            return self.accelerator.prepare(network)
+            return self.accelerator.prepare(network)  # compiled where the accelerator was told so
+        if self.config.compile:
+            raise UsageError("--compile does not go with FSDP, which hooks into the blocks; leave one of them out")
         try:
             shard(network, lambda name, module: type(module).__name__ in _UNITS, self.device)
         except ValueError as error:
