@@ -92,6 +92,14 @@ OFFICIAL = Columns(
 )
 
 
+def measured_columns(columns: Columns, rows: Sequence[Row]) -> Columns:
+    """The columns of tasks that a row has, and the means over these alone."""
+    there = {task for row in rows for task in row.cells}
+    groups = {name: {t: h for t, h in tasks.items() if t in there} for name, tasks in columns.groups.items()}
+    means = {name: over for name, over in columns.means.items() if there.issuperset(t for g in over for t in g)}
+    return Columns({name: tasks for name, tasks in groups.items() if tasks}, means)
+
+
 def other_columns(tasks: Sequence[str]) -> Columns:
     """Of tasks that are none of the 19, such as the embedded ones, and their mean."""
     means = {f"mean of {len(tasks)}": [list(tasks)]} if len(tasks) > 1 else {}
@@ -247,12 +255,14 @@ def published_rows() -> list[Row]:
     return rows
 
 
-def table(paths: Sequence[Path], style: str, published: bool) -> tuple[str, list[str], list[str]]:
+def table(
+    paths: Sequence[Path], style: str, published: bool, compact: bool = False
+) -> tuple[str, list[str], list[str]]:
     """(the table as "markdown", "latex" or "csv", remarks on it, a sentence on each broken result). Raises EvalError.
 
     The best measured value of a column and backbone is bold; published rows stand apart and never take part in that.
-    Results of tasks outside the 19 have a table of their own below. Markdown and LaTeX hold the remarks, CSV columns
-    that say the same.
+    Results of tasks outside the 19 have a table of their own below. compact: columns without a measured number are left
+    out. Markdown and LaTeX hold the remarks, CSV columns that say the same.
     """
     results, problems = read_results(paths)
     others = sorted({r.task for r in results if r.task not in TASKS})
@@ -261,6 +271,8 @@ def table(paths: Sequence[Path], style: str, published: bool) -> tuple[str, list
     for columns, beside in ((OFFICIAL, elsewhere), (other_columns(others), [])):
         rows, repeated = measured_rows([r for r in results if r.task in columns.tasks])
         problems += repeated
+        if compact and rows:
+            columns = measured_columns(columns, rows)
         if rows or beside:
             tables.append(Table(columns, rows, beside))
     if not tables:

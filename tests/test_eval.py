@@ -504,6 +504,23 @@ def test_embedded_tasks_have_a_table_of_their_own(tmp_path, official):
     assert latex.count("{") == latex.count("}")
 
 
+def test_a_compact_table_has_the_measured_columns_alone(tmp_path):
+    natural = list(GROUPS["natural"])
+    results(tmp_path, "lora", dict.fromkeys([*natural, "kitti"], 50.0))
+    results(tmp_path, "dash", dict.fromkeys(natural, 60.0))
+    text, remarks, _ = table([tmp_path], "markdown", published=True, compact=True)
+    head, _, over, *rows = [[c.strip(" |") for c in line.split(" | ")] for line in text.split("\n\n")[0].splitlines()]
+    assert head[3:] == [*(TASKS[task] for task in natural), "KITTI-Dist", "natural"]
+    assert over[3:] == ["Natural"] * 7 + ["Structured", "Means"]
+    cells = {row[0]: row[3:] for row in rows}
+    assert cells["dash"] == [*["**60.0**"] * 7, "–", "**60.0**"]  # noqa: RUF001
+    assert cells["lora"] == [*["50.0"] * 8, "50.0"]
+    assert cells["*full (published elsewhere)*"][-2:] == ["65.5", "75.9"]
+    assert [remark for remark in remarks if "no result" in remark] == [
+        "dash: no result for kitti; shown as –, and no mean over them"  # noqa: RUF001
+    ]
+
+
 def test_what_several_rows_lack_is_said_once(tmp_path):
     for method in ("dash", "lora"):
         results(tmp_path, method, {"cifar": 50.0}, official_split=False)
