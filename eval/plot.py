@@ -193,6 +193,9 @@ def _layout(panel: Panel, width: int, height: int) -> tuple[_Shapes, int]:
         y0, y1 = math.log10(min(positive)) - 0.05, math.log10(max(positive)) + 0.05
         y1 = max(y1, y0 + 0.2)
 
+    if any(s.style == "cells" for s in panel.series):  # square ones
+        right = min(right, left + round((bottom - top) * (x1 - x0) / (y1 - y0)))
+
     def place(point: Point) -> Point:
         value = math.log10(point[1]) if panel.log else point[1]
         return left + (point[0] - x0) / (x1 - x0) * (right - left), bottom - (value - y0) / (y1 - y0) * (bottom - top)
