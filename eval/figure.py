@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
-from dash_vision.diffusion.sheet import wrapped
+from dash_vision.diffusion.sheet import font_for, wrapped
 from dash_vision.files import replacing
 from dash_vision.versions import installed_versions
 
@@ -280,7 +280,7 @@ def draw(blocks: Sequence[Sampled]) -> Image.Image:
 
 def _draw_block(block: Sampled) -> Image.Image:
     """Collage on the left; beside it the prompts' tiles, the methods of one prompt close together."""
-    font = ImageFont.load_default(17)
+    font = font_for(" ".join((block.name, *block.prompts)), 17)
     methods = len(block.methods)
     pair = methods * TILE + (methods - 1) * GAP
     captions = [wrapped(prompt, font, pair) for prompt in block.prompts]
@@ -325,7 +325,7 @@ def collage(pictures: Sequence[Image.Image], side: int) -> Image.Image:
 def _named(tile: Image.Image, name: str) -> Image.Image:
     """The tile at its size in the figure, with the method's name in its lower left corner."""
     large = ImageOps.fit(tile.convert("RGB"), (TILE, TILE), Image.Resampling.BICUBIC)
-    font = ImageFont.load_default(17)
+    font = font_for(name, 17)
     lines = wrapped(name, font, TILE - 16)
     width = math.ceil(max(map(font.getlength, lines))) + 16
     label = Image.new("RGBA", (width, 22 * len(lines) + 5), (20, 24, 28, 190))

@@ -12,7 +12,9 @@ from html import escape
 from itertools import pairwise
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from dash_vision.diffusion.sheet import font_for
 
 SCALE = 2  # of a PNG against the SVG
 _SMOOTH = 2  # drawn larger by this and reduced, which smooths the edges
@@ -472,7 +474,7 @@ def _paint(page: Image.Image, shapes: _Shapes, origin: tuple[int, int], scale: i
         else:
             words, size, anchor = extra
             side = {"start": "l", "middle": "m", "end": "r"}[anchor]
-            font = ImageFont.load_default(size * scale)
+            font = font_for(words, size * scale)
             ink, paper = _rgba(colour, 1.0), _rgba("paper", 0.85)
             canvas.text(place(where), words, paper, font, f"{side}s", stroke_width=2 * scale, stroke_fill=paper)
             canvas.text(place(where), words, ink, font, f"{side}s")

@@ -247,8 +247,12 @@ class Sheet(NamedTuple):
 
     def starts_like(self, other: Sheet) -> bool:
         """Whether two sheets' tiles start from the same noise, under the same prompts, for the same pictures."""
-        alike = self._noise == other._noise and same_pictures(self.run, other.run)
-        return alike and same_base(self.run, other.run) is True
+        if self._noise != other._noise or not same_pictures(self.run, other.run):
+            return False
+        try:
+            return same_base(self.run, other.run) is True
+        except EvalError:  # of a native file, which the curves name
+            return False
 
     @property
     def _noise(self) -> tuple[Any, ...]:

@@ -8,10 +8,11 @@ import shutil
 import pytest
 import torch
 from helpers import save_base, save_pictures
-from PIL import Image, ImageChops, ImageDraw, ImageStat
+from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageStat
 from safetensors.torch import load_file, save_file
 from test_dreambooth import settings, train
 
+from dash_vision.diffusion import sheet
 from eval.__main__ import main
 from eval.figure import GAP, MARGIN, ROOM, TILE, Sampled, collage, draw
 from eval.vtab import GROUPS, PUBLISHED, TASKS, published_rows, table
@@ -129,6 +130,39 @@ def test_a_method_s_name_is_whole_on_its_tile(name):
     labels = [entry for entry in drawn if entry[3] <= TILE]
     assert "".join(entry[0] for entry in labels).replace(" ", "") == name.replace(" ", "")
     assert all(left and right for _, left, right, _ in labels)
+
+
+@pytest.mark.parametrize(
+    ("installed", "chosen"), [("none", None), ("few", None), ("few all", "all"), ("all few", "all")]
+)
+def test_letters_that_pillow_s_font_lacks_come_from_a_font_that_has_them_all(monkeypatch, installed, chosen):
+    own = ImageFont.load_default(17)
+    box = bytes(own.getmask("\uffff"))
+    assert bytes(own.getmask("é")) == bytes(own.getmask("猫")) == box  # else there is nothing to be mended
+
+    class Installed:
+        def __init__(self, letters):
+            self.letters = letters
+
+        def getmask(self, letter):
+            return f"glyph {letter}".encode() if letter in self.letters else b"box"
+
+    fonts = {"few": Installed("é"), "all": Installed("é猫 b")}
+
+    original = ImageFont.truetype
+
+    def truetype(font, size, **options):
+        if not isinstance(font, str):  # Pillow's own
+            return original(font, size, **options)
+        if font not in fonts:
+            raise OSError("cannot open resource")
+        return fonts[font]
+
+    monkeypatch.setattr(sheet, "_FONTS", ("missing", *installed.split()))
+    monkeypatch.setattr(ImageFont, "truetype", truetype)
+    found = sheet.font_for("é 猫", 17)
+    assert found is fonts[chosen] if chosen else isinstance(found, ImageFont.FreeTypeFont)
+    assert isinstance(sheet.font_for("cat b", 17), ImageFont.FreeTypeFont)  # Pillow's own, where it will do
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 9, 12])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
@@ -10,6 +10,21 @@ from PIL import Image, ImageDraw, ImageFont
 INK, SOFT, PAPER, RULE = "#1b1f24", "#5b6570", "#ffffff", "#e3e7ec"
 # The edge, the labels' width, the room between tiles, and a line of small print.
 _MARGIN, _LABEL, _GAP, _LINE = 28, 132, 12, 17
+
+
+# Where Pillow's own font, which has little more than ASCII, lacks a letter: fonts of Linux, Windows and macOS.
+_FONTS = (
+    *(
+        "DejaVuSans.ttf",
+        "NotoSans-Regular.ttf",
+        "LiberationSans-Regular.ttf",
+        "arial.ttf",
+        "Arial.ttf",
+        "Helvetica.ttc",
+    ),
+    *("NotoSansCJK-Regular.ttc", "msyh.ttc", "malgun.ttf", "meiryo.ttc", "PingFang.ttc", "Arial Unicode.ttf"),
+)
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -29,7 +44,8 @@ def draw_sheet(inputs: Row, columns: Sequence[str], rows: Sequence[Row], headlin
     count = max(len(columns), min(len(inputs.pictures), 6), 2)
     tile, gap, margin, label = _tile_side(count), _GAP, _MARGIN, _LABEL
     width = margin * 2 + label + count * tile + (count - 1) * gap
-    title, body, small = _font(24), _font(15), _font(13)
+    words = [headline, footnote, *columns, *(part for row in (inputs, *rows) for part in (row.title, row.note))]
+    title, body, small = (font_for(" ".join(words), size) for size in (24, 15, 13))
     captions = [wrapped(text, small, tile) for text in columns]
     caption_height = max(len(lines) for lines in captions) * _LINE
     foot = wrapped(footnote, small, width - 2 * margin)
@@ -80,8 +96,8 @@ def _label(
     draw: ImageDraw.ImageDraw,
     place: tuple[int, int],
     row: Row,
-    body: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    small: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    body: Font,
+    small: Font,
     width: int,
 ) -> None:
     x, y = place
@@ -94,8 +110,26 @@ def _label(
         y += _LINE
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+def font_for(text: str, size: int) -> Font:
+    """Pillow's own font or, for text that it lacks letters of, the first of the system's that has all; its own where
+    there is none."""
+    own = ImageFont.load_default(size)
+    if text.isascii() or not isinstance(own, ImageFont.FreeTypeFont):
+        return own
+    letters = {c for c in text if c.isprintable() and not c.isspace()}
+    for font in (own, *_system_fonts(size)):
+        nothing = bytes(font.getmask("\uffff"))  # what is drawn in place of a letter that is not there
+        if all(bytes(font.getmask(c)) != nothing for c in letters):
+            return font
+    return own
+
+
+def _system_fonts(size: int) -> Iterator[ImageFont.FreeTypeFont]:
+    for name in _FONTS:
+        try:
+            yield ImageFont.truetype(name, size)
+        except OSError:
+            continue
 
 
 def _tile(picture: Image.Image, side: int) -> Image.Image:
@@ -110,7 +144,7 @@ def _tile(picture: Image.Image, side: int) -> Image.Image:
     return tile
 
 
-def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+def wrapped(text: str, font: Font, width: int) -> list[str]:
     """The text in lines of at most `width` pixels, broken between words, and within a word that is wider."""
     lines: list[str] = []
     for word in text.split():
