@@ -61,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     vtab.add_argument("--style", choices=("markdown", "latex", "csv"), default="markdown", help="default: markdown")
     vtab.add_argument("--published", action="store_true", help="add rows of the literature, marked as such")
     vtab.add_argument("--compact", action="store_true", help="leave out the columns without a measured number")
+    vtab.add_argument(
+        "--against", metavar="ROW", help="set the other rows against this one, by task and seed (markdown)"
+    )
     vtab.add_argument("-o", "--out", type=Path, metavar="FILE", help="write to a file instead of the terminal")
     vtab.set_defaults(run=_vtab)
     _add_curves(commands)
@@ -263,7 +266,7 @@ def _figure(args: argparse.Namespace) -> list[str]:
 def _vtab(args: argparse.Namespace) -> list[str]:
     from .vtab import table
 
-    text, remarks, problems = table(args.results, args.style, args.published, args.compact)
+    text, remarks, problems = table(args.results, args.style, args.published, args.compact, args.against)
     if args.out or args.style == "csv":  # else the terminal shows them in the table
         for remark in remarks:
             print(f"note: {remark}", file=sys.stderr)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .runs import EvalError
+from .scores import student
 from .vtab_results import Result, read_results
 
 # Columns of the table in the order every paper has them, with the short names they use.
@@ -256,13 +257,14 @@ def published_rows() -> list[Row]:
 
 
 def table(
-    paths: Sequence[Path], style: str, published: bool, compact: bool = False
+    paths: Sequence[Path], style: str, published: bool, compact: bool = False, against: str | None = None
 ) -> tuple[str, list[str], list[str]]:
     """(the table as "markdown", "latex" or "csv", remarks on it, a sentence on each broken result). Raises EvalError.
 
     The best measured value of a column and backbone is bold; published rows stand apart and never take part in that.
     Results of tasks outside the 19 have a table of their own below. compact: columns without a measured number are left
-    out. Markdown and LaTeX hold the remarks, CSV columns that say the same.
+    out. against: a row's name; the differences of the others to it stand below, in Markdown alone. Markdown and LaTeX
+    hold the remarks, CSV columns that say the same.
     """
     results, problems = read_results(paths)
     others = sorted({r.task for r in results if r.task not in TASKS})
@@ -278,9 +280,11 @@ def table(
     if not tables:
         raise EvalError("; ".join([*problems, "nothing is left for the table; give output folders of train_vtab.py"]))
     remarks = list(dict.fromkeys(remark for one in tables for remark in _remarks(one)))
+    differences = _differences(results, against, style) if against is not None else []
     if style == "csv":
         return _csv(tables), remarks, problems
-    return "\n".join(map({"markdown": _markdown, "latex": _latex}[style], tables)), remarks, problems
+    texts = [*map({"markdown": _markdown, "latex": _latex}[style], tables), *differences]
+    return "\n".join(texts), remarks, problems
 
 
 @dataclass(frozen=True)
@@ -325,6 +329,53 @@ def _row_remarks(row: Row, columns: Columns) -> Iterator[str]:
     unofficial = [task for task in row.unofficial if task not in row.synthetic]
     if unofficial:
         yield f"{', '.join(unofficial)} {OTHER_SPLIT} not the official split; not comparable with published numbers"
+
+
+# -- differences
+
+
+def _differences(results: Sequence[Result], against: str, style: str) -> list[str]:
+    """Every measured row less the row `against`, paired by task and seed, as a table; rows of other backbones are left
+    out. Raises EvalError where there is no such row or nothing to set against it."""
+    if style != "markdown":
+        raise EvalError(f"--against is a table in Markdown; leave it out, or --style {style}")
+    rows, _ = measured_rows(results)
+    base = next((row for row in rows if row.name == against), None)
+    if base is None:
+        named = ", ".join(row.name for row in rows)
+        raise EvalError(f"--against is {against}, which no row is called; the rows are {named}")
+    tasks = [task for task in (*TASKS, *sorted(base.cells.keys() - TASKS.keys())) if task in base.cells]
+    lines = [["method", "less", *(TASKS.get(task, task) for task in tasks), "pairs", "all pairs"]]
+    lines.append(["---", "---", *["---:"] * (len(tasks) + 2)])
+    for row in rows:
+        if row is base or row.backbone != base.backbone:
+            continue
+        gaps = [_gaps(row.cells.get(task, {}), base.cells[task]) for task in tasks]
+        every = [gap for one in gaps for gap in one]
+        if every:
+            low, high = student(every)
+            mean = f"{statistics.fmean(every):+.2f}"
+            whole = f"{mean} ({low:+.2f} to {high:+.2f})" if len(every) > 1 else mean
+            lines.append([_plain(row.name), _plain(against), *map(_range, gaps), str(len(every)), whole])
+    if len(lines) == 2:
+        raise EvalError(f"no other row shares a task and a seed with {against}; leave --against out")
+    note = (
+        "differences in percentage points between runs of one task and seed: mean over seeds, in brackets the smallest "
+        "and the largest; for all pairs their mean and its 95% interval (Student's t)"
+    )
+    return ["\n".join([*map(_pipe, lines), "", f"- {note}"]) + "\n"]
+
+
+def _gaps(mine: Mapping[int, float], other: Mapping[int, float]) -> list[float]:
+    """Of every seed that both have."""
+    return [mine[seed] - other[seed] for seed in sorted(mine.keys() & other.keys())]
+
+
+def _range(gaps: Sequence[float]) -> str:
+    if not gaps:
+        return BLANK
+    mean = f"{statistics.fmean(gaps):+.2f}"
+    return f"{mean} ({min(gaps):+.2f} to {max(gaps):+.2f})" if len(gaps) > 1 else mean
 
 
 # -- writing

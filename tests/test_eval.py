@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+import statistics
 
 import pytest
 import torch
@@ -553,6 +554,36 @@ def test_a_compact_table_has_the_measured_columns_alone(tmp_path):
     assert [remark for remark in remarks if "no result" in remark] == [
         "dash: no result for kitti; shown as –, and no mean over them"  # noqa: RUF001
     ]
+
+
+def test_rows_are_set_against_one_by_task_and_seed(tmp_path, capsys):
+    results(tmp_path, "lora", {"cifar": 50.0, "mini_count": 30.0}, seeds=(0, 1, 2))  # x, x + 1, x + 2
+    results(tmp_path, "dash", {"cifar": 52.0}, seeds=(0, 1))
+    results(tmp_path, "dash", {"mini_count": 35.0}, seeds=(2,))
+    results(tmp_path, "full", {"dtd": 80.0})  # shares nothing
+    results(tmp_path, "far", {"cifar": 90.0}, model="another")
+    (tmp_path / "cifar/dash/seed1/result.json").write_text(
+        (tmp_path / "cifar/dash/seed1/result.json").read_text().replace("53.0", "52.5")
+    )
+    assert main(["vtab", str(tmp_path), "--against", "lora"]) == 0
+    part = capsys.readouterr().out.split("\n\n")[-2]
+    head, _, *rows = [[c.strip(" |") for c in line.split(" | ")] for line in part.splitlines()]
+    assert head == ["method", "less", "Cifar100", "mini_count", "pairs", "all pairs"]
+    # CIFAR-100: 52 - 50 and 52.5 - 51; mini_count, seed 2: 37 - 32. Mean 17 / 6, t = 4.303 with two degrees of freedom.
+    gaps = [2.0, 1.5, 5.0]
+    half = 4.303 * statistics.stdev(gaps) / 3**0.5
+    mean = statistics.fmean(gaps)
+    whole = f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+    assert rows == [["dash", "lora", "+1.75 (+1.50 to +2.00)", "+5.00", "3", whole]]
+    for words, sentence in (
+        (["--against", "peft"], "--against is peft, which no row is called; the rows are"),
+        (["--against", "full"], "no other row shares a task and a seed with full"),
+        (["--against", "lora", "--style", "csv"], "--against is a table in Markdown"),
+    ):
+        assert main(["vtab", str(tmp_path), *words]) == 2
+        said = capsys.readouterr().err
+        assert sentence in said
+        assert said.count("\n") == 1
 
 
 def test_what_several_rows_lack_is_said_once(tmp_path):
