@@ -43,7 +43,7 @@ def compile_failure(error: BaseException) -> str | None:
     # By name: the module with the class takes seconds to import.
     if not any(kind.__name__ == "TorchDynamoException" for kind in type(error).__mro__):
         return None
-    reason = str(error).strip().split("\n")[0]
+    reason = str(getattr(error, "inner_exception", None) or error).strip().split("\n")[0]
     return (
         f"torch.compile cannot compile the network here ({one_line(reason)}); leave --compile out, or install what it "
         "needs: a C++ compiler on a CPU, Triton on a GPU"

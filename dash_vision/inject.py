@@ -388,7 +388,8 @@ def find_targets(model: nn.Module, target: str | Sequence[str]) -> dict[str, nn.
         # adapter are meant by it.
         matched = _full_match(candidates, target)
         found = {name: module for name, module in matched.items() if adaptable(_base(module))}
-        found = found or _with_suffix(candidates, [target])
+        if not found:
+            found = {name: m for name, m in _with_suffix(candidates, [target]).items() if adaptable(_base(m))}
         if not found:
             raise ValueError(_no_match(candidates, repr(target), [target]))
     else:

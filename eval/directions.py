@@ -121,8 +121,9 @@ def make_directions(
     if other is not None:
         panels = _overlap_panels(analysed, other, state) + grids + panels
         if len(steps) < 2:
-            dreambooth = isinstance(found, DreamBoothRun)
-            flags = "--checkpointing_steps N and a large --checkpoints_total_limit" if dreambooth else "--keep_every N"
+            flags = "--keep_every N --overwrite"
+            if isinstance(found, DreamBoothRun):
+                flags = "--checkpointing_steps N and a large --checkpoints_total_limit"
             say(f"note: {run} keeps no adapter of an earlier step, so there is no chart over steps; train with {flags}")
     if shifts:
         relative = statistics.median(value for layer, _ in shifts for value in layer)

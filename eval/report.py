@@ -10,11 +10,11 @@ import base64
 import json
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from PIL import Image
 
@@ -25,7 +25,7 @@ from .curves import all_panels
 from .plot import svg
 from .runs import FORMATS, RECORDS, DreamBoothRun, EvalError, Run, VtabRun, distinct, find_runs, labels, same_base
 from .scores import RESULT, cells, describe, read_result, rows
-from .vtab import BLANK, GROUPS, MEAN_OF_GROUPS, TASKS, Columns, Row, best_cells, in_words, values
+from .vtab import BLANK, GROUPS, MEAN_OF_GROUPS, OTHER_SPLIT, TASKS, Columns, Row, best_cells, in_words, values
 
 TEMPLATE = Path(__file__).with_name("report.html")
 KINDS = ((DreamBoothRun, "DreamBooth"), (VtabRun, "VTAB"))
@@ -403,22 +403,29 @@ def _accuracy(runs: Sequence[VtabRun]) -> str:
     if not runs:
         return ""
     names = _methods(runs)
-    tested: dict[str, dict[str, list[float]]] = {}
-    untested: dict[str, dict[str, list[float]]] = {}
+    tested: dict[str, Row] = {}
+    untested: dict[str, Row] = {}
     for name, run in zip(names, runs, strict=True):
         test, val = run.content.get("test_accuracy"), run.content.get("val_accuracy")
         into, accuracy = (untested, val) if test is None else (tested, test)
         if accuracy is not None:
-            into.setdefault(name, {}).setdefault(str(run.content["task"]), []).append(float(accuracy))
+            task = str(run.content["task"])
+            row = into.setdefault(name, Row(name, str(run.content.get("model")), None, {}, unofficial=[]))
+            seeds_of_task = cast(dict[str, dict[int, float]], row.cells).setdefault(task, {})
+            seeds_of_task.setdefault(int(run.content["seed"]), float(accuracy))
+            if run.content.get("synthetic") or not run.content.get("official_split"):
+                cast(list[str], row.unofficial).append(task)
     notes = [
         f"{run.content['task']} is {'synthetic' if run.content.get('synthetic') else 'not the official split'}"
         for run in runs
         if run.content.get("synthetic") or not run.content.get("official_split")
     ]
     seeds = "in percent: mean and sample standard deviation over seeds (number of seeds); the best of a column is bold."
-    seeds += "".join(f" Note: {note}." for note in dict.fromkeys(notes))
-    summary = _by_task(tested, f"Test accuracy {seeds}")
-    summary += _by_task(untested, f"Accuracy on val200 of runs that kept their test images closed, {seeds}")
+    seeds += "".join(f" Note {OTHER_SPLIT}: {note}." for note in dict.fromkeys(notes))
+    summary = _by_task(list(tested.values()), f"Test accuracy {seeds}")
+    summary += _by_task(
+        list(untested.values()), f"Accuracy on val200 of runs that kept their test images closed, {seeds}"
+    )
     head = ["task", "method", "seed", "epoch", "val200", "test", "parameters", "seconds"]
     every = []
     for name, run in zip(names, runs, strict=True):
@@ -454,10 +461,10 @@ def _methods(runs: Sequence[VtabRun]) -> list[str]:
     ]
 
 
-def _by_task(found: Mapping[str, Mapping[str, list[float]]], caption: str) -> str:
+def _by_task(rows: Sequence[Row], caption: str) -> str:
     """Methods down, tasks across in the papers' order and groups, then means: of whole groups, of these, and of all
-    tasks of the 19 that are there. found: accuracies by method and task."""
-    there = dict.fromkeys(task for tasks in found.values() for task in tasks)
+    tasks of the 19 that are there."""
+    there = dict.fromkeys(task for row in rows for task in row.cells)
     if not there:
         return ""
     groups = {name: {task: TASKS[task] for task in tasks if task in there} for name, tasks in GROUPS.items()}
@@ -470,17 +477,15 @@ def _by_task(found: Mapping[str, Mapping[str, list[float]]], caption: str) -> st
         means[f"mean of {len(of_vtab)}"] = [of_vtab]
     groups["other"] = {task: task for task in there if task not in TASKS}
     columns = Columns({name: tasks for name, tasks in groups.items() if tasks}, means)
-    rows = [Row(m, "", None, {t: dict(enumerate(a)) for t, a in tasks.items()}) for m, tasks in found.items()]
-    best = best_cells(rows, columns)
     body = [
         [
             Cell(row.name),
             *(
-                Cell("".join(in_words(cell, True)), None if cell is None else cell.value, i in first)
-                for cell, first in zip(values(row, columns), best, strict=True)
+                Cell("".join(in_words(cell, True)), None if cell is None else cell.value, column in best)
+                for column, cell in enumerate(values(row, columns))
             ),
         ]
-        for i, row in enumerate(rows)
+        for row, best in zip(rows, best_cells(rows, columns), strict=True)
     ]
     spans = [("", 1), *((name, len(tasks)) for name, tasks in columns.groups.items())]
     head = ["method", *columns.tasks.values(), *columns.means]

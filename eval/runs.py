@@ -358,8 +358,11 @@ def generate(
     EvalError where memory does not suffice."""
     # Each picture has its own generator, on the CPU: its noise is the same for every method, batch, process and device.
     noises = [torch.Generator().manual_seed(seed) for seed in seeds]
+    # In float32 whatever the pipeline computes in: random numbers of half precision would be others.
+    shape = (1, pipeline.unet.config.in_channels, side // pipeline.vae_scale_factor, side // pipeline.vae_scale_factor)
+    latents = torch.cat([torch.randn(shape, generator=noise) for noise in noises]).to(pipeline.unet.dtype)
     try:
-        made = pipeline(list(prompts), generator=noises, width=side, height=side, **settings)
+        made = pipeline(list(prompts), generator=noises, latents=latents, width=side, height=side, **settings)
     except torch.cuda.OutOfMemoryError:
         raise EvalError(
             f"the GPU's memory does not suffice for {len(prompts)} pictures of {side} x {side} at once; give --dtype "

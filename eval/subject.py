@@ -108,8 +108,8 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
         **sampler_settings(first, how.steps, how.guidance),
         "resolution": int(first.argument("resolution")),
         "dtype": dtype_name(how.dtype),
-        "base_fingerprint": first.base_fingerprint,
     }
+    bases = sorted({run.base_fingerprint for run in runs.values()})
     jobs = _jobs(runs, prompts, subject, kind, output)
     real = _real_pictures(block.subject)
     clip, dino = _encoders(first, how)  # before hours are spent on pictures that nothing could measure
@@ -124,7 +124,7 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
     for note in notes:
         say(note)
     say(f'{len(jobs)} methods x {len(prompts)} prompts x {how.images_per_prompt} pictures; "{jobs[0].prompts[0]}", ...')
-    records = [_claim(job, settings) for job in jobs]
+    records = [_claim(job, settings, bases) for job in jobs]
     missing = [_missing(job, how.images_per_prompt) for job in jobs]
     pipeline = None
     if how.base or any(missing):  # the record names the base: one that is given is looked at
@@ -155,6 +155,7 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
         "prompts": list(jobs[0].prompts),
         "images_per_prompt": how.images_per_prompt,
         **settings,
+        "base_fingerprint": first.base_fingerprint,
         "base": how.base or first.base,
         "backbones": _backbones(clip, dino),
         "stand_in": any(name.endswith(MINIATURE) for name in _backbones(clip, dino).values()),
@@ -215,22 +216,28 @@ def _slug(name: str) -> str:
 # -- pictures
 
 
-def _identity(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
+def _identity(job: Job, settings: dict[str, Any], bases: list[str]) -> dict[str, Any]:
+    """bases: the base's fingerprints, one for each set of layers that the adapters adapt."""
     adapter = None
     if job.run is not None:
         adapter = hashlib.sha256((job.run.folder / DIFFUSERS_NAME).read_bytes()).hexdigest()
-    return {"adapter": adapter, "prompts": list(job.prompts), **settings}
+        bases = [job.run.base_fingerprint]
+    return {"adapter": adapter, "prompts": list(job.prompts), "bases": bases, **settings}
 
 
-def _claim(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
+def _claim(job: Job, settings: dict[str, Any], bases: list[str]) -> dict[str, Any]:
     """What the folder's made.json is to say. Prompts may be added at the end, or left out there: the pictures of the
     others stay. Raises EvalError when the folder holds pictures that were made otherwise."""
-    record, now = job.folder / "made.json", _identity(job, settings)
+    record, now = job.folder / "made.json", _identity(job, settings, bases)
     if not record.is_file():
         if list(job.folder.glob("*.png")):
             raise EvalError(f"{job.folder} holds pictures of unknown origin; remove them or give another folder by -o")
         return now
     was = read_json(record)
+    if isinstance(was, dict):  # the first records had one fingerprint, and float32 alone
+        was = {"dtype": "float32", "bases": [was.get("base_fingerprint")], **was}
+        if isinstance(was["bases"], list) and set(was["bases"]) & set(now["bases"]):
+            was["bases"] = now["bases"] = sorted({*was["bases"], *now["bases"]})
     if isinstance(was, dict) and isinstance(was.get("prompts"), list):
         both = min(len(was["prompts"]), len(job.prompts))
         if was["prompts"][:both] == now["prompts"][:both]:

@@ -97,7 +97,7 @@ def measured_columns(columns: Columns, rows: Sequence[Row]) -> Columns:
     """The columns of tasks that a row has, and the means over these alone."""
     there = {task for row in rows for task in row.cells}
     groups = {name: {t: h for t, h in tasks.items() if t in there} for name, tasks in columns.groups.items()}
-    means = {name: over for name, over in columns.means.items() if there.issuperset(t for g in over for t in g)}
+    means = {n: over for n, over in columns.means.items() if any(row.mean(n, columns) is not None for row in rows)}
     return Columns({name: tasks for name, tasks in groups.items() if tasks}, means)
 
 
@@ -275,12 +275,13 @@ def table(
         problems += repeated
         if compact and rows:
             columns = measured_columns(columns, rows)
+            beside = [row for row in beside if any(cell is not None for cell in values(row, columns))]
         if rows or beside:
             tables.append(Table(columns, rows, beside))
     if not tables:
         raise EvalError("; ".join([*problems, "nothing is left for the table; give output folders of train_vtab.py"]))
     remarks = list(dict.fromkeys(remark for one in tables for remark in _remarks(one)))
-    differences = _differences(results, against, style) if against is not None else []
+    differences = _differences(tables, against, style) if against is not None else []
     if style == "csv":
         return _csv(tables), remarks, problems
     texts = [*map({"markdown": _markdown, "latex": _latex}[style], tables), *differences]
@@ -334,34 +335,40 @@ def _row_remarks(row: Row, columns: Columns) -> Iterator[str]:
 # -- differences
 
 
-def _differences(results: Sequence[Result], against: str, style: str) -> list[str]:
-    """Every measured row less the row `against`, paired by task and seed, as a table; rows of other backbones are left
-    out. Raises EvalError where there is no such row or nothing to set against it."""
+def _differences(tables: Sequence[Table], against: str, style: str) -> list[str]:
+    """Every measured row less the row `against` of its backbone, paired by task and seed, as a table. Raises EvalError
+    where there is no such row or nothing to set against it."""
     if style != "markdown":
         raise EvalError(f"--against is a table in Markdown; leave it out, or --style {style}")
-    rows, _ = measured_rows(results)
-    base = next((row for row in rows if row.name == against), None)
-    if base is None:
-        named = ", ".join(row.name for row in rows)
+    found: dict[tuple[str, str], dict[tuple[str, bool], Mapping[int, float]]] = {}  # by name and backbone
+    for row in (row for one in tables for row in one.rows):
+        cells = {(task, task in row.unofficial): accuracies for task, accuracies in row.cells.items()}
+        found.setdefault((row.name, row.backbone), {}).update(cells)
+    bases = {backbone: cells for (name, backbone), cells in found.items() if name == against}
+    if not bases:
+        named = ", ".join(dict.fromkeys(name for name, _ in found))
         raise EvalError(f"--against is {against}, which no row is called; the rows are {named}")
-    tasks = [task for task in (*TASKS, *sorted(base.cells.keys() - TASKS.keys())) if task in base.cells]
-    lines = [["method", "less", *(TASKS.get(task, task) for task in tasks), "pairs", "all pairs"]]
-    lines.append(["---", "---", *["---:"] * (len(tasks) + 2)])
-    for row in rows:
-        if row is base or row.backbone != base.backbone:
+    order = [*TASKS, *sorted({task for cells in bases.values() for task, _ in cells} - TASKS.keys())]
+    columns = [task for task in order if any(task == other for cells in bases.values() for other, _ in cells)]
+    lines = [["method", "less", *(TASKS.get(task, task) for task in columns), "pairs", "all pairs"]]
+    lines.append(["---", "---", *["---:"] * (len(columns) + 2)])
+    for (name, backbone), mine in found.items():
+        if name == against or backbone not in bases:
             continue
-        gaps = [_gaps(row.cells.get(task, {}), base.cells[task]) for task in tasks]
+        shared = {key: _gaps(mine[key], bases[backbone][key]) for key in mine.keys() & bases[backbone].keys()}
+        gaps = [shared.get((task, False), []) or shared.get((task, True), []) for task in columns]
         every = [gap for one in gaps for gap in one]
         if every:
             low, high = student(every)
             mean = f"{statistics.fmean(every):+.2f}"
             whole = f"{mean} ({low:+.2f} to {high:+.2f})" if len(every) > 1 else mean
-            lines.append([_plain(row.name), _plain(against), *map(_range, gaps), str(len(every)), whole])
+            lines.append([_plain(name), _plain(against), *map(_range, gaps), str(len(every)), whole])
     if len(lines) == 2:
-        raise EvalError(f"no other row shares a task and a seed with {against}; leave --against out")
+        raise EvalError(f"no other row shares a backbone, a task and a seed with {against}; leave --against out")
     note = (
-        "differences in percentage points between runs of one task and seed: mean over seeds, in brackets the smallest "
-        "and the largest; for all pairs their mean and its 95% interval (Student's t)"
+        "differences in percentage points between runs of one backbone, task, split and seed: mean over seeds, in "
+        "brackets the smallest and the largest; for all pairs, taken as independent, their mean and its 95% interval "
+        "(Student's t)"
     )
     return ["\n".join([*map(_pipe, lines), "", f"- {note}"]) + "\n"]
 
@@ -387,33 +394,33 @@ def values(row: Row, columns: Columns) -> list[Cell | None]:
 
 
 def best_cells(rows: Sequence[Row], columns: Columns) -> list[set[int]]:
-    """Per column, the numbers of the rows that have its largest value as it is printed, where two or more are compared.
+    """Per row, the numbers of the columns whose largest value it has, as it is printed, among two or more rows of its
+    backbone.
 
     Numbers of other splits are compared with one another only where there is none of the official one.
     """
-    best = []
-    for column in zip(*(values(row, columns) for row in rows), strict=True):
-        there = {i: cell for i, cell in enumerate(column) if cell is not None}
-        official = {i: cell for i, cell in there.items() if cell.official is not False}
-        compared = {i: round(cell.value, 1) for i, cell in (official or there).items()}
-        largest = max(compared.values(), default=0)
-        best.append({i for i, value in compared.items() if value == largest and len(compared) > 1})
+    best: list[set[int]] = [set() for _ in rows]
+    every = [values(row, columns) for row in rows]
+    for backbone in {row.backbone for row in rows}:
+        mine = [i for i, row in enumerate(rows) if row.backbone == backbone]
+        for number in range(len(every[0])):
+            there = {i: cell for i in mine if (cell := every[i][number]) is not None}
+            official = {i: cell for i, cell in there.items() if cell.official is not False}
+            compared = {i: round(cell.value, 1) for i, cell in (official or there).items()}
+            for i, value in compared.items():
+                if len(compared) > 1 and value == max(compared.values()):
+                    best[i].add(number)
     return best
 
 
 def _texts(table: Table, bold: str, escape: Callable[[str], str]) -> Iterator[list[str]]:
     """Per measured row name, backbone, parameters and every cell; the best of each backbone in bold."""
     counts = {len(cell) for row in table.rows for cell in row.cells.values()}
-    alike: dict[str, list[Row]] = {}
-    for row in table.rows:
-        alike.setdefault(row.backbone, []).append(row)
-    best = {backbone: best_cells(rows, table.columns) for backbone, rows in alike.items()}
-    for row in table.rows:
+    for row, best in zip(table.rows, best_cells(table.rows, table.columns), strict=True):
         texts = [escape(text) for text in (row.name, row.backbone or BLANK, _size(row))]
-        place = next(i for i, other in enumerate(alike[row.backbone]) if other is row)
-        for cell, first in zip(values(row, table.columns), best[row.backbone], strict=True):
+        for column, cell in enumerate(values(row, table.columns)):
             number, more = in_words(cell, len(counts) > 1)
-            texts.append((bold.format(number) if place in first else escape(number)) + escape(more))
+            texts.append((bold.format(number) if column in best else escape(number)) + escape(more))
         yield texts
 
 

@@ -1054,6 +1054,7 @@ def test_compiling_changes_nothing_and_one_graph_lasts_through_both_phases(folde
     assert [p["phase"] for p in compiled["phases"]] == ["pre-launch", "dash"]
     files = [load_file(tmp_path / n / "pytorch_lora_weights.safetensors") for n in ("plain", "compiled")]
     assert files[0].keys() == files[1].keys()
+    assert all(torch.allclose(value, files[1][key], atol=1e-4) for key, value in files[0].items())
 
 
 def test_what_cannot_be_compiled_is_one_sentence(folder, tmp_path, monkeypatch, capsys):
@@ -1069,4 +1070,5 @@ def test_what_cannot_be_compiled_is_one_sentence(folder, tmp_path, monkeypatch, 
     said = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert len(said) == 1
     assert "torch.compile cannot compile the network here" in said[0]
+    assert "no compiler" in said[0]
     assert "leave --compile out" in said[0]

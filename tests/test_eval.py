@@ -577,13 +577,32 @@ def test_rows_are_set_against_one_by_task_and_seed(tmp_path, capsys):
     assert rows == [["dash", "lora", "+1.75 (+1.50 to +2.00)", "+5.00", "3", whole]]
     for words, sentence in (
         (["--against", "peft"], "--against is peft, which no row is called; the rows are"),
-        (["--against", "full"], "no other row shares a task and a seed with full"),
+        (["--against", "full"], "no other row shares a backbone, a task and a seed with full"),
         (["--against", "lora", "--style", "csv"], "--against is a table in Markdown"),
     ):
         assert main(["vtab", str(tmp_path), *words]) == 2
         said = capsys.readouterr().err
         assert sentence in said
         assert said.count("\n") == 1
+
+
+def test_differences_pair_like_with_like(tmp_path, capsys):
+    """Rows are called what their tables call them; another split or backbone is no pair."""
+    for method, gain in (("lora", 0.0), ("dash", 1.0)):
+        results(tmp_path, method, {"cifar": 50.0 + gain}, model="vit", arguments={"method": method, "epochs": 100})
+        small = {"model": "mini", "arguments": {"method": method, "epochs": 16}, "synthetic": True}
+        results(tmp_path, method, {"mini_count": 30.0 + 2 * gain}, **small)
+    results(tmp_path, "lora", {"dtd": 40.0}, model="vit", arguments={"method": "lora", "epochs": 100})
+    dtd = {"model": "vit", "arguments": {"method": "dash", "epochs": 100}, "official_split": False}
+    results(tmp_path, "dash", {"dtd": 90.0}, **dtd)
+    assert main(["vtab", str(tmp_path), "--against", "lora"]) == 0
+    part = capsys.readouterr().out.split("\n\n")[-2]
+    rows = [[c.strip(" |") for c in line.split(" | ")] for line in part.splitlines()[2:]]
+    nothing = "–"  # noqa: RUF001
+    assert sorted(rows) == [
+        ["dash", "lora", "+1.00", nothing, nothing, "1", "+1.00"],
+        ["dash", "lora", nothing, nothing, "+2.00", "1", "+2.00"],
+    ]
 
 
 def test_what_several_rows_lack_is_said_once(tmp_path):

@@ -597,6 +597,16 @@ def test_accuracies_stand_in_the_order_groups_and_means_of_papers(runs, tmp_path
     assert f"± {values[0, 0].std(ddof=1):.1f} (2)" in shown[0][0]
 
 
+def test_means_pair_seeds(runs, tmp_path):
+    found = {("lora", 4, "cifar", 1): 70.0, ("lora", 4, "cifar", 0): 50.0}
+    found |= {("lora", 4, "dtd", 0): 40.0, ("lora", 4, "dtd", 1): 60.0}
+    write_results(runs, tmp_path / "all", found)
+    assert main(["report", str(tmp_path / "all"), "-o", str(tmp_path / "r.html")]) == 0
+    _, head, rows = accuracy_tables(tmp_path / "r.html")[0]
+    assert head[-1] == "mean of 2"
+    assert rows[0][-1].startswith("55.0 ± 14.1")  # seeds 0 and 1: 45 and 65
+
+
 def test_settings_are_not_averaged_and_untested_runs_have_their_table(runs, tmp_path):
     found = {("lora", 1, "cifar", 0): 30.0, ("lora", 8, "cifar", 0): 50.0, ("dash", 8, "mine", 1000): 40.0}
     write_results(runs, tmp_path / "all", found, "val_result.json")
@@ -605,9 +615,9 @@ def test_settings_are_not_averaged_and_untested_runs_have_their_table(runs, tmp_
     assert (spans, head) == ([("", 1), ("natural", 1), ("other", 1)], ["method", "Cifar100", "mine"])
     nothing = "–"  # noqa: RUF001
     assert rows == [
-        ["LoRA, rank 1", "30.0 (1)", nothing],
-        ["LoRA, rank 8", "<b>50.0 (1)</b>", nothing],
-        ["LoRA-Dash", nothing, "40.0 (1)"],
+        ["LoRA, rank 1", "30.0 (1)‡", nothing],
+        ["LoRA, rank 8", "<b>50.0 (1)‡</b>", nothing],
+        ["LoRA-Dash", nothing, "40.0 (1)‡"],
     ]
     assert {row[2] for row in every} == {"0", "1000"}
     assert "val200" in (tmp_path / "r.html").read_text().partition('<h2 id="accuracy">')[2][:200]

@@ -137,6 +137,22 @@ def test_prompts_may_be_added_and_left_out_at_the_end(runs, done, tmp_path, caps
     assert "pictures made with other prompts" in capsys.readouterr().err
 
 
+def test_adapters_of_other_layers_may_come_in_any_order(runs, tmp_path):
+    few = {"max_train_steps": 2, "prelaunch_steps": 1, "num_inference_steps": 2}
+    train(settings(runs, tmp_path / "query", lora_target=["to_q"], **few))
+    common = ["subject", "--subject", str(runs / "cat"), "--clip", str(clip_path()), "--dino", "none"]
+    common += ["--device", "cpu", "--images_per_prompt", "1", "-o", str(tmp_path / "out")]
+    dash, query = f"dash={runs / 'dash'}", f"query={tmp_path / 'query'}"
+    for adapters in ((dash, query), (query, dash), (query,), (dash,)):
+        words = [w for adapter in adapters for w in ("--adapter", adapter)]
+        assert main([*common, *words, "--prompts", "a {}"]) == 0
+    record = tmp_path / "out/pictures/dash/made.json"
+    older = json.loads(record.read_text())
+    del older["dtype"]  # as before there was a choice
+    record.write_text(json.dumps(older))
+    assert main([*common, "--adapter", dash, "--prompts", "a {}"]) == 0
+
+
 def test_too_little_memory_is_one_sentence_and_keeps_what_is_made(runs, tmp_path, capsys, monkeypatch):
     from diffusers import StableDiffusionPipeline
 

@@ -186,7 +186,8 @@ class _Execution:
             self.progress(phase, trainer)
             if trainer.epoch == until:
                 return
-            if every and phase == "retrain" and trainer.epoch % every == 0:
+            writes = self.runtime.main or self.runtime.sharded  # of a split model every process gives its part
+            if every and phase == "retrain" and trainer.epoch % every == 0 and writes:
                 keep_adapter(self.run.folder, tuned, self._about(), self.backbone, trainer.step, self.runtime.main)
             if trainer.epoch % run.settings.checkpoint_every == 0:
                 self._save(trainer)

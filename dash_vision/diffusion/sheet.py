@@ -77,8 +77,8 @@ def draw_sheet(inputs: Row, columns: Sequence[str], rows: Sequence[Row], headlin
 
 
 def last_row(size: tuple[int, int], columns: int) -> list[tuple[int, int, int]]:
-    """(left, top, side) of the last row's pictures, in pixels of a sheet of `size`; none where that is no size that
-    `draw_sheet` gives a page of so many columns and a footnote of one line."""
+    """(left, top, side) of the last row's pictures, in pixels of a sheet of `size` with a footnote of one line; none
+    where `draw_sheet` gives no page of so many columns that width."""
     width, height = size
     for tile in (192, 224):
         count, rest = divmod(width - 2 * _MARGIN - _LABEL + _GAP, tile + _GAP)

@@ -99,6 +99,8 @@ class DreamBoothRun:
         self._clock, self._first = time.perf_counter(), 0  # when, and at which step, this process began to train
         self._pending: list[Tensor] = []
 
+        if sharded and config.compile:
+            raise UsageError("--compile does not go with FSDP, which hooks into the blocks; leave one of them out")
         prompts = derive_prompts(config)
         make_writable(self.output)
         self._lock = self._claim_folder() if accelerator.is_main_process else None
@@ -319,8 +321,6 @@ class DreamBoothRun:
         """`network` on all processes: split over them, or a whole one on each (DDP)."""
         if not self.sharded:
             return self.accelerator.prepare(network)  # compiled where the accelerator was told so
-        if self.config.compile:
-            raise UsageError("--compile does not go with FSDP, which hooks into the blocks; leave one of them out")
         try:
             shard(network, lambda name, module: type(module).__name__ in _UNITS, self.device)
         except ValueError as error:
