@@ -10,11 +10,11 @@ import base64
 import json
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -403,29 +403,21 @@ def _accuracy(runs: Sequence[VtabRun]) -> str:
     if not runs:
         return ""
     names = _methods(runs)
-    tested: dict[str, Row] = {}
-    untested: dict[str, Row] = {}
+    tested: dict[str, list[VtabRun]] = {}
+    untested: dict[str, list[VtabRun]] = {}
     for name, run in zip(names, runs, strict=True):
-        test, val = run.content.get("test_accuracy"), run.content.get("val_accuracy")
-        into, accuracy = (untested, val) if test is None else (tested, test)
-        if accuracy is not None:
-            task = str(run.content["task"])
-            row = into.setdefault(name, Row(name, str(run.content.get("model")), None, {}, unofficial=[]))
-            seeds_of_task = cast(dict[str, dict[int, float]], row.cells).setdefault(task, {})
-            seeds_of_task.setdefault(int(run.content["seed"]), float(accuracy))
-            if run.content.get("synthetic") or not run.content.get("official_split"):
-                cast(list[str], row.unofficial).append(task)
+        into = untested if run.content.get("test_accuracy") is None else tested
+        into.setdefault(name, []).append(run)
     notes = [
         f"{run.content['task']} is {'synthetic' if run.content.get('synthetic') else 'not the official split'}"
         for run in runs
-        if run.content.get("synthetic") or not run.content.get("official_split")
+        if _unofficial(run)
     ]
     seeds = "in percent: mean and sample standard deviation over seeds (number of seeds); the best of a column is bold."
     seeds += "".join(f" Note {OTHER_SPLIT}: {note}." for note in dict.fromkeys(notes))
-    summary = _by_task(list(tested.values()), f"Test accuracy {seeds}")
-    summary += _by_task(
-        list(untested.values()), f"Accuracy on val200 of runs that kept their test images closed, {seeds}"
-    )
+    summary = _by_task(_rows(tested, "test_accuracy"), f"Test accuracy {seeds}")
+    closed = f"Accuracy on val200 of runs that kept their test images closed, {seeds}"
+    summary += _by_task(_rows(untested, "val_accuracy"), closed)
     head = ["task", "method", "seed", "epoch", "val200", "test", "parameters", "seconds"]
     every = []
     for name, run in zip(names, runs, strict=True):
@@ -459,6 +451,25 @@ def _methods(runs: Sequence[VtabRun]) -> list[str]:
         ", ".join([run.method, *(f"{key} {own.get(key, BLANK)}" for key in differing[run.method])])
         for run, own in zip(runs, settings, strict=True)
     ]
+
+
+def _unofficial(run: VtabRun) -> bool:
+    return bool(run.content.get("synthetic") or not run.content.get("official_split"))
+
+
+def _rows(found: Mapping[str, Sequence[VtabRun]], measure: str) -> list[Row]:
+    """A row per name with what its runs have of `measure`; of two runs of one task and seed the first counts."""
+    rows = []
+    for name, runs in found.items():
+        measured = [run for run in runs if run.content.get(measure) is not None]
+        cells: dict[str, dict[int, float]] = {}
+        for run in measured:
+            task = cells.setdefault(str(run.content["task"]), {})
+            task.setdefault(int(run.content["seed"]), float(run.content[measure]))
+        unofficial = [str(run.content["task"]) for run in measured if _unofficial(run)]
+        if measured:
+            rows.append(Row(name, str(measured[0].content.get("model")), None, cells, unofficial=unofficial))
+    return rows
 
 
 def _by_task(rows: Sequence[Row], caption: str) -> str:

@@ -281,7 +281,7 @@ def table(
     if not tables:
         raise EvalError("; ".join([*problems, "nothing is left for the table; give output folders of train_vtab.py"]))
     remarks = list(dict.fromkeys(remark for one in tables for remark in _remarks(one)))
-    differences = _differences(tables, against, style) if against is not None else []
+    differences = [_differences(tables, against, style)] if against is not None else []
     if style == "csv":
         return _csv(tables), remarks, problems
     texts = [*map({"markdown": _markdown, "latex": _latex}[style], tables), *differences]
@@ -335,7 +335,7 @@ def _row_remarks(row: Row, columns: Columns) -> Iterator[str]:
 # -- differences
 
 
-def _differences(tables: Sequence[Table], against: str, style: str) -> list[str]:
+def _differences(tables: Sequence[Table], against: str, style: str) -> str:
     """Every measured row less the row `against` of its backbone, paired by task and seed, as a table. Raises EvalError
     where there is no such row or nothing to set against it."""
     if style != "markdown":
@@ -348,8 +348,8 @@ def _differences(tables: Sequence[Table], against: str, style: str) -> list[str]
     if not bases:
         named = ", ".join(dict.fromkeys(name for name, _ in found))
         raise EvalError(f"--against is {against}, which no row is called; the rows are {named}")
-    order = [*TASKS, *sorted({task for cells in bases.values() for task, _ in cells} - TASKS.keys())]
-    columns = [task for task in order if any(task == other for cells in bases.values() for other, _ in cells)]
+    there = {task for cells in bases.values() for task, _ in cells}
+    columns = [*(task for task in TASKS if task in there), *sorted(there - TASKS.keys())]
     lines = [["method", "less", *(TASKS.get(task, task) for task in columns), "pairs", "all pairs"]]
     lines.append(["---", "---", *["---:"] * (len(columns) + 2)])
     for (name, backbone), mine in found.items():
@@ -359,10 +359,8 @@ def _differences(tables: Sequence[Table], against: str, style: str) -> list[str]
         gaps = [shared.get((task, False), []) or shared.get((task, True), []) for task in columns]
         every = [gap for one in gaps for gap in one]
         if every:
-            low, high = student(every)
-            mean = f"{statistics.fmean(every):+.2f}"
-            whole = f"{mean} ({low:+.2f} to {high:+.2f})" if len(every) > 1 else mean
-            lines.append([_plain(name), _plain(against), *map(_range, gaps), str(len(every)), whole])
+            shown = [_mean(one, lambda g: (min(g), max(g))) for one in gaps]
+            lines.append([_plain(name), _plain(against), *shown, str(len(every)), _mean(every, student)])
     if len(lines) == 2:
         raise EvalError(f"no other row shares a backbone, a task and a seed with {against}; leave --against out")
     note = (
@@ -370,7 +368,7 @@ def _differences(tables: Sequence[Table], against: str, style: str) -> list[str]
         "brackets the smallest and the largest; for all pairs, taken as independent, their mean and its 95% interval "
         "(Student's t)"
     )
-    return ["\n".join([*map(_pipe, lines), "", f"- {note}"]) + "\n"]
+    return "\n".join([*map(_pipe, lines), "", f"- {note}"]) + "\n"
 
 
 def _gaps(mine: Mapping[int, float], other: Mapping[int, float]) -> list[float]:
@@ -378,11 +376,15 @@ def _gaps(mine: Mapping[int, float], other: Mapping[int, float]) -> list[float]:
     return [mine[seed] - other[seed] for seed in sorted(mine.keys() & other.keys())]
 
 
-def _range(gaps: Sequence[float]) -> str:
+def _mean(gaps: Sequence[float], ends: Callable[[Sequence[float]], tuple[float, float]]) -> str:
+    """Their mean, and of two or more the two `ends` in brackets."""
     if not gaps:
         return BLANK
     mean = f"{statistics.fmean(gaps):+.2f}"
-    return f"{mean} ({min(gaps):+.2f} to {max(gaps):+.2f})" if len(gaps) > 1 else mean
+    if len(gaps) == 1:
+        return mean
+    low, high = ends(gaps)
+    return f"{mean} ({low:+.2f} to {high:+.2f})"
 
 
 # -- writing
@@ -407,9 +409,11 @@ def best_cells(rows: Sequence[Row], columns: Columns) -> list[set[int]]:
             there = {i: cell for i in mine if (cell := every[i][number]) is not None}
             official = {i: cell for i, cell in there.items() if cell.official is not False}
             compared = {i: round(cell.value, 1) for i, cell in (official or there).items()}
-            for i, value in compared.items():
-                if len(compared) > 1 and value == max(compared.values()):
-                    best[i].add(number)
+            if len(compared) < 2:
+                continue
+            largest = max(compared.values())
+            for i in (i for i, value in compared.items() if value == largest):
+                best[i].add(number)
     return best
 
 

@@ -149,9 +149,14 @@ class _Execution:
         accuracy = self.runtime.agreed(self.data.test.score(selection, trainer.predict))
         self.settled.seconds["test"] = time.perf_counter() - started
         report = self._report(selection) | self._outcome(trainer, accuracy)
-        if self.runtime.main or self.runtime.sharded:  # of a split model every process gives its part
+        if self._gives:
             save_trained(self.run.folder, trainer.tuned, self._about(), self.backbone, self.runtime.main)
         return self._write(RESULT, report)
+
+    @property
+    def _gives(self) -> bool:
+        """Whether this process has a part in writing the model: of a split one every process gives its own."""
+        return self.runtime.main or self.runtime.sharded
 
     def _choose(self) -> None:
         """Train every candidate on train800 and freeze the selection."""
@@ -186,8 +191,7 @@ class _Execution:
             self.progress(phase, trainer)
             if trainer.epoch == until:
                 return
-            writes = self.runtime.main or self.runtime.sharded  # of a split model every process gives its part
-            if every and phase == "retrain" and trainer.epoch % every == 0 and writes:
+            if every and phase == "retrain" and trainer.epoch % every == 0 and self._gives:
                 keep_adapter(self.run.folder, tuned, self._about(), self.backbone, trainer.step, self.runtime.main)
             if trainer.epoch % run.settings.checkpoint_every == 0:
                 self._save(trainer)

@@ -11,18 +11,20 @@ INK, SOFT, PAPER, RULE = "#1b1f24", "#5b6570", "#ffffff", "#e3e7ec"
 # The edge, the labels' width, the room between tiles, and a line of small print.
 _MARGIN, _LABEL, _GAP, _LINE = 28, 132, 12, 17
 
-
 # Where Pillow's own font, which has little more than ASCII, lacks a letter: fonts of Linux, Windows and macOS.
 _FONTS = (
-    *(
-        "DejaVuSans.ttf",
-        "NotoSans-Regular.ttf",
-        "LiberationSans-Regular.ttf",
-        "arial.ttf",
-        "Arial.ttf",
-        "Helvetica.ttc",
-    ),
-    *("NotoSansCJK-Regular.ttc", "msyh.ttc", "malgun.ttf", "meiryo.ttc", "PingFang.ttc", "Arial Unicode.ttf"),
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "LiberationSans-Regular.ttf",
+    "arial.ttf",
+    "Arial.ttf",
+    "Helvetica.ttc",
+    "NotoSansCJK-Regular.ttc",
+    "msyh.ttc",
+    "malgun.ttf",
+    "meiryo.ttc",
+    "PingFang.ttc",
+    "Arial Unicode.ttf",
 )
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
