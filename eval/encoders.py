@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from .prompts import DINO
-from .runs import MINIATURE, EvalError, no_loading_bars
+from .runs import MINIATURE, EvalError, no_loading_bars, within_memory
 
 _BATCH = 32
+_INSTEAD = "--device cpu"
 
 
 class ClipEncoder:
@@ -31,13 +32,15 @@ class ClipEncoder:
 
             place = clip_path()
         try:
-            self.model = CLIPModel.from_pretrained(place, use_safetensors=True).float().eval().to(device)
+            self.model: Any = CLIPModel.from_pretrained(place, use_safetensors=True).float().eval()
             self.processor: Any = CLIPProcessor.from_pretrained(place)
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise EvalError(
                 f"cannot load CLIP from {name} ({reason}); name a folder or a hub id in the local cache by --clip"
             ) from None
+        with within_memory(self.name, _INSTEAD):
+            self.model.to(device)
 
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
         """[n, d], unit rows."""
@@ -73,7 +76,8 @@ class DinoEncoder:
         self.device = device
         self.name = f"ViT of {MINIATURE}" if name == MINIATURE else f"timm {name}"
         self.model, self.transform = miniature_vit() if name == MINIATURE else self._timm(name, checkpoint)
-        self.model.eval().to(device)
+        with within_memory(self.name, _INSTEAD):
+            self.model.eval().to(device)
 
     def _timm(self, name: str, checkpoint: str | None) -> tuple[Any, Any]:
         import timm
@@ -120,7 +124,7 @@ def miniature_vit() -> tuple[Any, Any]:
 
 
 def _in_batches(items: Sequence[Any], encode: Callable[[Sequence[Any]], Tensor]) -> Tensor:
-    with torch.no_grad():
+    with torch.no_grad(), within_memory(f"the features of {_BATCH} pictures or prompts at once", _INSTEAD):
         parts = [encode(items[i : i + _BATCH]).float().cpu() for i in range(0, len(items), _BATCH)]
     return torch.nn.functional.normalize(torch.cat(parts).double(), dim=1)
 

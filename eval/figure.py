@@ -23,12 +23,13 @@ from .runs import (
     FORMATS,
     DreamBoothRun,
     EvalError,
-    check_base,
     check_files,
     dtype_name,
+    fitting_runs,
     generate,
     load_lora,
     load_pipeline,
+    move,
     read_run,
     same_base,
     usable_device,
@@ -96,7 +97,9 @@ def make_figure(
             problems.append(str(error))
     for block, runs, inputs in ready:
         try:
-            sampled.append(_sample(block, runs, inputs, seed, base, steps, guidance, device, dtype, say))
+            made, unfit = _sample(block, runs, inputs, seed, base, steps, guidance, device, dtype, say)
+            sampled.append(made)
+            problems += unfit
         except EvalError as error:
             problems.append(str(error))
     if not sampled:
@@ -233,15 +236,16 @@ def _sample(
     device: str,
     dtype: torch.dtype,
     say: Callable[[str], None],
-) -> Sampled:
+) -> tuple[Sampled, list[str]]:
+    """A block's pictures, and a sentence for each adapter that does not fit the base. Raises EvalError."""
     first = next(iter(runs.values()))
     prompts = [prompt.replace("{}", first.subject) for prompt in block.prompts]
     pipeline = load_pipeline(first, base)
-    for run in runs.values():
-        check_base(pipeline, run, base)
-    pipeline.to(device, dtype)
-    side = int(first.argument("resolution"))
-    settings = sampler_settings(first, steps, guidance)
+    runs, problems = fitting_runs(pipeline, runs, base)
+    move(pipeline, device, dtype)
+    kept = next(iter(runs.values()))
+    side = int(kept.argument("resolution"))
+    settings = sampler_settings(kept, steps, guidance)
     columns: list[list[Image.Image]] = [[] for _ in prompts]
     for name, run in runs.items():
         load_lora(pipeline, run)
@@ -254,12 +258,12 @@ def _sample(
         "adapters": {name: str(run.folder) for name, run in runs.items()},
         "prompts": prompts,
         "base": base or first.base,
-        "base_fingerprint": first.base_fingerprint,
+        "base_fingerprint": kept.base_fingerprint,
         "resolution": side,
         "dtype": dtype_name(dtype),
         **settings,
     }
-    return Sampled(first.subject, inputs, list(runs), prompts, columns, story)
+    return Sampled(first.subject, inputs, list(runs), prompts, columns, story), problems
 
 
 # -- drawing

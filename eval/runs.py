@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -295,20 +296,38 @@ def load_pipeline(run: DreamBoothRun, base: str | None = None) -> Any:
     return pipeline
 
 
-def check_base(pipeline: Any, run: DreamBoothRun, base: str | None = None) -> None:
-    """Raises EvalError when a run was not trained on the weights of a pipeline that no adapter is loaded in.
+def fitting_runs(
+    pipeline: Any, runs: Mapping[str, DreamBoothRun], base: str | None = None
+) -> tuple[dict[str, DreamBoothRun], list[str]]:
+    """The runs whose adapters load in a pipeline that none is loaded in, and a sentence for each of the others.
 
-    base: what the pipeline was loaded from, None for what the run's record names.
+    base: what the pipeline was loaded from, None for what the first run's record names. Raises EvalError where none is
+    left.
     """
+    fitting, problems = {}, []
+    for name, run in runs.items():
+        try:
+            _check_base(pipeline, run, base or next(iter(runs.values())).base)
+            load_lora(pipeline, run)
+            fitting[name] = run
+        except EvalError as error:
+            problems.append(f"{name}: {error}")
+        finally:
+            pipeline.unload_lora_weights()
+    if not fitting:
+        raise EvalError("; ".join(problems))
+    return fitting, problems
+
+
+def _check_base(pipeline: Any, run: DreamBoothRun, base: str) -> None:
+    """Raises EvalError when a run was not trained on the weights of a pipeline, which was loaded from `base`."""
     for component, state in native_adapters(run).items():
         part = getattr(pipeline, component, None)
         modules = dict(part.named_modules()) if part is not None else {}
         layers = {m: modules[m] for m in state.kinds if isinstance(getattr(modules.get(m), "weight", None), Tensor)}
         found = {m: probe_weight(layer) for m, layer in layers.items()}
         if len(found) < len(state.kinds) or compare_probes(found, state.probes):
-            raise EvalError(
-                f"{run.folder} was trained on other weights than {base or run.base} holds; name its base by --base"
-            )
+            raise EvalError(f"{run.folder} was trained on other weights than {base} holds; name its base by --base")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -332,13 +351,14 @@ def same_base(first: DreamBoothRun, second: DreamBoothRun) -> bool | None:
 
 
 def check_files(run: DreamBoothRun) -> None:
-    """Raises EvalError where a file of a run's adapter is missing or cut short; only headers are read."""
+    """Raises EvalError where a file of a run's adapter is missing or cut short, or its native one makes no sense."""
     for path in (run.folder / DIFFUSERS_NAME, run.folder / NATIVE_NAME):
         try:
             with safe_open(path, "pt"):
                 pass
         except (OSError, ValueError, SafetensorError) as error:
             raise EvalError(f"{path} is no complete .safetensors file ({error}); copy it again") from None
+    native_adapters(run)
 
 
 def load_lora(pipeline: Any, run: DreamBoothRun) -> None:
@@ -361,14 +381,25 @@ def generate(
     # In float32 whatever the pipeline computes in: random numbers of half precision would be others.
     shape = (1, pipeline.unet.config.in_channels, side // pipeline.vae_scale_factor, side // pipeline.vae_scale_factor)
     latents = torch.cat([torch.randn(shape, generator=noise) for noise in noises]).to(pipeline.unet.dtype)
-    try:
+    what = f"{len(prompts)} pictures of {side} x {side} at once"
+    with within_memory(what, "--dtype float16, a smaller --batch_size where there is one, or --device cpu"):
         made = pipeline(list(prompts), generator=noises, latents=latents, width=side, height=side, **settings)
-    except torch.cuda.OutOfMemoryError:
-        raise EvalError(
-            f"the GPU's memory does not suffice for {len(prompts)} pictures of {side} x {side} at once; give --dtype "
-            "float16, a smaller --batch_size where there is one, or --device cpu"
-        ) from None
     return list(made.images)
+
+
+@contextmanager
+def within_memory(what: str, instead: str) -> Iterator[None]:
+    """Raises EvalError where the GPU's memory does not suffice for `what`; instead: the flags to give then."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise EvalError(f"the GPU's memory does not suffice for {what}; give {instead}") from None
+
+
+def move(pipeline: Any, device: str, dtype: torch.dtype) -> None:
+    """A pipeline to a device and a dtype. Raises EvalError where the memory does not suffice."""
+    with within_memory("the base", "--dtype float16, or --device cpu"):
+        pipeline.to(device, dtype)
 
 
 def usable_device(name: str | None = None) -> str:

@@ -40,11 +40,12 @@ from .runs import (
     MINIATURE,
     DreamBoothRun,
     EvalError,
-    check_base,
     dtype_name,
+    fitting_runs,
     generate,
     load_lora,
     load_pipeline,
+    move,
     read_json,
     usable_device,
 )
@@ -103,14 +104,7 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
     subject, kind = _without_article(first.subject), class_of(first)
     listed = how.prompt_list or prompt_list(kind)
     prompts = how.prompts or PROMPT_LISTS[listed]
-    settings = {
-        "seed": how.seed,
-        **sampler_settings(first, how.steps, how.guidance),
-        "resolution": int(first.argument("resolution")),
-        "dtype": dtype_name(how.dtype),
-    }
-    bases = sorted({run.base_fingerprint for run in runs.values()})
-    jobs = _jobs(runs, prompts, subject, kind, output)
+    plan = _plan(runs, prompts, subject, kind, output, how)
     real = _real_pictures(block.subject)
     clip, dino = _encoders(first, how)  # before hours are spent on pictures that nothing could measure
     # Under accelerate's FSDP, transformers would leave the weights of all but the first process unread; nothing is
@@ -123,23 +117,24 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
         say = _silent
     for note in notes:
         say(note)
-    say(f'{len(jobs)} methods x {len(prompts)} prompts x {how.images_per_prompt} pictures; "{jobs[0].prompts[0]}", ...')
-    records = [_claim(job, settings, bases) for job in jobs]
-    missing = [_missing(job, how.images_per_prompt) for job in jobs]
     pipeline = None
-    if how.base or any(missing):  # the record names the base: one that is given is looked at
+    if how.base or any(plan.missing):  # the record names the base: one that is given is looked at
         pipeline = load_pipeline(first, how.base)
-        for run in runs.values():
-            check_base(pipeline, run, how.base)
+        runs, unfit = fitting_runs(pipeline, runs, how.base)
+        if unfit:  # as if they had not been given
+            problems += unfit
+            plan = _plan(runs, prompts, subject, kind, output, how)
+    settings, jobs = plan.settings, plan.jobs
+    say(f'{len(jobs)} methods x {len(prompts)} prompts x {how.images_per_prompt} pictures; "{jobs[0].prompts[0]}", ...')
     state.wait_for_everyone()  # nobody may draw before all have seen what is missing
     if state.is_main_process:
-        for job, record in zip(jobs, records, strict=True):
+        for job, record in zip(jobs, plan.records, strict=True):
             write_json(job.folder / "made.json", record)
     state.wait_for_everyone()
-    shares = [pictures[state.process_index :: state.num_processes] for pictures in missing]
+    shares = [pictures[state.process_index :: state.num_processes] for pictures in plan.missing]
     if any(shares):
         assert pipeline is not None
-        pipeline.to(how.device or str(state.device), how.dtype)
+        move(pipeline, how.device or str(state.device), how.dtype)
         _draw(pipeline, list(zip(jobs, shares, strict=True)), settings, how, say)
     state.wait_for_everyone()
     if not state.is_main_process:
@@ -155,7 +150,7 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
         "prompts": list(jobs[0].prompts),
         "images_per_prompt": how.images_per_prompt,
         **settings,
-        "base_fingerprint": first.base_fingerprint,
+        "base_fingerprint": next(iter(runs.values())).base_fingerprint,
         "base": how.base or first.base,
         "backbones": _backbones(clip, dino),
         "stand_in": any(name.endswith(MINIATURE) for name in _backbones(clip, dino).values()),
@@ -196,6 +191,33 @@ def _without_article(words: str) -> str:
     return re.sub(r"^(?:an?|the) ", "", words.strip(), flags=re.IGNORECASE)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is to be drawn and how; per job what its made.json is to say, and (prompt, number) of what is missing."""
+
+    settings: dict[str, Any]
+    jobs: list[Job]
+    records: list[dict[str, Any]]
+    missing: list[list[tuple[int, int]]]
+
+
+def _plan(
+    runs: dict[str, DreamBoothRun], prompts: Sequence[str], subject: str, kind: str, output: Path, how: Protocol
+) -> Plan:
+    """For these runs; what the protocol leaves open is as in the first. Raises EvalError."""
+    first = next(iter(runs.values()))
+    settings = {
+        "seed": how.seed,
+        **sampler_settings(first, how.steps, how.guidance),
+        "resolution": int(first.argument("resolution")),
+        "dtype": dtype_name(how.dtype),
+    }
+    bases = sorted({run.base_fingerprint for run in runs.values()})
+    jobs = _jobs(runs, prompts, subject, kind, output)
+    records = [_claim(job, settings, bases) for job in jobs]
+    return Plan(settings, jobs, records, [_missing(job, how.images_per_prompt) for job in jobs])
+
+
 def _jobs(runs: dict[str, DreamBoothRun], prompts: Sequence[str], subject: str, kind: str, output: Path) -> list[Job]:
     named: list[tuple[str, DreamBoothRun | None, str]] = [(name, run, subject) for name, run in runs.items()]
     named.append((FLOOR, None, kind))  # the rare word means nothing to the base
@@ -226,7 +248,7 @@ def _identity(job: Job, settings: dict[str, Any], bases: list[str]) -> dict[str,
 
 
 def _claim(job: Job, settings: dict[str, Any], bases: list[str]) -> dict[str, Any]:
-    """What the folder's made.json is to say. Prompts may be added at the end, or left out there: the pictures of the
+    """What a job's made.json is to say. Prompts may be added at the end, or left out there: the pictures of the
     others stay. Raises EvalError when the folder holds pictures that were made otherwise."""
     record, now = job.folder / "made.json", _identity(job, settings, bases)
     if not record.is_file():

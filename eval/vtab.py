@@ -103,7 +103,7 @@ def measured_columns(columns: Columns, rows: Sequence[Row]) -> Columns:
 
 def other_columns(tasks: Sequence[str]) -> Columns:
     """Of tasks that are none of the 19, such as the embedded ones, and their mean."""
-    means = {f"mean of {len(tasks)}": [list(tasks)]} if len(tasks) > 1 else {}
+    means = {"mean of others": [list(tasks)]} if len(tasks) > 1 else {}
     return Columns({"other tasks": {task: task for task in tasks}}, means)
 
 

@@ -217,8 +217,10 @@ def test_a_bad_part_costs_itself_only(runs, tmp_path, capsys):
         shutil.copytree(runs / "dash", tmp_path / name)
         path = tmp_path / name / name
         path.write_bytes(path.read_bytes()[:-10])
+    shutil.copytree(runs / "dash", tmp_path / "odd")
+    save_file({"nothing": torch.zeros(1)}, tmp_path / "odd/dash_adapter.safetensors")
     adapters = {"gone": tmp_path / "gone", "a": tmp_path / "pytorch_lora_weights.safetensors", "dash": runs / "dash"}
-    adapters["b"] = tmp_path / "dash_adapter.safetensors"
+    adapters |= {"b": tmp_path / "dash_adapter.safetensors", "odd": tmp_path / "odd"}
     shutil.copytree(runs / "dash", tmp_path / "old")
     record = json.loads((runs / "dash/run.json").read_text())
     del record["arguments"]["guidance_scale"]
@@ -228,9 +230,11 @@ def test_a_bad_part_costs_itself_only(runs, tmp_path, capsys):
     empty = ["--subject", str(tmp_path), *words[3:6], "--prompts", "a {}"]  # a block of which nothing is left
     assert main([*words, "--prompts", "a {}", *empty, str(tmp_path / "o.png")]) == 1
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 6
+    assert len(said) == 7
     for line, part in zip(
-        said, ("gone: there is", "a: ", "b: ", "old: ", str(tmp_path / "cat/broken.png"), "no pictures"), strict=True
+        said,
+        ("gone: there is", "a: ", "b: ", "odd: ", "old: ", str(tmp_path / "cat/broken.png"), "no pictures"),
+        strict=True,
     ):
         assert line.startswith("error: left out: ")
         assert part in line
@@ -341,8 +345,38 @@ def test_an_adapter_that_does_not_fit_is_named(runs, tmp_path, capsys):
     words = ["figure", "--subject", str(runs / "cat"), "--adapter", f"odd={tmp_path / 'odd'}", "--prompts", "a {}"]
     assert main([*words, str(tmp_path / "o.png")]) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"error: cannot load {path} in the base")
+    assert said.startswith(f"error: odd: cannot load {path} in the base")
     assert said.count("\n") == 1
+    more = ["--adapter", f"dash={runs / 'dash'}", "--prompts", "a {}", str(tmp_path / "o.png")]
+    assert main([*words[:5], *more]) == 1
+    assert capsys.readouterr().err.startswith(f"error: left out: odd: cannot load {path} in the base")
+    with Image.open(tmp_path / "o.png") as page:
+        (block,) = json.loads(page.text["dash-vision"])["blocks"]
+    assert block["adapters"] == {"dash": str(runs / "dash")}
+
+
+def test_the_adapter_of_another_base_costs_itself_only(runs, tmp_path, capsys):
+    few = {"max_train_steps": 2, "prelaunch_steps": 1, "num_inference_steps": 2, "lora_target": ["to_q"]}
+    train(settings(runs, tmp_path / "odd", base="sd2", **few))
+    capsys.readouterr()
+    words = [f"--adapter=query={tmp_path / 'query'}", f"--adapter=odd={tmp_path / 'odd'}"]
+    train(settings(runs, tmp_path / "query", **(few | {"lora_target": ["to_k"]})))
+    figure = ["figure", "--subject", str(runs / "cat"), *words, "--prompts", "a {}", str(tmp_path / "o.png")]
+    assert main(figure) == 1  # no layer in common: only the base's weights tell
+    said = capsys.readouterr().err
+    assert f"error: left out: odd: {tmp_path / 'odd'} was trained on other weights than {runs / 'sd'} holds" in said
+
+
+def test_too_little_memory_for_the_base_is_one_sentence(runs, tmp_path, capsys, monkeypatch):
+    from diffusers import StableDiffusionPipeline
+
+    def full(self, *place):
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(StableDiffusionPipeline, "to", full)
+    assert figure_of(runs, tmp_path / "o.png", "dash") == 2
+    said = capsys.readouterr().err
+    assert said == "error: the GPU's memory does not suffice for the base; give --dtype float16, or --device cpu\n"
 
 
 # -- the VTAB table
@@ -520,7 +554,7 @@ def test_embedded_tasks_have_a_table_of_their_own(tmp_path, official):
     parts = text.split("\n\n")
     assert len(parts) == (4 if official else 2)
     head, _, over, *rows = [[c.strip(" |") for c in line.split(" | ")] for line in parts[-2].splitlines()]
-    assert head == ["method", "backbone", "parameters", "mini_count", "mini_location", "mean of 2"]
+    assert head == ["method", "backbone", "parameters", "mini_count", "mini_location", "mean of others"]
     assert over[3:] == ["Other tasks", "Other tasks", "Means"]
     # Seeds 0 and 1: x and x + 1, of deviation 0.7. Means: (40.5 + 72) / 2 and (42.5 + 72) / 2.
     assert {row[0]: row[3:] for row in rows} == {
@@ -529,7 +563,7 @@ def test_embedded_tasks_have_a_table_of_their_own(tmp_path, official):
     }
     assert sum("mini_count, mini_location ‡ synthetic" in remark for remark in remarks) == 1
     found = list(csv.DictReader(io.StringIO(table([tmp_path], "csv", published=False)[0])))
-    embedded = [row for row in found if row["column"] in ("mini_count", "mini_location", "mean_of_2")]
+    embedded = [row for row in found if row["column"] in ("mini_count", "mini_location", "mean_of_others")]
     assert [row["official_split"] for row in embedded] == ["no"] * 6
     assert len(found) == 6 + 48 * official
     latex = table([tmp_path], "latex", published=False)[0]

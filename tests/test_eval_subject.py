@@ -367,6 +367,21 @@ def test_a_missing_adapter_costs_itself_only(runs, done, capsys):
     assert "| dash - still |" in said.out
 
 
+def test_an_adapter_that_does_not_fit_costs_itself_only(runs, done, tmp_path, capsys):
+    shutil.copytree(runs / "dash", tmp_path / "odd")
+    path = tmp_path / "odd/pytorch_lora_weights.safetensors"
+    save_file({key: torch.cat([t, t], dim=1) for key, t in load_file(path).items()}, path)
+    shutil.copytree(done, tmp_path / "out")
+    (tmp_path / "out/pictures/dash/00-00.png").unlink()
+    assert main(words(runs, tmp_path / "out", "--adapter", f"odd={tmp_path / 'odd'}")) == 1
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1].startswith(f"error: left out: odd: cannot load {path} in the base")
+    assert "| dash - still |" in said.out
+    assert not (tmp_path / "out/pictures/odd").exists()
+    result = json.loads((tmp_path / "out/subject.json").read_text())
+    assert result["methods"] == json.loads((done / "subject.json").read_text())["methods"]
+
+
 def test_a_place_that_cannot_be_written_is_named_before_anything_is_drawn(runs, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(words(runs, tmp_path / "file/out")) == 2

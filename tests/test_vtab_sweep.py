@@ -284,6 +284,11 @@ def test_help_has_groups_and_defaults(capsys):
         (["--task", "cifar", "--data_root", "{tmp}"], "no data for task cifar in {tmp}"),
         (["--task", "cifar", "--methods", "magic"], "unknown method 'magic'; it takes dash, lora"),
         (["--task", "cifar", "--batch_size", "0"], "batch_size is 1 or more, got 0"),
+        (
+            ["--task", "cifar", "--keep_every", "2", "--val_only"],
+            "keeps adapters of the retraining, which --val_only",
+        ),
+        (["--task", "cifar", "--keep_every", "2", "--methods", "full", "linear"], "full, linear have none"),
         (["--task", "cifar", "--rank", "0", "--dash_k", "0"], "rank and dash_k are both 0"),
         (["--task", "cifar", "--search", "colour=1,2"], "--search takes NAME=V,V"),
         (["--task", "cifar", "--search", "rank=1,x"], "--search rank: 'x' is no whole number"),

@@ -16,6 +16,7 @@ from ..inject import DashConfig
 from .tasks import Task, find_tasks, plain
 
 METHODS = ("dash", "lora", "linear", "full", "bitfit")
+OURS = ("dash", "lora")  # with a native adapter
 NORMALIZATIONS = ("checkpoint", "imagenet", "half", "none")
 RULES = ("best_val", "last")
 MINIATURE = "miniature"  # the embedded model
@@ -163,6 +164,12 @@ class VtabConfig:
             value = getattr(self, name)
             _require(value is None or 0 < value <= 1e30, f"{name} is a number above 0, up to 1e30, got {value}")
         _require(self.keep_every >= 0, f"keep_every is 0 (keep none) or more, got {self.keep_every}")
+        if self.keep_every:
+            closed = "--keep_every keeps adapters of the retraining, which --val_only leaves out; give one of the two"
+            _require(not self.val_only, closed)
+            methods = self.method_names()
+            none = f"--keep_every keeps native adapters, and {', '.join(methods)} have none; leave it out"
+            _require(bool(set(methods) & set(OURS)), none)
         for name in ("weight_decay", "dash_lr_scale"):
             _require(0 <= getattr(self, name) <= 1e30, f"{name} is 0 or more, up to 1e30, got {getattr(self, name)}")
         _require(0 <= self.drop_path < 1, f"drop_path is a probability in [0, 1), got {self.drop_path}")
@@ -278,7 +285,7 @@ class Run:
         without: tuple[str, ...] = ()
         if self.method != "dash":
             without = ("prelaunch_steps", "dash_k", "dash_lr_scale", "eps")
-        if self.method not in ("dash", "lora"):
+        if self.method not in OURS:
             without += ("rank", "alpha")
         found: list[dict[str, Any]] = []
         for overrides in self.settings.candidates():

@@ -14,7 +14,7 @@ from ..inject import Adapter, inject
 from ..schedule import DashSchedule
 from ..sharding import whole, write
 from .backbones import Backbone, build, head_names
-from .config import Run, read_peft_config
+from .config import OURS, Run, read_peft_config
 
 
 @dataclass
@@ -88,7 +88,7 @@ def prepare(run: Run, backbone: Backbone, classes: int) -> Tuned:
     heads = head_names(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
-        if run.method in ("dash", "lora"):
+        if run.method in OURS:
             return _adapted(run, model, heads)
         if run.peft_file:
             return _peft(run, model, heads)
