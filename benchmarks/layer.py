@@ -8,12 +8,13 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from dash_vision import DashConfig, inject
 
-from .measure import Settings, Table, interleaved, milliseconds, ratio
+from .measure import Settings, Table, autocast, interleaved, milliseconds, ratio
 
 # (tokens of one batch, in, out): ViT-B/16 with 8 pictures; one latent of SD 1.5 at 512 px, of SDXL at 1024 px.
 SHAPES = {
@@ -36,13 +37,12 @@ class DenseDash(nn.Module):
     def __init__(self, base: nn.Linear, rank: int, k: int) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
-        like = base.weight
-        self.A = nn.Parameter(torch.randn(rank, base.in_features).to(like) / math.sqrt(base.in_features))
-        self.B = nn.Parameter(torch.randn(base.out_features, rank).to(like) * 0.01)
-        self.dsigma = nn.Parameter(torch.randn(k).to(like) * 0.01)
+        self.A = nn.Parameter(torch.randn(rank, base.in_features) / math.sqrt(base.in_features))
+        self.B = nn.Parameter(torch.randn(base.out_features, rank) * 0.01)
+        self.dsigma = nn.Parameter(torch.randn(k) * 0.01)
         U, _, V = torch.linalg.svd(base.weight.detach().float(), full_matrices=False)
-        self.register_buffer("U", U[:, :k].to(like))
-        self.register_buffer("V", V[:k].to(like))
+        self.register_buffer("U", U[:, :k].clone())
+        self.register_buffer("V", V[:k].clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""
@@ -71,7 +71,9 @@ def candidates(tokens: int, in_: int, out: int, rank: int, k: int, settings: Set
 
     def peft(dora: bool) -> nn.Module:
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["0"], use_dora=dora)
-        return inject_adapter_in_model(config, nn.Sequential(copy()))
+        model = inject_adapter_in_model(config, nn.Sequential(copy()))
+        cast_training_params(model)  # to float32, as diffusers' training scripts do, and PEFT's get_peft_model
+        return model
 
     x = torch.randn(tokens, in_).to(settings.device, settings.dtype)
     upstream = torch.randn(tokens, out).to(settings.device, settings.dtype)
@@ -81,7 +83,9 @@ def candidates(tokens: int, in_: int, out: int, rank: int, k: int, settings: Set
         inputs = x.clone().requires_grad_()
 
         def run() -> None:
-            torch.autograd.backward(model(inputs), upstream)
+            with autocast(settings):
+                out = model(inputs)
+            torch.autograd.backward(out, upstream)
             for tensor in [inputs, *trained]:
                 tensor.grad = None
 

@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,14 @@ class Table:
 
 def _text(cell: str | float) -> str:
     return cell if isinstance(cell, str) else f"{cell:.3g}" if cell < 100 else f"{cell:.0f}"
+
+
+def autocast(settings: Settings) -> AbstractContextManager:
+    """bf16 autocast where that is measured, as mixed precision trains: frozen weights in bfloat16, what is trained in
+    float32. Every way is measured under it."""
+    if settings.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(settings.device.type, settings.dtype)
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], settings: Settings) -> dict[str, list[float]]:

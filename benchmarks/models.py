@@ -8,13 +8,14 @@ from typing import Any
 
 import timm
 import torch
+from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from dash_vision import DashConfig, inject
 
 from .exactness import SD15, SDXL, build
-from .measure import Settings
+from .measure import Settings, autocast
 
 _UNET_ALL = r".*transformer_blocks\.\d+\.(?:attn[12]\.(?:to_q|to_k|to_v|to_out\.0)|ff\.net\.(?:0\.proj|2))"
 _UNET_ATTENTION = r".*\.attn[12]\.(?:to_q|to_k|to_v|to_out\.0)"
@@ -90,8 +91,11 @@ def dashed(model: nn.Module, target: str, rank: int, k: int) -> nn.Module:
 
 
 def peft_lora(model: nn.Module, target: str, rank: int) -> nn.Module:
-    """`model` with PEFT's LoRA."""
-    return inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=target), model)
+    """`model` with PEFT's LoRA, in float32 whatever the model is in: so diffusers' training scripts and PEFT's
+    get_peft_model have it."""
+    adapted: nn.Module = inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=target), model)
+    cast_training_params(adapted)
+    return adapted
 
 
 def _require_grad_before_the_blocks(name: str, model: nn.Module) -> None:
@@ -120,7 +124,8 @@ def training_step(
         _require_grad_before_the_blocks(name, model)
 
     def step() -> None:
-        out = model(**inputs)
+        with autocast(settings):
+            out = model(**inputs)
         (out if isinstance(out, Tensor) else out[0]).float().square().mean().backward()
         if optimizer is not None:
             optimizer.step()

@@ -15,7 +15,7 @@ from torch import nn
 
 from dash_vision import DashConfig, inject
 
-from .measure import Settings, Table, interleaved, milliseconds, ratio
+from .measure import Settings, Table, autocast, interleaved, milliseconds, ratio
 from .models import dashed
 from .step import allocated_on_cpu
 
@@ -61,7 +61,9 @@ def _step(way: str, point: dict[str, int], settings: Settings) -> Callable[[], N
     trained = [x, *(p for p in model.parameters() if p.requires_grad)]
 
     def step() -> None:
-        torch.autograd.backward(model(x), upstream)
+        with autocast(settings):
+            out = model(x)
+        torch.autograd.backward(out, upstream)
         for tensor in trained:
             tensor.grad = None
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext, redirect_stderr
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import TorchDynamoPlugin
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ from dash_vision.miniature import pipeline_path
 
 from .exactness import SD15
 from .exactness import build as build_unet
-from .measure import Settings, Table, interleaved, ratio
+from .measure import Settings, Table, autocast, interleaved, ratio
 
 PICTURES = Path(__file__).resolve().parents[1] / "cat"
 # The public configurations of Stable Diffusion 1.5 beside its UNet's.
@@ -60,13 +61,6 @@ TEXT: dict[str, Any] = {
 _UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 _VIT_TARGETS = r"blocks\.\d+\.(?:attn\.(?:qkv|proj)|mlp\.fc[12])"
 _PRECISION = {torch.float32: "no", torch.bfloat16: "bf16"}
-
-
-def autocast(settings: Settings) -> AbstractContextManager:
-    """bf16 autocast where that is measured."""
-    if settings.dtype == torch.float32:
-        return nullcontext()
-    return torch.autocast(settings.device.type, settings.dtype)
 
 
 # -- DreamBooth
@@ -231,6 +225,7 @@ def _dreambooth(
 
     def peft(unet: nn.Module) -> None:
         unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=_UNET_TARGETS))  # type: ignore[operator]
+        cast_training_params(unet)
 
     def dash(unet: nn.Module) -> None:
         _launched(inject(unet, DashConfig(rank=rank, dash_k=k, target="unet-attention")))

@@ -39,6 +39,25 @@ def test_each_prints_and_stores_its_tables(name, tmp_path, capsys):
             assert all(value > 0 for value in row if not isinstance(value, str))
 
 
+def test_in_bfloat16_every_way_trains_float32_under_autocast(monkeypatch, capsys):
+    from benchmarks import layer, models
+
+    settings = Settings(torch.device("cpu"), torch.bfloat16, 1)
+    size = models.Size(depth=1, batch=1)
+    target = models.TARGETS["vit"]["all block linears"]
+    for adapted in (
+        models.dashed(models.network("vit", size, settings), target, 2, 2),
+        models.peft_lora(models.network("vit", size, settings), target, 2),
+    ):
+        assert {p.dtype for p in adapted.parameters() if p.requires_grad} == {torch.float32}
+        assert {p.dtype for p in adapted.parameters() if not p.requires_grad} == {torch.bfloat16}
+    seen = []
+    monkeypatch.setattr(layer.DenseDash, "forward", lambda _, x: seen.append(torch.is_autocast_enabled("cpu")) or x * 1)
+    assert main(["layer", "--rounds", "1", "--dtype", "bfloat16", *COMMANDS["layer"][:-1]]) == 0
+    assert set(seen) == {True}
+    assert "| SD 1.5 to_q, 320 |" in capsys.readouterr().out
+
+
 def test_a_base_in_the_shape_of_stable_diffusion_is_timed_too(monkeypatch, capsys):
     from benchmarks import trainers
 
