@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     vtab.add_argument("--published", action="store_true", help="add rows of the literature, marked as such")
     vtab.add_argument("--compact", action="store_true", help="leave out the columns without a measured number")
     vtab.add_argument(
-        "--against", metavar="ROW", help="set the other rows against this one, by task and seed (markdown)"
+        "--against", metavar="ROW", help="set the other rows against this one, by task and seed (not in csv)"
     )
     vtab.add_argument("-o", "--out", type=Path, metavar="FILE", help="write to a file instead of the terminal")
     vtab.set_defaults(run=_vtab)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -66,6 +66,7 @@ PUBLISHED_MEANS: dict[str, tuple[float, ...]] = {
     "NOAH": (75.48,),
 }
 BLANK = "–"  # noqa: RUF001 (a dash in a table)
+MINUS = "\u2212"  # in LaTeX, where a hyphen is none
 OTHER_SPLIT = "‡"  # marks numbers that are not of the official split
 
 
@@ -263,8 +264,8 @@ def table(
 
     The best measured value of a column and backbone is bold; published rows stand apart and never take part in that.
     Results of tasks outside the 19 have a table of their own below. compact: columns without a measured number are left
-    out. against: a row's name; the differences of the others to it stand below, in Markdown alone. Markdown and LaTeX
-    hold the remarks, CSV columns that say the same.
+    out. against: a row's name; the differences of the others to it stand below, which CSV has no columns for. Markdown
+    and LaTeX hold the remarks, CSV columns that say the same.
     """
     results, problems = read_results(paths)
     others = sorted({r.task for r in results if r.task not in TASKS})
@@ -338,8 +339,8 @@ def _row_remarks(row: Row, columns: Columns) -> Iterator[str]:
 def _differences(tables: Sequence[Table], against: str, style: str) -> str:
     """Every measured row less the row `against` of its backbone, paired by task and seed, as a table. Raises EvalError
     where there is no such row or nothing to set against it."""
-    if style != "markdown":
-        raise EvalError(f"--against is a table in Markdown; leave it out, or --style {style}")
+    if style == "csv":
+        raise EvalError("--against is a second table, which one CSV does not hold; leave it out, or --style csv")
     found: dict[tuple[str, str], dict[tuple[str, bool], Mapping[int, float]]] = {}  # by name and backbone
     for row in (row for one in tables for row in one.rows):
         cells = {(task, task in row.unofficial): accuracies for task, accuracies in row.cells.items()}
@@ -350,8 +351,8 @@ def _differences(tables: Sequence[Table], against: str, style: str) -> str:
         raise EvalError(f"--against is {against}, which no row is called; the rows are {named}")
     there = {task for cells in bases.values() for task, _ in cells}
     columns = [*(task for task in TASKS if task in there), *sorted(there - TASKS.keys())]
-    lines = [["method", "less", *(TASKS.get(task, task) for task in columns), "pairs", "all pairs"]]
-    lines.append(["---", "---", *["---:"] * (len(columns) + 2)])
+    head = ["method", "less", *(TASKS.get(task, task) for task in columns), "pairs", "all pairs"]
+    lines = []
     for (name, backbone), mine in found.items():
         if name == against or backbone not in bases:
             continue
@@ -360,15 +361,21 @@ def _differences(tables: Sequence[Table], against: str, style: str) -> str:
         every = [gap for one in gaps for gap in one]
         if every:
             shown = [_mean(one, lambda g: (min(g), max(g))) for one in gaps]
-            lines.append([_plain(name), _plain(against), *shown, str(len(every)), _mean(every, student)])
-    if len(lines) == 2:
+            lines.append([name, against, *shown, str(len(every)), _mean(every, student)])
+    if not lines:
         raise EvalError(f"no other row shares a backbone, a task and a seed with {against}; leave --against out")
     note = (
         "differences in percentage points between runs of one backbone, task, split and seed: mean over seeds, in "
         "brackets the smallest and the largest; for all pairs, taken as independent, their mean and its 95% interval "
         "(Student's t)"
     )
-    return "\n".join([*map(_pipe, lines), "", f"- {note}"]) + "\n"
+    if style == "latex":
+        minus = [[*line[:2], *(cell.replace("-", MINUS) for cell in line[2:])] for line in lines]
+        body = [_cells(map(_tex, line)) for line in minus]
+        return _tabular("ll" + "r" * (len(head) - 2), [_cells(map(_tex, head))], body, [note])
+    rules = ["---", "---", *["---:"] * (len(head) - 2)]
+    body = [_pipe([_plain(cell) for cell in line]) for line in lines]
+    return "\n".join([_pipe(head), _pipe(rules), *body, "", f"- {note}"]) + "\n"
 
 
 def _gaps(mine: Mapping[int, float], other: Mapping[int, float]) -> list[float]:
@@ -486,32 +493,40 @@ def _latex(table: Table) -> str:
         over.append(rf"\multicolumn{{{length}}}{{c}}{{{name}}}")
         rules.append(rf"\cmidrule(lr){{{last + 1}-{last + length}}}")
         last += length
-    head = [rf"\rotatebox{{90}}{{{name}}}" for name in map(_tex, (*table.columns.tasks.values(), *table.columns.means))]
+    head = map(_rotated, (*table.columns.tasks.values(), *table.columns.means))
     body = [_cells(texts) for texts in _texts(table, r"\textbf{{{}}}", _tex)]
     if table.published:
         body += [r"\midrule", *(_cells(texts) for texts in _published_texts(table, "{}" + _tex("†"), _tex))]
     remarks = [("† " + r if r.startswith("published elsewhere") else r) for r in _remarks(table)]
-    wide = last > 12  # more than a page takes at its size of print
+    over = [_cells(["", "", "", *over]), "".join(rules), _cells(["Method", "Backbone", "Parameters", *head])]
+    return _tabular(f"llr{'c' * (last - 3)}", over, body, remarks)
+
+
+def _tabular(columns: str, head: Iterable[str], body: Iterable[str], notes: Iterable[str]) -> str:
+    """A table in LaTeX, made smaller where a line is too short for it. columns: of the tabular; head, body: lines that
+    end in two backslashes; notes: below it."""
     lines = [
         r"% \usepackage{booktabs,graphicx}",
-        "{" + r"\setlength{\tabcolsep}{3pt}\resizebox{\textwidth}{!}{%" * wide,
-        rf"\begin{{tabular}}{{llr{'c' * (last - 3)}}}",
+        r"{\setlength{\tabcolsep}{4pt}\noindent\sbox0{%",
+        rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
-        _cells(["", "", "", *over]),
-        "".join(rules),
-        _cells(["Method", "Backbone", "Parameters", *head]),
+        *head,
         r"\midrule",
         *body,
         r"\bottomrule",
-        r"\end{tabular}" + "}" * wide,
-        *(r"\par\noindent{\footnotesize " + _tex(remark) + r"\par}" for remark in remarks),
+        r"\end{tabular}}\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi",
+        *(r"\par\noindent{\footnotesize\raggedright " + _tex(note) + r"\par}" for note in notes),
         r"\par\medskip}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _cells(texts: Sequence[str]) -> str:
+def _cells(texts: Iterable[str]) -> str:
     return " & ".join(texts) + r" \\"
+
+
+def _rotated(text: str) -> str:
+    return rf"\rotatebox{{90}}{{{_tex(text)}}}"
 
 
 def _tex(text: str) -> str:
@@ -530,6 +545,7 @@ _TEX = {
     "†": r"$^\dagger$",
     "‡": r"$^\ddagger$",
     BLANK: "--",
+    MINUS: "$-$",
 }
 
 
