@@ -493,13 +493,13 @@ def _latex(table: Table) -> str:
         over.append(rf"\multicolumn{{{length}}}{{c}}{{{name}}}")
         rules.append(rf"\cmidrule(lr){{{last + 1}-{last + length}}}")
         last += length
-    head = map(_rotated, (*table.columns.tasks.values(), *table.columns.means))
+    names = map(_rotated, (*table.columns.tasks.values(), *table.columns.means))
+    head = [_cells(["", "", "", *over]), "".join(rules), _cells(["Method", "Backbone", "Parameters", *names])]
     body = [_cells(texts) for texts in _texts(table, r"\textbf{{{}}}", _tex)]
     if table.published:
         body += [r"\midrule", *(_cells(texts) for texts in _published_texts(table, "{}" + _tex("†"), _tex))]
     remarks = [("† " + r if r.startswith("published elsewhere") else r) for r in _remarks(table)]
-    over = [_cells(["", "", "", *over]), "".join(rules), _cells(["Method", "Backbone", "Parameters", *head])]
-    return _tabular(f"llr{'c' * (last - 3)}", over, body, remarks)
+    return _tabular(f"llr{'c' * (last - 3)}", head, body, remarks)
 
 
 def _tabular(columns: str, head: Iterable[str], body: Iterable[str], notes: Iterable[str]) -> str:
