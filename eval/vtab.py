@@ -335,6 +335,8 @@ def _row_remarks(row: Row, columns: Columns) -> Iterator[str]:
 
 # -- differences
 
+_ENOUGH = 3  # tasks for an interval over them; of two it would span a dozen times their gap
+
 
 def _differences(tables: Sequence[Table], against: str, style: str) -> str:
     """Every measured row less the row `against` of its backbone, paired by task and seed, as a table. Raises EvalError
@@ -351,23 +353,25 @@ def _differences(tables: Sequence[Table], against: str, style: str) -> str:
         raise EvalError(f"--against is {against}, which no row is called; the rows are {named}")
     there = {task for cells in bases.values() for task, _ in cells}
     columns = [*(task for task in TASKS if task in there), *sorted(there - TASKS.keys())]
-    head = ["method", "less", *(TASKS.get(task, task) for task in columns), "pairs", "all pairs"]
+    head = ["method", "less", *(TASKS.get(task, task) for task in columns), "pairs", "mean over tasks"]
     lines = []
     for (name, backbone), mine in found.items():
         if name == against or backbone not in bases:
             continue
         shared = {key: _gaps(mine[key], bases[backbone][key]) for key in mine.keys() & bases[backbone].keys()}
         gaps = [shared.get((task, False), []) or shared.get((task, True), []) for task in columns]
-        every = [gap for one in gaps for gap in one]
-        if every:
+        pairs = sum(map(len, gaps))
+        if pairs:
             shown = [_mean(one, lambda g: (min(g), max(g))) for one in gaps]
-            lines.append([name, against, *shown, str(len(every)), _mean(every, student)])
+            # Seeds of one task resemble each other: what a difference should carry over to is other tasks.
+            means = [statistics.fmean(one) for one in gaps if one]
+            lines.append([name, against, *shown, str(pairs), _mean(means, student if len(means) >= _ENOUGH else None)])
     if not lines:
         raise EvalError(f"no other row shares a backbone, a task and a seed with {against}; leave --against out")
     note = (
         "differences in percentage points between runs of one backbone, task, split and seed: mean over seeds, in "
-        "brackets the smallest and the largest; for all pairs, taken as independent, their mean and its 95% interval "
-        "(Student's t)"
+        "brackets the smallest and the largest; last their mean over tasks and, of three tasks or more, its 95% "
+        "interval (Student's t over tasks, whose seeds are averaged)"
     )
     if style == "latex":
         minus = [[*line[:2], *(cell.replace("-", MINUS) for cell in line[2:])] for line in lines]
@@ -383,12 +387,12 @@ def _gaps(mine: Mapping[int, float], other: Mapping[int, float]) -> list[float]:
     return [mine[seed] - other[seed] for seed in sorted(mine.keys() & other.keys())]
 
 
-def _mean(gaps: Sequence[float], ends: Callable[[Sequence[float]], tuple[float, float]]) -> str:
-    """Their mean, and of two or more the two `ends` in brackets."""
+def _mean(gaps: Sequence[float], ends: Callable[[Sequence[float]], tuple[float, float]] | None) -> str:
+    """Their mean, and of two or more the two `ends`, if any, in brackets."""
     if not gaps:
         return BLANK
     mean = f"{statistics.fmean(gaps):+.2f}"
-    if len(gaps) == 1:
+    if len(gaps) == 1 or ends is None:
         return mean
     low, high = ends(gaps)
     return f"{mean} ({low:+.2f} to {high:+.2f})"

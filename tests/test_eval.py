@@ -591,9 +591,10 @@ def test_a_compact_table_has_the_measured_columns_alone(tmp_path):
 
 
 def test_rows_are_set_against_one_by_task_and_seed(tmp_path, capsys):
-    results(tmp_path, "lora", {"cifar": 50.0, "mini_count": 30.0}, seeds=(0, 1, 2))  # x, x + 1, x + 2
-    results(tmp_path, "dash", {"cifar": 52.0}, seeds=(0, 1))
+    results(tmp_path, "lora", {"cifar": 50.0, "kitti": 70.0, "mini_count": 30.0}, seeds=(0, 1, 2))  # x, x + 1, x + 2
+    results(tmp_path, "dash", {"cifar": 52.0, "kitti": 70.5}, seeds=(0, 1))
     results(tmp_path, "dash", {"mini_count": 35.0}, seeds=(2,))
+    results(tmp_path, "x100", {"cifar": 51.0, "mini_count": 29.0}, seeds=(0, 1, 2))
     results(tmp_path, "full", {"dtd": 80.0})  # shares nothing
     results(tmp_path, "far", {"cifar": 90.0}, model="another")
     (tmp_path / "cifar/dash/seed1/result.json").write_text(
@@ -602,17 +603,23 @@ def test_rows_are_set_against_one_by_task_and_seed(tmp_path, capsys):
     assert main(["vtab", str(tmp_path), "--against", "lora"]) == 0
     part = capsys.readouterr().out.split("\n\n")[-2]
     head, _, *rows = [[c.strip(" |") for c in line.split(" | ")] for line in part.splitlines()]
-    assert head == ["method", "less", "Cifar100", "mini_count", "pairs", "all pairs"]
-    # CIFAR-100: 52 - 50 and 52.5 - 51; mini_count, seed 2: 37 - 32. Mean 17 / 6, t = 4.303 with two degrees of freedom.
-    gaps = [2.0, 1.5, 5.0]
+    assert head == ["method", "less", "Cifar100", "KITTI-Dist", "mini_count", "pairs", "mean over tasks"]
+    # CIFAR-100: 52 - 50 and 52.5 - 51; mini_count, seed 2: 37 - 32. Of the tasks' means t = 4.303 (two degrees of
+    # freedom); two tasks have no interval.
+    gaps = [1.75, 0.5, 5.0]
     half = 4.303 * statistics.stdev(gaps) / 3**0.5
     mean = statistics.fmean(gaps)
     whole = f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
-    assert rows == [["dash", "lora", "+1.75 (+1.50 to +2.00)", "+5.00", "3", whole]]
+    nothing = "–"  # noqa: RUF001
+    assert sorted(rows) == [
+        ["dash", "lora", "+1.75 (+1.50 to +2.00)", "+0.50 (+0.50 to +0.50)", "+5.00", "5", whole],
+        ["x100", "lora", "+1.00 (+1.00 to +1.00)", nothing, "-1.00 (-1.00 to -1.00)", "6", "+0.00"],
+    ]
     assert main(["vtab", str(tmp_path), "--against", "lora", "--style", "latex"]) == 0
     part = capsys.readouterr().out.split(r"\begin{tabular}")[-1]
-    assert rf"dash & lora & +1.75 (+1.50 to +2.00) & +5.00 & 3 & {whole.replace('-', '$-$')} \\" in part
-    assert r"method & less & Cifar100 & mini\_count & pairs & all pairs \\" in part
+    whole = whole.replace("-", "$-$")
+    assert rf"dash & lora & +1.75 (+1.50 to +2.00) & +0.50 (+0.50 to +0.50) & +5.00 & 5 & {whole} \\" in part
+    assert r"method & less & Cifar100 & KITTI-Dist & mini\_count & pairs & mean over tasks \\" in part
     for words, sentence in (
         (["--against", "peft"], "--against is peft, which no row is called; the rows are"),
         (["--against", "full"], "no other row shares a backbone, a task and a seed with full"),
