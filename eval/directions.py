@@ -107,11 +107,11 @@ def make_directions(
     analysed: list[Layer] = []
     shifts: list[tuple[list[float], float]] = []
     for number, (module, W) in enumerate(frozen.items()):
+        if state.launched and state.config.dash_k:
+            shifts.append(_shifts(module, W, state))
         if other is None and module not in shown:
             continue
         directions = singular_directions(W)
-        if state.launched and state.config.dash_k:
-            shifts.append(_shifts(module, directions, state))
         if module in shown:
             panels += _rate_panels(module, directions, state, draws, seed + number)
         if other is not None:
@@ -310,11 +310,15 @@ def _learned(source: Source, module: str, W: Tensor, directions: Directions) -> 
     return LowRank(A, B)
 
 
-def _shifts(module: str, directions: Directions, state: AdapterState) -> tuple[list[float], float]:
+def _shifts(module: str, W: Tensor, state: AdapterState) -> tuple[list[float], float]:
     """|dsigma| / sigma of a layer's chosen directions, and |U diag(dsigma) V| / |(alpha / r) B A|: U and V are
     orthonormal, so the first norm is that of dsigma."""
     shift = state.tensors[f"{module}.dsigma"].double()
-    sigma = directions.sigma[state.tensors[f"{module}.indices"]]
+    if state.compact:
+        sigma = singular_directions(W).sigma[state.tensors[f"{module}.indices"]]
+    else:  # u^T W v: no decomposition of every layer of a large model for one line
+        U, V = (state.tensors[f"{module}.{key}"].double() for key in "UV")
+        sigma = ((W.double() @ V.T) * U).sum(0)
     update = norm(_low_rank(state.tensors, module, state.config.scaling))
     return (shift.abs() / (sigma + state.config.eps)).tolist(), shift.norm().item() / max(update, 1e-300)
 
