@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -126,8 +127,9 @@ class Row:
     """One line: a method under one set of settings. cells: per task the accuracy in percent of every seed.
 
     parameters: trained, head left out. unofficial: tasks whose images are not the official split's. synthetic: those
-    that are drawn by a program. means: what a paper gives without the 19 numbers, by the names in OFFICIAL;
-    unclear_mean: one of which it does not say over what.
+    that are drawn by a program. undashed: per task the number of runs whose model has no shifts, its epoch being
+    before the launch. means: what a paper gives without the 19 numbers, by the names in OFFICIAL; unclear_mean: one of
+    which it does not say over what.
     """
 
     name: str
@@ -137,6 +139,7 @@ class Row:
     published: bool = False
     unofficial: Sequence[str] = ()
     synthetic: Sequence[str] = ()
+    undashed: Mapping[str, int] = field(default_factory=dict)
     means: Mapping[str, float] = field(default_factory=dict)
     unclear_mean: float | None = None
 
@@ -238,6 +241,7 @@ def _row(name: str, results: Sequence[Result]) -> Row:
         cells,
         unofficial=[task for task in cells if any(r.task == task and not r.official for r in results)],
         synthetic=[task for task in cells if any(r.task == task and r.synthetic for r in results)],
+        undashed=Counter(r.task for r in results if r.undashed),
     )
 
 
@@ -331,6 +335,9 @@ def _row_remarks(row: Row, columns: Columns) -> Iterator[str]:
     unofficial = [task for task in row.unofficial if task not in row.synthetic]
     if unofficial:
         yield f"{', '.join(unofficial)} {OTHER_SPLIT} not the official split; not comparable with published numbers"
+    undashed = [f"{n} of {len(row.cells[task])} on {task}" for task, n in row.undashed.items() if task in columns.tasks]
+    if undashed:
+        yield f"runs whose chosen epoch lies before the launch, and whose model is plain LoRA: {', '.join(undashed)}"
 
 
 # -- differences
@@ -557,7 +564,7 @@ def _csv(tables: Sequence[Table]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     head = ("method", "model", "published", "official_split", "parameters")
-    writer.writerow([*head, "column", "accuracy", "deviation", "seeds"])
+    writer.writerow([*head, "column", "accuracy", "deviation", "seeds", "before_launch"])
     for row, columns in ((row, t.columns) for t in tables for row in (*t.rows, *t.published)):
         about = [row.name, row.backbone, "yes" if row.published else "no"]
         names = [*columns.tasks, *(name.replace(" ", "_") for name in columns.means)]
@@ -567,7 +574,7 @@ def _csv(tables: Sequence[Table]) -> str:
         for name, cell in cells:
             official = "" if cell is None or cell.official is None else "yes" if cell.official else "no"
             numbers = ["", "", ""] if cell is None else [f"{cell.value:.4f}", _decimals(cell.deviation), cell.seeds]
-            writer.writerow([*about, official, row.parameters, name, *numbers])
+            writer.writerow([*about, official, row.parameters, name, *numbers, row.undashed.get(name)])
     return file.getvalue()
 
 

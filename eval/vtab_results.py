@@ -20,7 +20,8 @@ class Result:
     """One finished run. accuracy on the test images in percent; parameters trained, head left out.
 
     settings: everything but task and seed that its accuracy depends on, by name, as JSON; what is unset is not in it.
-    images: of the test. backbone: the model and where its weights are from, in words.
+    images: of the test. backbone: the model and where its weights are from, in words. undashed: of a dash, whether the
+    epoch chosen came before the launch.
     """
 
     file: Path
@@ -34,6 +35,7 @@ class Result:
     images: int
     backbone: str
     settings: Mapping[str, str]
+    undashed: bool = False
 
 
 def read_results(paths: Sequence[Path]) -> tuple[list[Result], list[str]]:
@@ -110,7 +112,16 @@ def _result(file: Path, content: dict[str, Any]) -> Result:
         int(sizes.get("images", {}).get("test", 0)),
         _backbone(settings),
         {name: _text(value) for name, value in settings.items()},
+        _undashed(content),
     )
+
+
+def _undashed(content: dict[str, Any]) -> bool:
+    """Whether the model tested has no shifts though the run's dash was launched; False where it is not recorded."""
+    if content.get("launch", {}) is not None:
+        return False
+    selection = content["selection"]
+    return any(score["launched"] for score in selection["curves"][selection["candidate"]])
 
 
 def _settings(content: dict[str, Any]) -> dict[str, Any]:

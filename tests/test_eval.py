@@ -814,6 +814,7 @@ def test_csv_and_latex(tmp_path, capsys):
         "accuracy": "70.7500",
         "deviation": "0.7071",
         "seeds": "2",
+        "before_launch": "",
     }
     assert main(["vtab", str(tmp_path), "--style", "latex", "--published", "-o", str(tmp_path / "t.tex")]) == 0
     latex = (tmp_path / "t.tex").read_text()

@@ -1,5 +1,7 @@
 """The schedule, exact resumption in every phase, signals, divergence, and several processes."""
 
+import csv
+import io
 import math
 import os
 import signal
@@ -26,9 +28,11 @@ from dash_vision.classification.runtime import (
     Runtime,
     make_runtime,
 )
+from dash_vision.classification.sweep import line_of
 from dash_vision.classification.trained import load_trained
 from dash_vision.cli import UsageError
 from dash_vision.signals import StopRequest, catching_signals
+from eval.vtab import table
 
 # -- the schedule
 
@@ -119,6 +123,29 @@ def test_the_dash_is_launched_after_the_optimizer_steps_asked_for(data):
     assert trainer.tuned.launched
     assert trainer.launch["step"] == 5
     assert [s.launched for s in trainer.curve] == [False, True]
+
+
+def test_an_epoch_chosen_before_the_launch_is_tested_without_it(data, monkeypatch):
+    # Epoch 3 ends after 9 steps on train800 and after 15 in the retraining; the launch is after step 11.
+    monkeypatch.setattr("dash_vision.classification.protocol.choose", lambda rule, curves: (0, 3))
+    run, lora = one_run(data, prelaunch_steps=11), one_run(data, methods=["lora"])
+    result, other = execute(run, CPU), execute(lora, CPU)
+    assert [s["launched"] for s in result["selection"]["curves"][0]] == [False, False, False, True]
+    assert result["launch"] is None
+    assert result["test_accuracy"] == other["test_accuracy"]
+    assert "at epoch 3, before the launch: plain LoRA;" in line_of(result)
+    assert "launch" not in line_of(other)
+    mine, theirs = (read_native(r.folder / "dash_adapter.safetensors")["model"] for r in (run, lora))
+    assert not mine.launched
+    factors = [key for key in theirs.tensors if key.endswith((".A", ".B"))]
+    assert len(factors) == 2 * len(theirs.kinds)
+    for key in factors:  # to rounding: the products have k columns more, all zero
+        torch.testing.assert_close(mine.tensors[key], theirs.tensors[key], rtol=1e-4, atol=1e-6)
+    text = table([run.folder, lora.folder], "markdown", published=False)[0]
+    said = "runs whose chosen epoch lies before the launch, and whose model is plain LoRA"
+    assert f"- dash: {said}: 1 of 1 on cifar" in text
+    rows = csv.DictReader(io.StringIO(table([run.folder, lora.folder], "csv", published=False)[0]))
+    assert [(r["method"], r["before_launch"]) for r in rows if r["column"] == "cifar"] == [("dash", "1"), ("lora", "")]
 
 
 @pytest.mark.parametrize("selection", ["random", "top", "bottom"])

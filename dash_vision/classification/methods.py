@@ -22,7 +22,8 @@ class Tuned:
     """A model prepared for one method: exactly what the method trains requires grad.
 
     model: what is called, images [n, 3, s, s] -> logits [n, classes]. heads: names of its classifier layers in the
-    plain timm model. adapter and schedule: of dash and lora.
+    plain timm model. adapter: of dash and lora. schedule: its
+    launch, None where none may come.
     """
 
     model: nn.Module
@@ -65,8 +66,9 @@ class Tuned:
             )
         for name, tensor in state.items():
             write(own[name], tensor)
-        if self.adapter is not None and self.schedule is not None:
+        if self.adapter is not None:
             self.adapter.launched = launched
+        if self.schedule is not None:
             self.schedule.steps = steps
 
     @property

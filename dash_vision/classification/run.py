@@ -143,7 +143,9 @@ class _Execution:
         if self.run.settings.val_only:
             return self._write(VAL_RESULT, self._report(selection))
         chosen = self.run.with_overrides(self.candidates[selection.candidate])
-        trainer = self._train(chosen, "train800val200", None, len(self.candidates), selection.epoch)
+        # An epoch has more steps here, and could contain a launch that the chosen one came before.
+        dash = selection.score.launched
+        trainer = self._train(chosen, "train800val200", None, len(self.candidates), selection.epoch, dash)
         started = time.perf_counter()
         # Every process scores the whole test split: the figure is the first one's.
         accuracy = self.runtime.agreed(self.data.test.score(selection, trainer.predict))
@@ -170,9 +172,11 @@ class _Execution:
         self.settled.selection = select(self.run.settings.selection, self.settled.curves)
         self._save(None)
 
-    def _train(self, run: Run, train: str, val: str | None, stage: int, until: int) -> Trainer:
-        """One training of the protocol, from where the checkpoint left it."""
+    def _train(self, run: Run, train: str, val: str | None, stage: int, until: int, dash: bool = True) -> Trainer:
+        """One training of the protocol, from where the checkpoint left it. dash: whether its launch may come."""
         tuned = prepare(run, self.backbone, self.run.task.classes)
+        if not dash:
+            tuned.schedule = None
         val_split = self.data.split(val) if val else None
         trainer = Trainer(run, tuned, self.backbone, self.data.split(train), val_split, self.runtime, stage)
         state, self.trainer_state = self.trainer_state, None
@@ -181,7 +185,8 @@ class _Execution:
                 trainer.load_state_dict(state)
             except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
                 raise self._does_not_fit(error) from None
-        if tuned.adapter is not None:  # every task, seed and candidate on this base needs the same decompositions
+        # Every task, seed and candidate on this base needs the same decompositions.
+        if tuned.adapter is not None and dash:
             tuned.adapter.prepare(directions_folder(run))
         phase = "select" if val else "retrain"
 

@@ -145,6 +145,9 @@ def line_of(result: dict[str, Any]) -> str:
     kind = " (synthetic)" if result["synthetic"] else "" if result["official_split"] else " (not the official split)"
     launch = result.get("launch")
     dashed = f"; dash from step {launch['step']}" if launch else ""
+    selection = result["selection"]
+    if launch is None and any(score["launched"] for score in selection["curves"][selection["candidate"]]):
+        dashed = ", before the launch: plain LoRA"
     return f"{name}: {test}{kind}; {chosen}{dashed}; {_duration(result['seconds']['total'])}"
 
 
