@@ -112,7 +112,7 @@ class _Linear(torch.autograd.Function):
         h = torch.mm(rows, _down(A, V, dsigma, scaling, dtype).T)
         flat.addmm_(h, _up(B, U, dtype).T)
         # More numbers than A and B have are computed again instead: so U and V find room in what LoRA takes.
-        kept = h[:, :r].clone() if len(rows) <= in_ + out else None
+        kept = h.narrow_copy(1, 0, r) if len(rows) <= in_ + out else None
         ctx.save_for_backward(rows, weight, A, B, dsigma, U, V, kept)
         ctx.scaling, ctx.shape, ctx.dtype = scaling, x.shape, x.dtype
         return y
@@ -135,7 +135,9 @@ class _Linear(torch.autograd.Function):
             # One product: its first rows are A's gradient, and the others' share along V is that of the shifts.
             toward = torch.mm(gh.T, rows)  # [r + k, in]
             if for_A:  # in memory of its own, not as a part of the product's
-                dA = (toward[:r] * ctx.scaling).to(A.dtype)
+                dA = _as(A.dtype, toward.narrow_copy(0, 0, r))
+                if ctx.scaling != 1:
+                    dA.mul_(ctx.scaling)
             if for_dsigma:
                 ddsigma = (toward[r:] * V).sum(1, dtype=dsigma.dtype)
         if for_x:

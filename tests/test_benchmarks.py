@@ -81,12 +81,20 @@ def test_a_whole_task_is_timed_beside_a_plain_loop(tmp_path, capsys):
     assert "nothing" in capsys.readouterr().err
 
 
-def test_calls_are_interleaved_in_both_orders():
-    order = []
+def test_calls_are_interleaved_in_both_orders_and_short_ones_repeated(monkeypatch):
+    order, clock = [], [0.0]
+    takes = {"a": 0.06, "b": 0.01, "c": 1.0}
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def call(name):
+        order.append(name)
+        clock[0] += takes[name]
+
     settings = Settings(torch.device("cpu"), torch.float32, 2)
-    times = interleaved({name: lambda n=name: order.append(n) for name in "abc"}, settings)
-    assert "".join(order) == "abc" + "abccba" * 2
-    assert {name: len(found) for name, found in times.items()} == {"a": 2, "b": 2, "c": 2}
+    times = interleaved({name: lambda n=name: call(n) for name in takes}, settings)
+    turn = "a" + "b" * 5 + "c"  # 0.05 s
+    assert "".join(order) == "aabbc" + (turn + turn[::-1]) * 2
+    assert times == {name: pytest.approx([seconds] * 2) for name, seconds in takes.items()}
 
 
 def test_ratios_are_taken_round_by_round():
