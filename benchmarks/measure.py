@@ -76,11 +76,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], settings: Settings) -
     A turn repeats a call until it has lasted TURN, as a network calls layer after layer of a kind: a short one alone
     would be measured with the caches that the others leave.
     """
-    repeats = dict.fromkeys(calls, 1)
-    for name, call in calls.items():
-        # The first call pays for what the others find ready, and says no more than that the next one will be short.
-        if seconds(call, settings) < 20 * TURN:
-            repeats[name] = max(1, round(TURN / max(seconds(call, settings), TURN / MOST)))
+    repeats = {name: _repeats(call, settings) for name, call in calls.items()}
     names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(settings.rounds):
@@ -90,6 +86,14 @@ def interleaved(calls: Mapping[str, Callable[[], object]], settings: Settings) -
         for name in names:
             times[name].append(found[name])
     return times
+
+
+def _repeats(call: Callable[[], object], settings: Settings) -> int:
+    """How many calls make a turn, found by calling."""
+    took = seconds(call, settings)  # the first call pays for what the others find ready
+    if took < 1:  # s; a longer one fills a turn whatever the next one takes
+        took = seconds(call, settings)
+    return max(1, round(TURN / max(took, TURN / MOST)))
 
 
 def seconds(call: Callable[[], object], settings: Settings, repeats: int = 1) -> float:

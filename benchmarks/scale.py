@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch import nn
 
 from dash_vision import DashConfig, inject
 
-from .measure import Settings, Table, autocast, interleaved, milliseconds, ratio
+from .measure import Settings, Table, autocast, interleaved, milliseconds, ratio, seconds
 from .models import dashed
 from .step import allocated_on_cpu
 
@@ -99,13 +98,10 @@ def _launch(rank: int, world: int, folder: str, settings: Settings) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(*[nn.Linear(_WIDTH, _WIDTH) for _ in range(8)]).to(settings.device)
     adapter = inject(model, DashConfig(rank=_RANK, dash_k=_K, target=r"\d+"))
-    clock = time.process_time if settings.clock == "cpu" else time.perf_counter
     found = []
     for _ in range(max(2, min(settings.rounds, 5))):
         adapter.launched = False
         dist.barrier()
-        start = clock()
-        adapter.launch()
-        found.append(clock() - start)
+        found.append(seconds(adapter.launch, settings))
     (Path(folder) / f"{rank}.seconds").write_text(str(statistics.median(found)))
     dist.destroy_process_group()
