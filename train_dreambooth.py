@@ -31,17 +31,18 @@ exit status: 0 finished; 1 could not go on; 2 wrong settings or input; 128 + n s
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, train, report. Returns the exit status."""
-    from dash_vision.cli import UsageError, compile_failure, parse, take_sharding
     from dash_vision.diffusion.config import DreamBoothConfig
+    from dash_vision.files.errors import InputError
+    from dash_vision.runs.runtime import compile_failure, take_sharding
+    from dash_vision.runs.settings import parse
 
     config = parse(DreamBoothConfig, DESCRIPTION, EPILOG, arguments)
     _quiet()
     # Late, so that --help and wrong settings do not wait for diffusers.
     import torch
 
-    from dash_vision.adapter_io import DIFFUSERS_NAME
-    from dash_vision.diffusion.images import ImageFolderError
     from dash_vision.diffusion.training import DreamBoothRun, Stopped, TrainingError
+    from dash_vision.files.lora import DIFFUSERS_NAME
 
     signal.signal(signal.SIGTERM, _terminate)
     accelerator = None
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "--resume_from_checkpoint latest"
             )
         return 128 + stopped.signum
-    except (UsageError, ImageFolderError) as error:
+    except InputError as error:
         return _fail(str(error), 2)
     except KeyboardInterrupt:
         return _fail("interrupted outside of training; checkpoints and adapters written before are kept", 130)
@@ -103,7 +104,7 @@ def _terminate(signum: int, frame: object) -> None:
 
 
 def _make_accelerator(config: "DreamBoothConfig") -> "Accelerator":
-    """The process's device, precision and trackers. Raises UsageError for what accelerate does not take."""
+    """The process's device, precision and trackers. Raises InputError for what accelerate does not take."""
     import torch
     from accelerate import Accelerator
     from accelerate.tracking import get_available_trackers
@@ -114,12 +115,12 @@ def _make_accelerator(config: "DreamBoothConfig") -> "Accelerator":
         TorchDynamoPlugin,
     )
 
-    from dash_vision.cli import UsageError
+    from dash_vision.files.errors import InputError
 
     if config.report_to not in (None, "all"):
         there = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
         if config.report_to not in there:
-            raise UsageError(
+            raise InputError(
                 f"--report_to is {config.report_to}; installed trackers: {', '.join(there) or 'none'}; tensorboard and "
                 "wandb come with pip install 'dash-vision[trackers]'"
             )
@@ -143,7 +144,7 @@ def _make_accelerator(config: "DreamBoothConfig") -> "Accelerator":
             dynamo_plugin=TorchDynamoPlugin(backend="inductor") if config.compile else None,
         )
     except ValueError as error:
-        raise UsageError(f"{error}; give another --mixed_precision") from None
+        raise InputError(f"{error}; give another --mixed_precision") from None
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         # On a CPU accelerate leaves autocast and loss scaler out, without a word; torch has both.
         accelerator.native_amp = True
@@ -152,7 +153,7 @@ def _make_accelerator(config: "DreamBoothConfig") -> "Accelerator":
 
 
 def _fail(message: str, status: int) -> int:
-    from dash_vision.cli import one_line
+    from dash_vision.files.errors import one_line
 
     print(f"train_dreambooth.py: error: {one_line(message)}", file=sys.stderr)
     return status

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dash_vision.checkpoint import CheckpointError
 from dash_vision.classification.config import VtabConfig
 from dash_vision.classification.runtime import INTERRUPTED
-from dash_vision.cli import UsageError, compile_failure, one_line, parse, reader_gone
+from dash_vision.files.errors import InputError, one_line
+from dash_vision.runs.runtime import compile_failure
+from dash_vision.runs.settings import parse, reader_gone
 
 DESCRIPTION = (
     "Fine-tune a timm vision transformer on the 19 tasks of VTAB-1k with LoRA-Dash, or with what to compare it to."
@@ -35,9 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, do what is asked for, report; the exit status."""
     config = parse(VtabConfig, DESCRIPTION, EPILOG, arguments)
     # timm is imported only now: --help and typing errors answer sooner.
-    from dash_vision.classification.backbones import BackboneError
-    from dash_vision.classification.layout import DataError
     from dash_vision.classification.runtime import Interrupted
+    from dash_vision.files.errors import InputError
 
     try:
         if config.download:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if config.report:
             return report(config)
         if not config.task:
-            raise UsageError("--task is missing; for a first try that needs no data: --task mini_location")
+            raise InputError("--task is missing; for a first try that needs no data: --task mini_location")
         return train(config)
     except KeyboardInterrupt:
         print("stopped at once; the last checkpoint is kept", file=sys.stderr)
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         without = " without --overwrite" if config.overwrite else ""
         print(f"{stopped}; run the same command again{without} to go on", file=sys.stderr)
         return INTERRUPTED
-    except (UsageError, DataError, BackboneError, CheckpointError) as error:
+    except InputError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
     except RuntimeError as error:
         uncompiled = compile_failure(error)
@@ -85,7 +85,7 @@ def train(config: VtabConfig) -> int:
     from dash_vision.classification.run import finished
     from dash_vision.classification.runtime import make_runtime
     from dash_vision.classification.sweep import command, sweep, sweep_on_ray, write_summary
-    from dash_vision.signals import catching_signals
+    from dash_vision.runs.signals import catching_signals
 
     runs = config.runs()
     if config.print_commands:
@@ -117,14 +117,14 @@ def report(config: VtabConfig) -> int:
 def check_data(config: VtabConfig) -> int:
     """Verify the data of the tasks asked for, or of every task that is there."""
     from dash_vision.classification.check import check_task
-    from dash_vision.classification.layout import DataError, data_root, present_tasks
-    from dash_vision.classification.tasks import find_tasks
+    from dash_vision.classification.layout import data_root, present_tasks
+    from dash_vision.runs.tasks import find_tasks
 
     root = data_root(config.data_root)
     asked = [task for task in config.tasks() if not task.embedded]
     tasks = asked or present_tasks(root, find_tasks(["all"]))
     if not tasks:
-        raise DataError(f"{root.resolve()} holds none of the tasks; fetch them with --download, or give --data_root")
+        raise InputError(f"{root.resolve()} holds none of the tasks; fetch them with --download, or give --data_root")
     problems = 0
     for task in tasks:
         found = check_task(root, task)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from dash_vision.cli import UsageError
+from dash_vision.files.errors import InputError
 
 from .measure import DTYPES, Settings, Table, publish
 
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         rounds = args.rounds or (15 if args.device == "cpu" else 50)
         settings = Settings(torch.device(args.device), DTYPES[args.dtype], rounds, args.clock)
         publish(args.name, _measure(args, settings), settings, args.json)
-    except UsageError as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:

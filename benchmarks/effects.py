@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from eval.plot import Estimate, draw_forest
+from dash_vision.drawing.plot import Estimate, draw_forest
 from eval.scores import student
 
 

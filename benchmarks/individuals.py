@@ -35,13 +35,13 @@ from torch import Tensor
 
 import train_dreambooth
 from dash_vision import load_adapter
-from dash_vision.cli import UsageError
-from dash_vision.diffusion.families import Base, load_base
-from dash_vision.diffusion.sampling import Sampling, sample
-from dash_vision.files import replacing, write_json, write_text
-from dash_vision.miniature.build import prompt_ids
-from dash_vision.miniature.report import Judge, train_judge
-from dash_vision.miniature.scenes import (
+from dash_vision.bases.families import Base, load_base
+from dash_vision.bases.sampling import Sampling, sample
+from dash_vision.files.atomic import replacing, write_json, write_text
+from dash_vision.files.errors import InputError
+from dash_vision.miniature.train.build import prompt_ids
+from dash_vision.miniature.train.report import Judge, train_judge
+from dash_vision.miniature.world.scenes import (
     SETTINGS,
     Scene,
     describe,
@@ -71,14 +71,14 @@ class Arm:
 
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or "/" in self.name:
-            raise UsageError(f"an arm's name is a folder's name, got {self.name!r}")
+            raise InputError(f"an arm's name is a folder's name, got {self.name!r}")
 
     @classmethod
     def parse(cls, text: str) -> Arm:
-        """ "NAME=--flag value ..."; raises UsageError where there is no name."""
+        """ "NAME=--flag value ..."; raises InputError where there is no name."""
         name, equals, flags = text.partition("=")
         if not equals or not name or "/" in name:
-            raise UsageError(f'--arm takes NAME=FLAGS (such as LoRA="--dash_k 0"), got {text!r}')
+            raise InputError(f'--arm takes NAME=FLAGS (such as LoRA="--dash_k 0"), got {text!r}')
         return cls(name, tuple(shlex.split(flags)))
 
 
@@ -86,7 +86,7 @@ def read_plan(path: Path) -> tuple[list[Arm], list[Comparison]]:
     """A YAML plan: `common` flags of all; `arms` with a name, flags, and maybe seeds and the arm each is set `against`;
     `pools` of pairs of arms that are compared together, with a name and what they are set against.
 
-    Raises UsageError for a file that is no plan, or compares an arm that it does not have.
+    Raises InputError for a file that is no plan, or compares an arm that it does not have.
     """
     try:
         plan = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -107,19 +107,19 @@ def read_plan(path: Path) -> tuple[list[Arm], list[Comparison]]:
         if not all(pool.pairs for pool in pools):
             raise ValueError("a pool has no pairs")
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UsageError(
+        raise InputError(
             f"{path} is no plan ({' '.join(str(error).split())}); it takes YAML with arms, each with a name and flags; "
             "benchmarks/individuals.yaml is one"
         ) from None
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
-        raise UsageError(f"{path} has two arms of one name; the arms are {', '.join(names)}")
+        raise InputError(f"{path} has two arms of one name; the arms are {', '.join(names)}")
     single = [Comparison(arm.name, arm.against, ((arm.name, arm.against),)) for arm in arms if arm.against]
     comparisons = [*single, *pools]
     for comparison in comparisons:
         for name in (name for pair in comparison.pairs for name in pair):
             if name not in names:
-                raise UsageError(f"{path} compares {name!r} in {comparison.name}; the arms are {', '.join(names)}")
+                raise InputError(f"{path} compares {name!r} in {comparison.name}; the arms are {', '.join(names)}")
     return arms, comparisons
 
 
@@ -169,7 +169,7 @@ def train(case: Case, arm: Arm, seed: int, base: Path | None) -> dict[str, Any]:
     told = folder / "command.txt"
     if (folder / "samples.png").exists():  # the trainer's last work but a few numbers
         if told.exists() and told.read_text(encoding="utf-8") != shlex.join(command):
-            raise UsageError(
+            raise InputError(
                 f"{folder} is a run of other flags than arm {arm.name} has now; give the arm another name, or take "
                 "another OUT"
             )
@@ -192,7 +192,7 @@ def train(case: Case, arm: Arm, seed: int, base: Path | None) -> dict[str, Any]:
         if status:
             log.seek(0)
             said = log.read().strip()[-400:]
-            raise UsageError(f"individual {case.seed}, arm {arm.name}: the trainer failed: {said}")
+            raise InputError(f"individual {case.seed}, arm {arm.name}: the trainer failed: {said}")
     return read_run(folder)
 
 
@@ -367,7 +367,7 @@ def _percent(values: Sequence[float], seed: int) -> str:
 
 def sheet(cases: Sequence[Case], arms: Sequence[Arm], file: Path, zoom: int = 2) -> None:
     """Per individual: two instance pictures, then held-out places in rows: true render, base, every arm."""
-    from dash_vision.miniature.scenes import contact_sheet
+    from dash_vision.miniature.world.scenes import contact_sheet
 
     rows: list[Image.Image] = []
     shown = min(_SHEET, len(cases[0].heldout))
@@ -419,7 +419,7 @@ def main(arguments: list[str] | None = None) -> int:
             for arm in arms:
                 row["arms"][arm.name] = {str(seed): score(case, arm, seed, row, eyes) for seed in arm.seeds}
         found = effects(rows, comparisons)
-    except (UsageError, ValueError, OSError) as error:
+    except (InputError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -13,8 +13,8 @@ from functools import partial
 import torch
 
 from dash_vision import Adapter, DashConfig, inject
-from dash_vision.decompositions import Decompositions
-from dash_vision.layer import weight_matrix
+from dash_vision.core.decompositions import Decompositions
+from dash_vision.core.weights import weight_matrix
 
 from .measure import Settings, Table, seconds
 from .models import TARGETS, TITLES, Size, network, training_step
@@ -90,7 +90,8 @@ def _beside_the_thread(adapter: Adapter, step: Callable[[], None], settings: Set
 
 def _rewind(adapter: Adapter, folder: str | None) -> None:
     """Before the launch again, with nothing at hand but the files in `folder`."""
-    adapter.launched = False
+    for _, w in adapter.weights():
+        w.indices.fill_(-1)
     adapter.decompositions = Decompositions(folder)
 
 

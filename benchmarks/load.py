@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -28,7 +29,8 @@ def measure(settings: Settings, size: Size, rank: int, k: int, timed: bool) -> l
             adapter = train_at_random(pipeline.unet, rank, k)
         else:
             adapter = inject(pipeline.unet, DashConfig(rank=rank, dash_k=k))
-            adapter.launched = True
+            for _, w in adapter.weights():
+                w.indices.copy_(torch.arange(w.k))
         adapter.save(folder / "whole.safetensors")
         adapter.save(folder / "compact.safetensors", compact=True)
         exported = export_lora(adapter, folder / "export")

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from dash_vision.cli import UsageError
-from dash_vision.files import write_json
-from dash_vision.versions import installed_versions
+from dash_vision.files.atomic import write_json
+from dash_vision.files.errors import InputError
+from dash_vision.runs.versions import installed_versions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _PACKAGES = ("torch", "peft", "diffusers", "timm")
@@ -38,9 +38,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise UsageError("--device is cuda, and this torch finds no CUDA device; take --device cpu")
+            raise InputError("--device is cuda, and this torch finds no CUDA device; take --device cpu")
         if self.clock == "cpu" and self.device.type == "cuda":
-            raise UsageError("--clock cpu does not see what a GPU does; leave it out with --device cuda")
+            raise InputError("--clock cpu does not see what a GPU does; leave it out with --device cuda")
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,13 @@ from torchvision import transforms
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dash_vision import Adapter, DashConfig, inject
-from dash_vision.classification.backbones import build, head_names
+from dash_vision.bases.backbones import build, head_names
+from dash_vision.bases.families import Base, load_base
 from dash_vision.classification.config import Run, VtabConfig
 from dash_vision.classification.layout import data_root, read_split, task_folder
 from dash_vision.classification.run import backbone_of, execute
 from dash_vision.classification.runtime import Runtime
 from dash_vision.diffusion.config import DreamBoothConfig
-from dash_vision.diffusion.families import Base, load_base
 from dash_vision.diffusion.training import DreamBoothRun
 from dash_vision.miniature import pipeline_path
 
@@ -138,7 +138,7 @@ def _launched(adapter: Adapter) -> None:
     for _, w in adapter.weights():
         nn.init.orthogonal_(w.U)
         nn.init.orthogonal_(w.V)
-    adapter.launched = True
+        w.indices.copy_(torch.arange(w.k))
 
 
 def trainer_dreambooth(

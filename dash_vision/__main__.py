@@ -11,8 +11,11 @@ from pathlib import Path
 
 import torch
 
-from .adapter_io import FORMATS, AdapterFileError, AdapterState, export_states, read_native, read_notes
-from .cli import one_line, reader_gone
+from .core.loading import read_adapters
+from .files.errors import InputError, one_line
+from .files.lora import FORMATS, export_states
+from .files.native import AdapterState, read_notes
+from .runs.settings import reader_gone
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -42,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         if args.command == "export":
-            print(f"wrote {export_states(read_native(args.native), args.out, args.to, DTYPES[args.dtype])}")
+            print(f"wrote {export_states(read_adapters(args.native), args.out, args.to, DTYPES[args.dtype])}")
         elif args.command in ("predict", "merge"):
             # Kept apart: converting adapters needs no timm.
             from .classification.trained import command_lines
@@ -50,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
             print("\n".join(map(one_line, command_lines(args))), flush=True)
         else:
             print("\n".join(map(one_line, describe(args.file))), flush=True)
-    except (AdapterFileError, ValueError) as error:
+    except (InputError, ValueError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
@@ -64,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def describe(file: Path) -> list[str]:
     """The lines that `inspect` prints."""
-    states = read_native(file)
+    states = read_adapters(file)
     lines = [f"{file}: native dash-vision adapter, {file.stat().st_size / 1e6:.2f} MB"]
     lines += [f"  {key}: {_cut(str(value))}" for key, value in sorted(read_notes(file).items())]
     for name, state in states.items():
@@ -73,13 +76,12 @@ def describe(file: Path) -> list[str]:
 
 
 def _describe_component(name: str, state: AdapterState) -> list[str]:
-    c = state.config
-    phase = "dash (launched)" if state.launched else "pre-launch" if c.dash_k else "plain LoRA"
+    phase = "dash (launched)" if state.launched else "pre-launch" if state.dash_k else "plain LoRA"
     compact = "compact, " if state.compact else ""
     parameters = sum(state.tensors[f"{m}.{key}"].numel() for m in state.kinds for key in ("A", "B", "dsigma"))
     lines = [
-        f"{name}: {compact}{len(state.kinds)} layers, rank {c.rank}, scaling {c.scaling:g}, dash_k {c.dash_k}, "
-        f"eps {c.eps:g}, {phase}",
+        f"{name}: {compact}{len(state.kinds)} layers, rank {state.rank}, scaling {state.scaling:g}, dash_k {state.dash_k}, "
+        f"eps {state.eps:g}, {phase}",
         f"  {parameters:,} trained numbers; base fingerprint {state.fingerprint}",
     ]
     width = max(len(m) for m in state.kinds)

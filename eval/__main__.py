@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dash_vision.files import write_text
+from dash_vision.files.atomic import write_text
 
 from .prompts import CLIP, DINO, PICTURES_PER_PROMPT, PROMPT_LISTS
-from .runs import EvalError, check_output
+from .runs import InputError, check_output
 
 
 class _Begin(argparse.Action):
@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.out is not None:
             check_output(args.out, folder=args.command == "subject")
         problems = args.run(args)
-    except EvalError as error:
+    except InputError as error:
         if first:
             print(f"error: {error}", file=sys.stderr)
         return 2
@@ -204,7 +204,7 @@ def _directions(args: argparse.Namespace) -> list[str]:
 def _subject(args: argparse.Namespace) -> list[str]:
     blocks = args.blocks or []
     if len(blocks) != 1:
-        raise EvalError(f"{len(blocks)} subjects given; this takes one --subject DIR with its --adapter NAME=OUT ...")
+        raise InputError(f"{len(blocks)} subjects given; this takes one --subject DIR with its --adapter NAME=OUT ...")
     import torch
 
     from .figure import Block
@@ -245,7 +245,7 @@ def _report(args: argparse.Namespace) -> list[str]:
 
 def _figure(args: argparse.Namespace) -> list[str]:
     if not args.blocks:
-        raise EvalError("no --subject; give --subject DIR --adapter NAME=OUT --prompts PROMPT ... OUT.png")
+        raise InputError("no --subject; give --subject DIR --adapter NAME=OUT --prompts PROMPT ... OUT.png")
     import torch
 
     from .figure import Block, make_figure

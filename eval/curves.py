@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dash_vision.drawing.plot import MOST_LINES, Panel, Point, Series, draw, running_mean, thinned
+
 from .figure import check_picture_name, save
-from .plot import MOST_LINES, Panel, Point, Series, draw, running_mean, thinned
-from .runs import DreamBoothRun, EvalError, Run, VtabRun, find_runs, labels, native_adapters
+from .runs import DreamBoothRun, InputError, Run, VtabRun, find_runs, labels, native_adapters
 
 # The projections of one block keep one colour through a chart.
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out", "qkv", "proj", "fc1", "fc2")
@@ -19,14 +20,14 @@ _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out", "qkv", "proj", "fc1", "fc2")
 def make_curves(paths: Sequence[Path], output: Path, say: Callable[[str], None] = print) -> list[str]:
     """Draw the curves of the runs at `paths` to `output` (.png or .pdf); the problems of those left out.
 
-    Raises EvalError when there is nothing to draw.
+    Raises InputError when there is nothing to draw.
     """
     check_picture_name(output)
     runs, problems = find_runs(paths)
     if not runs:
-        raise EvalError("; ".join(problems) or "no runs; give output folders of train_dreambooth.py or train_vtab.py")
+        raise InputError("; ".join(problems) or "no runs; give output folders of train_dreambooth.py or train_vtab.py")
     if len(runs) > MOST_LINES:
-        raise EvalError(
+        raise InputError(
             f"there are {len(runs)} runs; one picture takes up to {MOST_LINES}: name fewer, such as the folder of one "
             "task or method"
         )
@@ -54,7 +55,7 @@ def all_panels(runs: Sequence[Run]) -> tuple[list[Panel], list[str]]:
     for name, run in zip(names, runs, strict=True):
         try:
             panels += adapter_panels(name, run)
-        except EvalError as error:
+        except InputError as error:
             problems.append(str(error))
     return panels, problems
 
@@ -95,10 +96,10 @@ def _launches(runs: Sequence[Run]) -> list[tuple[float, str]]:
 def adapter_panels(name: str, run: Run) -> list[Panel]:
     """Per component of a launched adapter: the learned shifts, and where in the spectra the directions lie.
 
-    Empty for runs without a dash. Raises EvalError for a broken adapter file.
+    Empty for runs without a dash. Raises InputError for a broken adapter file.
     """
     panels = []
-    adapters = {c: s for c, s in native_adapters(run).items() if s.launched and s.config.dash_k}
+    adapters = {c: s for c, s in native_adapters(run).items() if s.launched and s.dash_k}
     for component, state in adapters.items():
         shifts: dict[str, list[Point]] = {}
         places: dict[str, list[Point]] = {}

@@ -17,16 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dash_vision.adapter_io import (
-    NATIVE_NAME,
-    AdapterFileError,
-    AdapterState,
-    compare_probes,
-    probe_weight,
-    read_native,
-    read_notes,
-)
-from dash_vision.analysis import (
+from dash_vision.core.analysis import (
     LowRank,
     Overlap,
     Update,
@@ -37,13 +28,26 @@ from dash_vision.analysis import (
     overlap,
     update_rates,
 )
-from dash_vision.checkpoint import CheckpointError, load_checkpoint
-from dash_vision.directions import Directions, singular_directions
-from dash_vision.layer import weight_matrix
+from dash_vision.core.directions import Directions, singular_directions
+from dash_vision.core.loading import probe_weight
+from dash_vision.core.weights import weight_matrix
+from dash_vision.drawing.plot import Panel, Point, Series, draw
+from dash_vision.files.checkpoint import load_checkpoint
+from dash_vision.files.errors import InputError
+from dash_vision.files.fingerprints import compare_probes
+from dash_vision.files.native import NATIVE_NAME, AdapterState, read_native, read_notes
 
 from .figure import check_picture_name, save
-from .plot import Panel, Point, Series, draw
-from .runs import RECORDS, DreamBoothRun, EvalError, Run, find_runs, labels, load_pipeline, native_adapters, short_names
+from .runs import (
+    RECORDS,
+    DreamBoothRun,
+    Run,
+    find_runs,
+    labels,
+    load_pipeline,
+    native_adapters,
+    short_names,
+)
 
 TRAINED_NAME = "trained.safetensors"  # of a VTAB run without an adapter
 FULL_NAMES = (TRAINED_NAME, "unet/diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors")
@@ -81,18 +85,18 @@ def make_directions(
     base: str | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Draw the analysis of `run` to `output` (.png or .pdf). Raises EvalError.
+    """Draw the analysis of `run` to `output` (.png or .pdf). Raises InputError.
 
     truth: a second run, or a fully fine-tuned model, whose directions the run's are to predict. layers: parts of the
     names of layers whose change rates are shown (default: the first, the middle and the last).
     """
     check_picture_name(output)
     if draws < _LEAST_DRAWS:
-        raise EvalError(f"--draws is {draws}; bands of 5 to 95 percent need {_LEAST_DRAWS} or more")
+        raise InputError(f"--draws is {draws}; bands of 5 to 95 percent need {_LEAST_DRAWS} or more")
     found, source = _source(run)
     state = source.state
-    if state is None or state.config.rank == 0:
-        raise EvalError(f"{run} has no low-rank update to predict directions from; give a run of LoRA or LoRA-Dash")
+    if state is None or state.rank == 0:
+        raise InputError(f"{run} has no low-rank update to predict directions from; give a run of LoRA or LoRA-Dash")
     other_run, other = _truth(truth, found, source) if truth else (None, None)
     shared = _common_start(found, state, other_run, other.state) if other and other_run else 0
     if truth and other and (isinstance(found, DreamBoothRun) or other.name == source.name):
@@ -107,7 +111,7 @@ def make_directions(
     analysed: list[Layer] = []
     shifts: list[tuple[list[float], float]] = []
     for number, (module, W) in enumerate(frozen.items()):
-        if state.launched and state.config.dash_k:
+        if state.launched and state.dash_k:
             shifts.append(_shifts(module, W, state))
         if other is None and module not in shown:
             continue
@@ -157,14 +161,14 @@ def _source(path: Path) -> tuple[Run, Source]:
     """The one run at `path` and its adapter, of the UNet or of the ViT."""
     runs, problems = find_runs([path])
     if problems or len(runs) != 1:
-        raise EvalError("; ".join(problems) or f"{path} holds {len(runs)} runs; give the folder of one")
+        raise InputError("; ".join(problems) or f"{path} holds {len(runs)} runs; give the folder of one")
     states = native_adapters(runs[0])
     if states:
         state = states.get("unet") or next(iter(states.values()))
         return runs[0], Source(_name(runs[0]), state, None)
     weights = _full_weights(path)
     if weights is None:
-        raise EvalError(f"{path} has no {NATIVE_NAME}; the analysis takes runs of LoRA, LoRA-Dash or full fine-tuning")
+        raise InputError(f"{path} has no {NATIVE_NAME}; the analysis takes runs of LoRA, LoRA-Dash or full fine-tuning")
     return runs[0], Source(_name(runs[0]), None, weights)
 
 
@@ -173,7 +177,7 @@ def _name(run: Run) -> str:
 
 
 def _truth(path: Path, run: Run, source: Source) -> tuple[Run | None, Source]:
-    """What `source` is to predict, and its run; None for weights that are no run's. Raises EvalError for another base
+    """What `source` is to predict, and its run; None for weights that are no run's. Raises InputError for another base
     than that of `run`."""
     weights = _full_weights(path)
     if weights and not any((path / name).is_file() for name in RECORDS):
@@ -185,11 +189,11 @@ def _truth(path: Path, run: Run, source: Source) -> tuple[Run | None, Source]:
         common = truth.state.kinds.keys() & source.state.kinds.keys()
         mine = {m: source.state.probes[m] for m in common}
         if not common or compare_probes(mine, {m: truth.state.probes[m] for m in common}):
-            raise EvalError(f"{refusal}; their directions have no relation")
+            raise InputError(f"{refusal}; their directions have no relation")
     elif _recorded_base(found) != _recorded_base(run):
         pairs = zip(_recorded_base(found).items(), _recorded_base(run).values(), strict=False)
         differing = "; ".join(f"{name}: {value}, not {mine}" for (name, value), mine in pairs if value != mine)
-        raise EvalError(f"{refusal} ({differing}); give its weights as a file to take the base on trust")
+        raise InputError(f"{refusal} ({differing}); give its weights as a file to take the base on trust")
     return found, truth
 
 
@@ -211,11 +215,11 @@ def _common_start(run: Run, state: AdapterState, other_run: Run, other: AdapterS
 
     A is drawn layer after layer from the run's seed, on the run's device, before anything else is.
     """
-    if other is None or (state.config.rank, list(state.kinds)) != (other.config.rank, list(other.kinds)):
+    if other is None or (state.rank, list(state.kinds)) != (other.rank, list(other.kinds)):
         return 0
     seed = run.content.get("seed")
     alike = seed is not None and seed == other_run.content.get("seed") and _drawn_on(run) == _drawn_on(other_run)
-    return state.config.rank if alike else 0
+    return state.rank if alike else 0
 
 
 def _drawn_on(run: Run) -> Any:
@@ -233,7 +237,8 @@ def _base(run: Run, base: str | None) -> nn.Module:
     """The frozen model that a run was trained on."""
     if isinstance(run, DreamBoothRun):
         return load_pipeline(run, base).unet
-    from dash_vision.classification.backbones import Backbone, BackboneError, build
+    from dash_vision.bases.backbones import Backbone, build
+    from dash_vision.files.errors import InputError
 
     path = run.folder / NATIVE_NAME
     try:
@@ -241,17 +246,17 @@ def _base(run: Run, base: str | None) -> nn.Module:
         backbone = Backbone.from_dict({**about["backbone"], **({"checkpoint": base} if base else {})})
         return build(backbone, len(about["classes"]))
     except (KeyError, TypeError):
-        raise EvalError(f"{path} does not say which model it was trained on; make the run again") from None
-    except (BackboneError, OSError) as error:
-        raise EvalError(f"cannot load the base of {run.folder} ({error}); name its weights by --base") from None
+        raise InputError(f"{path} does not say which model it was trained on; make the run again") from None
+    except (InputError, OSError) as error:
+        raise InputError(f"cannot load the base of {run.folder} ({error}); name its weights by --base") from None
 
 
 def _frozen(model: nn.Module, state: AdapterState, path: Path) -> dict[str, Tensor]:
-    """Module -> its frozen weight [out, in]. Raises EvalError when the model is not the one trained on."""
+    """Module -> its frozen weight [out, in]. Raises InputError when the model is not the one trained on."""
     modules = dict(model.named_modules())
     missing = [m for m in state.kinds if m not in modules]
     if missing or compare_probes({m: probe_weight(modules[m]) for m in state.kinds}, state.probes):
-        raise EvalError(f"{path} was trained on another base than the one loaded; name the right one by --base")
+        raise InputError(f"{path} was trained on another base than the one loaded; name the right one by --base")
     return {m: weight_matrix(modules[m]).detach() for m in state.kinds}
 
 
@@ -268,8 +273,8 @@ def _steps(run: Run, state: AdapterState) -> dict[int, Mapping[str, Tensor]]:
                 step, tensors = int(read_notes(path)["step"]), read_native(path)["model"].tensors
             if all(f"{m}.{key}" in tensors for m in state.kinds for key in "AB"):
                 found[step] = tensors
-        except (CheckpointError, AdapterFileError, KeyError, TypeError, ValueError) as error:
-            raise EvalError(f"{path} cannot be read ({error}); remove it to do without that step") from None
+        except (InputError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} cannot be read ({error}); remove it to do without that step") from None
     final = run.content.get("steps") or run.content.get("optimizer_steps", {}).get("retrain") or 0
     found[int(final)] = state.tensors
     return dict(sorted(found.items()))
@@ -282,7 +287,7 @@ def _shown(modules: Sequence[str], parts: Sequence[str]) -> list[str]:
     for part in parts:
         found = [m for m in modules if part in m]
         if not found:
-            raise EvalError(f"no adapted layer has {part!r} in its name; some are {', '.join(modules[:3])}")
+            raise InputError(f"no adapted layer has {part!r} in its name; some are {', '.join(modules[:3])}")
         chosen += found
     return list(dict.fromkeys(chosen))
 
@@ -302,8 +307,8 @@ def _learned(source: Source, module: str, W: Tensor, directions: Directions) -> 
         return _difference(source, module, W)
     if module not in state.kinds:
         return None
-    A, B = _low_rank(state.tensors, module, state.config.scaling)
-    if state.launched and state.config.dash_k:
+    A, B = _low_rank(state.tensors, module, state.scaling)
+    if state.launched and state.dash_k:
         indices, shifts = state.tensors[f"{module}.indices"], state.tensors[f"{module}.dsigma"].double()
         A = torch.cat([A.double(), directions.V[indices]])
         B = torch.cat([B.double(), directions.U[:, indices] * shifts], dim=1)
@@ -319,8 +324,8 @@ def _shifts(module: str, W: Tensor, state: AdapterState) -> tuple[list[float], f
     else:  # u^T W v: no decomposition of every layer of a large model for one line
         U, V = (state.tensors[f"{module}.{key}"].double() for key in "UV")
         sigma = ((W.double() @ V.T) * U).sum(0)
-    update = norm(_low_rank(state.tensors, module, state.config.scaling))
-    return (shift.abs() / (sigma + state.config.eps)).tolist(), shift.norm().item() / max(update, 1e-300)
+    update = norm(_low_rank(state.tensors, module, state.scaling))
+    return (shift.abs() / (sigma + state.eps)).tolist(), shift.norm().item() / max(update, 1e-300)
 
 
 def _difference(source: Source, module: str, W: Tensor) -> Tensor | None:
@@ -332,9 +337,9 @@ def _difference(source: Source, module: str, W: Tensor) -> Tensor | None:
                 return None
             tuned = file.get_tensor(key).flatten(1)
     except (SafetensorError, OSError) as error:
-        raise EvalError(f"{source.weights} is no complete .safetensors file ({error})") from None
+        raise InputError(f"{source.weights} is no complete .safetensors file ({error})") from None
     if tuned.shape != W.shape:
-        raise EvalError(f"{source.weights}: {key} is {tuple(tuned.shape)}, the base's is {tuple(W.shape)}")
+        raise InputError(f"{source.weights}: {key} is {tuple(tuned.shape)}, the base's is {tuple(W.shape)}")
     return tuned.double() - W.double()
 
 
@@ -343,9 +348,9 @@ def _difference(source: Source, module: str, W: Tensor) -> Tensor | None:
 
 def _rate_panels(module: str, directions: Directions, state: AdapterState, draws: int, seed: int) -> Iterator[Panel]:
     """Change rate against index: all of it, its tail, and sorted, each with its null."""
-    update = _low_rank(state.tensors, module, state.config.scaling)
-    rates = update_rates(directions, update, state.config.eps)
-    null = null_rates(directions, update, draws, seed, state.config.eps)
+    update = _low_rank(state.tensors, module, state.scaling)
+    rates = update_rates(directions, update, state.eps)
+    null = null_rates(directions, update, draws, seed, state.eps)
     p = len(rates)
     tail = min(p, max(_LEAST_TAIL, round(_TAIL * p)))
     chosen: list[int] = state.tensors[f"{module}.indices"].tolist() if state.launched else []
@@ -385,7 +390,7 @@ def _overlaps(
     seed: int,
 ) -> Layer:
     assert source.state is not None
-    config = source.state.config
+    config = source.state
     update = _learned(truth, module, W, directions)
     if update is None:
         return Layer(module, {}, [])
@@ -403,7 +408,7 @@ def _overlap_panels(layers: Sequence[Layer], truth: Source, state: AdapterState)
     """Recall and accuracy over layers at the last step; where more steps were kept, their means over these."""
     layers = [layer for layer in layers if layer.at]
     if not layers:
-        raise EvalError(f"{truth.name} has none of the run's layers; give a model of the same kind")
+        raise InputError(f"{truth.name} has none of the run's layers; give a model of the same kind")
     panels = []
     steps = list(layers[0].at)
     for colour, measure in ((0, "recall"), (1, "accuracy")):
@@ -428,7 +433,7 @@ def _match_panels(
     """The paper's rank-match grid of a layer: which rank in one is which rank in the other; and how often random
     updates fill each cell."""
     assert source.state is not None
-    config = source.state.config
+    config = source.state
     update = _learned(truth, module, W, directions)
     if update is None:
         return []
@@ -473,7 +478,7 @@ def _over_steps(layers: Sequence[Layer], steps: Sequence[int]) -> Panel:
 
 
 def _size(state: AdapterState) -> str:
-    return f"LoRA of rank {state.config.rank}"
+    return f"LoRA of rank {state.rank}"
 
 
 def _at(places: Sequence[int] | range, values: Sequence[float]) -> list[Point]:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from .prompts import DINO
-from .runs import MINIATURE, EvalError, no_loading_bars, within_memory
+from .runs import MINIATURE, InputError, no_loading_bars, within_memory
 
 _BATCH = 32
 _INSTEAD = "--device cpu"
@@ -36,7 +36,7 @@ class ClipEncoder:
             self.processor: Any = CLIPProcessor.from_pretrained(place)
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise EvalError(
+            raise InputError(
                 f"cannot load CLIP from {name} ({reason}); name a folder or a hub id in the local cache by --clip"
             ) from None
         with within_memory(self.name, _INSTEAD):
@@ -83,13 +83,13 @@ class DinoEncoder:
         import timm
 
         if checkpoint and (not Path(checkpoint).is_file() or Path(checkpoint).suffix != ".safetensors"):
-            raise EvalError(f"--dino_checkpoint is {checkpoint}; it takes a .safetensors file of {name}'s weights")
+            raise InputError(f"--dino_checkpoint is {checkpoint}; it takes a .safetensors file of {name}'s weights")
         local: dict[str, Any] = {"pretrained_cfg_overlay": {"file": checkpoint}} if checkpoint else {}
         try:
             model: Any = timm.create_model(name, pretrained=True, num_classes=0, **local)
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise EvalError(
+            raise InputError(
                 f"cannot load {name} with its weights through timm ({reason}); give them by --dino_checkpoint, or "
                 "leave the column out by --dino none"
             ) from None
@@ -110,8 +110,8 @@ def miniature_vit() -> tuple[Any, Any]:
     """The ViT that ships beside the embedded base, without a head, and the transform of its pictures."""
     from timm.data import create_transform
 
-    from dash_vision.classification.backbones import build, describe
-    from dash_vision.classification.config import MINIATURE as OF_TIMM
+    from dash_vision.bases.backbones import MINIATURE as OF_TIMM
+    from dash_vision.bases.backbones import build, describe
 
     found = describe(OF_TIMM)
     model: Any = build(found, classes=1)

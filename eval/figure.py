@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
-from dash_vision.diffusion.sheet import font_for, wrapped
-from dash_vision.files import replacing
-from dash_vision.versions import installed_versions
+from dash_vision.drawing.fonts import font_for, wrapped
+from dash_vision.files.atomic import replacing
+from dash_vision.runs.versions import installed_versions
 
 from .runs import (
     FORMATS,
     DreamBoothRun,
-    EvalError,
+    InputError,
     check_files,
     dtype_name,
     fitting_runs,
@@ -76,14 +76,14 @@ def make_figure(
     """Sample every block, write the figure to `output` (.png or .pdf); a sentence for each part that was left out.
 
     steps, guidance: of the sampler; None takes those of each block's first run. device: None takes the GPU where there
-    is one. dtype: of the weights while sampling. Raises EvalError where nothing is left to draw.
+    is one. dtype: of the weights while sampling. Raises InputError where nothing is left to draw.
     """
     check_picture_name(output, "figure")
     check_sampling(seed, steps, guidance)
     device = usable_device(device)
     for block in blocks:
         if not block.prompts:
-            raise EvalError(f'no prompts for {block.subject}; give --prompts "a {{}} in the snow" ...')
+            raise InputError(f'no prompts for {block.subject}; give --prompts "a {{}} in the snow" ...')
         for note in check_prompts(block.prompts):
             say(note)
     ready, problems, sampled = [], [], []
@@ -93,17 +93,17 @@ def make_figure(
             inputs, unread = _inputs(block.subject)
             ready.append((block, runs, inputs))
             problems += broken + unread
-        except EvalError as error:
+        except InputError as error:
             problems.append(str(error))
     for block, runs, inputs in ready:
         try:
             made, unfit = _sample(block, runs, inputs, seed, base, steps, guidance, device, dtype, say)
             sampled.append(made)
             problems += unfit
-        except EvalError as error:
+        except InputError as error:
             problems.append(str(error))
     if not sampled:
-        raise EvalError("; ".join(problems))
+        raise InputError("; ".join(problems))
     page = draw(sampled)
     save(page, output, {"seed": seed, "blocks": [s.story for s in sampled], "versions": installed_versions(PACKAGES)})
     say(f"{output}: {page.width} x {page.height}, seed {seed}")
@@ -123,30 +123,30 @@ def save(page: Image.Image, output: Path, story: dict[str, Any]) -> None:
 
 
 def check_picture_name(output: Path, what: str = "picture") -> None:
-    """Raises EvalError for a file to draw that is not .png or .pdf."""
+    """Raises InputError for a file to draw that is not .png or .pdf."""
     if output.suffix.lower() not in (".png", ".pdf"):
-        raise EvalError(f"the {what}'s name is {output}; it takes a name that ends in .png or .pdf")
+        raise InputError(f"the {what}'s name is {output}; it takes a name that ends in .png or .pdf")
 
 
 def check_sampling(seed: int, steps: int | None, guidance: float | None) -> None:
-    """Raises EvalError for settings that no sampler takes; None stands for a run's own."""
+    """Raises InputError for settings that no sampler takes; None stands for a run's own."""
     check_whole("seed", seed, 0)
     check_whole("num_inference_steps", 1 if steps is None else steps, 1)
     if guidance is not None and not 0 <= guidance < math.inf:
-        raise EvalError(f"--guidance_scale is {guidance}; it takes a number of 0 or more")
+        raise InputError(f"--guidance_scale is {guidance}; it takes a number of 0 or more")
 
 
 def check_whole(name: str, value: int, least: int) -> None:
-    """Raises EvalError for a setting below `least`."""
+    """Raises InputError for a setting below `least`."""
     if value < least:
-        raise EvalError(f"--{name} is {value}; it takes a whole number of {least} or more")
+        raise InputError(f"--{name} is {value}; it takes a whole number of {least} or more")
 
 
 def check_prompts(prompts: Sequence[str]) -> list[str]:
-    """A note for each prompt without a place for the subject. Raises EvalError for a blank one."""
+    """A note for each prompt without a place for the subject. Raises InputError for a blank one."""
     for number, prompt in enumerate(prompts, 1):
         if not prompt.strip():
-            raise EvalError(f'prompt {number} of --prompts is blank; write what to draw, such as "a {{}} in the snow"')
+            raise InputError(f'prompt {number} of --prompts is blank; write what to draw, such as "a {{}} in the snow"')
     return [
         f'note: "{p}" has no {{}}, the place of the subject\'s name; drawn as it is' for p in prompts if "{}" not in p
     ]
@@ -155,36 +155,36 @@ def check_prompts(prompts: Sequence[str]) -> list[str]:
 def check_block(block: Block) -> tuple[dict[str, DreamBoothRun], list[str]]:
     """The runs of a block, all of one subject on one base, and a sentence for each that was left out.
 
-    Everything that is wrong with it is found before a model is loaded. Raises EvalError where no run is left.
+    Everything that is wrong with it is found before a model is loaded. Raises InputError where no run is left.
     """
     if not block.adapters:
-        raise EvalError(f"no adapter for {block.subject}; give --adapter NAME=FOLDER, for each method one")
+        raise InputError(f"no adapter for {block.subject}; give --adapter NAME=FOLDER, for each method one")
     if not picture_files(block.subject):
-        raise EvalError(f"there are no pictures in {block.subject}; give the folder of the input pictures")
+        raise InputError(f"there are no pictures in {block.subject}; give the folder of the input pictures")
     names = [name for name, _ in block.adapters]
     if len(set(names)) < len(names):
-        raise EvalError(f"two adapters for {block.subject} have one name ({', '.join(names)}); give each its own")
+        raise InputError(f"two adapters for {block.subject} have one name ({', '.join(names)}); give each its own")
     runs, problems = {}, []
     for name, folder in block.adapters:
         try:
             run = read_run(folder)
             check_files(run)
             if not run.content["arguments"].keys() >= {"resolution", "num_inference_steps", "guidance_scale"}:
-                raise EvalError(f"{folder}/run.json is of another version of dash-vision; make the run again")
+                raise InputError(f"{folder}/run.json is of another version of dash-vision; make the run again")
             runs[name] = run
-        except EvalError as error:
+        except InputError as error:
             problems.append(f"{name}: {error}")
     if not runs:
-        raise EvalError("; ".join(problems))
+        raise InputError("; ".join(problems))
     first = next(iter(runs.values()))
     if any(same_base(first, run) is False for run in runs.values()):
         bases = ", ".join(f"{name}: {run.base}" for name, run in runs.items())
-        raise EvalError(
+        raise InputError(
             f"the adapters for {block.subject} were trained on different bases ({bases}); compare like with like"
         )
     if len({(run.subject, run.argument("resolution")) for run in runs.values()}) > 1:
         found = ", ".join(f'{name}: "{run.subject}" at {run.argument("resolution")}' for name, run in runs.items())
-        raise EvalError(
+        raise InputError(
             f"the adapters for {block.subject} were trained with different words or resolutions ({found}); one prompt "
             "does not fit them: give each its own --subject"
         )
@@ -205,7 +205,7 @@ def open_picture(path: Path) -> Image.Image:
 
 
 def _inputs(folder: Path) -> tuple[list[Image.Image], list[str]]:
-    """The pictures in a folder, and a sentence for each that cannot be read. Raises EvalError where none can."""
+    """The pictures in a folder, and a sentence for each that cannot be read. Raises InputError where none can."""
     pictures, problems = [], []
     for path in picture_files(folder):
         try:
@@ -213,7 +213,7 @@ def _inputs(folder: Path) -> tuple[list[Image.Image], list[str]]:
         except (OSError, ValueError, SyntaxError):
             problems.append(f"{path} is no readable picture; remove or replace it")
     if not pictures:
-        raise EvalError(f"no picture in {folder} can be read ({problems[0]})")
+        raise InputError(f"no picture in {folder} can be read ({problems[0]})")
     return pictures, problems
 
 
@@ -237,7 +237,7 @@ def _sample(
     dtype: torch.dtype,
     say: Callable[[str], None],
 ) -> tuple[Sampled, list[str]]:
-    """A block's pictures, and a sentence for each adapter that does not fit the base. Raises EvalError."""
+    """A block's pictures, and a sentence for each adapter that does not fit the base. Raises InputError."""
     first = next(iter(runs.values()))
     prompts = [prompt.replace("{}", first.subject) for prompt in block.prompts]
     pipeline = load_pipeline(first, base)

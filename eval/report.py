@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from dash_vision.diffusion.sheet import last_row
-from dash_vision.files import write_text
+from dash_vision.drawing.plot import svg
+from dash_vision.drawing.sheet import last_row
+from dash_vision.files.atomic import write_text
 
 from .curves import all_panels
-from .plot import svg
-from .runs import FORMATS, RECORDS, DreamBoothRun, EvalError, Run, VtabRun, distinct, find_runs, labels, same_base
+from .runs import FORMATS, RECORDS, DreamBoothRun, InputError, Run, VtabRun, distinct, find_runs, labels, same_base
 from .scores import RESULT, cells, describe, read_result, rows
 from .vtab import BLANK, GROUPS, MEAN_OF_GROUPS, OTHER_SPLIT, TASKS, Columns, Row, best_cells, in_words, values
 
@@ -45,16 +45,16 @@ class Cell(NamedTuple):
 def make_report(paths: Sequence[Path], output: Path, say: Callable[[str], None] = print) -> list[str]:
     """Write the page of the runs at `paths` to `output`; the problems of what was left out, which the page names too.
 
-    Raises EvalError when there is nothing to report.
+    Raises InputError when there is nothing to report.
     """
     if output.suffix.lower() not in (".html", ".htm"):
-        raise EvalError(f"the report's name is {output}; it takes a name that ends in .html")
+        raise InputError(f"the report's name is {output}; it takes a name that ends in .html")
     figures, rest, no_figures = _figures([path.expanduser() for path in paths])
     subjects, rest, failed = _subject_results(rest)
     runs, problems = find_runs(rest)
     problems = no_figures + failed + problems
     if not (runs or subjects or figures):
-        raise EvalError("; ".join(problems) or "no runs; give output folders of train_dreambooth.py or train_vtab.py")
+        raise InputError("; ".join(problems) or "no runs; give output folders of train_dreambooth.py or train_vtab.py")
     names = labels(runs)
     sheets, broken = _sheets(runs, names)
     panels, unread = all_panels(runs)
@@ -110,7 +110,7 @@ def _subject_results(
         for folder in distinct(folders, seen):
             try:
                 results.append((folder, read_result(folder)))
-            except EvalError as error:
+            except InputError as error:
                 problems.append(str(error))
     return results, rest, problems
 
@@ -251,7 +251,7 @@ class Sheet(NamedTuple):
             return False
         try:
             return same_base(self.run, other.run) is True
-        except EvalError:  # of a native file, which the curves name
+        except InputError:  # of a native file, which the curves name
             return False
 
     @property

@@ -15,15 +15,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dash_vision.adapter_io import (
-    DIFFUSERS_NAME,
-    NATIVE_NAME,
-    AdapterFileError,
-    AdapterState,
-    compare_probes,
-    probe_weight,
-    read_native,
-)
+from dash_vision.core.loading import probe_weight, read_adapters
+from dash_vision.files.errors import InputError
+from dash_vision.files.fingerprints import compare_probes
+from dash_vision.files.lora import DIFFUSERS_NAME
+from dash_vision.files.native import NATIVE_NAME, AdapterState
 
 RECORDS = ("run.json", "result.json", "val_result.json")  # of finished runs
 MINIATURE = "the embedded miniature"  # what a run.json calls it
@@ -32,10 +28,6 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # not pillow's 
 # What pages and figures need among a DreamBooth run's arguments, and what both kinds of record may have: numbers.
 _ARGUMENTS = ("rank", "dash_k", "learning_rate", "resolution", "num_inference_steps", "guidance_scale")
 _MEASURES = ("seed", "steps", "trainable_parameters", "selected_epoch", "val_accuracy", "test_accuracy")
-
-
-class EvalError(ValueError):
-    """An artifact or an argument that cannot be used: what was found, what is needed, what to do."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +137,7 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
             record = _record(folder)
             try:
                 runs.append(read_vtab_run(folder) if record and record.name != "run.json" else read_run(folder))
-            except EvalError as error:
+            except InputError as error:
                 problems.append(str(error))
     return runs, problems
 
@@ -190,46 +182,48 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def native_adapters(run: Run) -> dict[str, AdapterState]:
-    """Component -> adapter of the run's native file; empty where it has none. Raises EvalError for a broken one."""
+    """Component -> adapter of the run's native file; empty where it has none. Raises InputError for a broken one."""
     path = run.folder / NATIVE_NAME
     if not path.is_file():
         return {}
     try:
-        return read_native(path)
-    except AdapterFileError as error:
-        raise EvalError(str(error)) from None
+        return read_adapters(path)
+    except InputError as error:
+        raise InputError(str(error)) from None
 
 
 def read_run(folder: str | Path) -> DreamBoothRun:
-    """The run in `folder`. Raises EvalError when it is missing, unfinished, cut short or of another kind."""
+    """The run in `folder`. Raises InputError when it is missing, unfinished, cut short or of another kind."""
     folder = Path(folder).expanduser()
     path = folder / "run.json"
     if not folder.is_dir():
-        raise EvalError(f"there is no folder {folder}; give the --output_dir of a run of train_dreambooth.py")
+        raise InputError(f"there is no folder {folder}; give the --output_dir of a run of train_dreambooth.py")
     if not path.is_file():
-        raise EvalError(f"{folder} holds no run.json; its run has not finished, or it is no run of train_dreambooth.py")
+        raise InputError(
+            f"{folder} holds no run.json; its run has not finished, or it is no run of train_dreambooth.py"
+        )
     content = read_json(path)
     run = DreamBoothRun(folder, content)
     try:
         if content["kind"] != "dreambooth":
-            raise EvalError(f"{path} is of a {content['kind']} run; this takes runs of train_dreambooth.py")
+            raise InputError(f"{path} is of a {content['kind']} run; this takes runs of train_dreambooth.py")
         needed = (run.base, run.base_fingerprint, run.prompt, run.method)
         numbers = [*run.losses, *map(run.argument, _ARGUMENTS), content.get("timings_s", {}).get("train", 0)]
         content["class_prompt"]  # null without a class
         if None in needed or not all(map(math.isfinite, numbers)) or (run.launch or 0) < 0:
             raise ValueError
         _check_record(content)
-    except EvalError:
+    except InputError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError):
-        raise EvalError(f"{path} is of another version of dash-vision; make the run again") from None
+        raise InputError(f"{path} is of another version of dash-vision; make the run again") from None
     if not (folder / DIFFUSERS_NAME).is_file():
-        raise EvalError(f"{folder} has no {DIFFUSERS_NAME}; make the run again")
+        raise InputError(f"{folder} has no {DIFFUSERS_NAME}; make the run again")
     return run
 
 
 def read_vtab_run(folder: Path) -> VtabRun:
-    """The run in `folder`. Raises EvalError when its record is cut short or of another version."""
+    """The run in `folder`. Raises InputError when its record is cut short or of another version."""
     path = _record(folder)
     assert path is not None
     run = VtabRun(folder, read_json(path))
@@ -239,7 +233,7 @@ def read_vtab_run(folder: Path) -> VtabRun:
             raise ValueError
         _check_record(run.content)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, ArithmeticError):
-        raise EvalError(f"{path} is no result of this version of train_vtab.py; make the run again") from None
+        raise InputError(f"{path} is no result of this version of train_vtab.py; make the run again") from None
     return run
 
 
@@ -252,11 +246,11 @@ def _check_record(content: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a file of JSON holds. Raises EvalError when it is cut short or no JSON."""
+    """What a file of JSON holds. Raises InputError when it is cut short or no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise EvalError(f"{path} cannot be read ({error}); finish the run again") from None
+        raise InputError(f"{path} cannot be read ({error}); finish the run again") from None
 
 
 def no_loading_bars() -> None:
@@ -269,7 +263,7 @@ def no_loading_bars() -> None:
 
 
 def load_pipeline(run: DreamBoothRun, base: str | None = None) -> Any:
-    """The stock diffusers pipeline that a run was trained on, in float32. Raises EvalError.
+    """The stock diffusers pipeline that a run was trained on, in float32. Raises InputError.
 
     base: a hub id or folder to use instead of the run's own record.
     """
@@ -289,7 +283,7 @@ def load_pipeline(run: DreamBoothRun, base: str | None = None) -> Any:
             pipeline = diffusers.DiffusionPipeline.from_pretrained(name, use_safetensors=True, safety_checker=None)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise EvalError(
+        raise InputError(
             f"cannot load {name}, the base of {run.folder} ({reason}); name where it is by --base"
         ) from None
     pipeline.set_progress_bar_config(disable=True)
@@ -301,7 +295,7 @@ def fitting_runs(
 ) -> tuple[dict[str, DreamBoothRun], list[str]]:
     """The runs whose adapters load in a pipeline that none is loaded in, and a sentence for each of the others.
 
-    base: what the pipeline was loaded from, None for what the first run's record names. Raises EvalError where none is
+    base: what the pipeline was loaded from, None for what the first run's record names. Raises InputError where none is
     left.
     """
     fitting, problems = {}, []
@@ -310,24 +304,24 @@ def fitting_runs(
             _check_base(pipeline, run, base or next(iter(runs.values())).base)
             load_lora(pipeline, run)
             fitting[name] = run
-        except EvalError as error:
+        except InputError as error:
             problems.append(f"{name}: {error}")
         finally:
             pipeline.unload_lora_weights()
     if not fitting:
-        raise EvalError("; ".join(problems))
+        raise InputError("; ".join(problems))
     return fitting, problems
 
 
 def _check_base(pipeline: Any, run: DreamBoothRun, base: str) -> None:
-    """Raises EvalError when a run was not trained on the weights of a pipeline, which was loaded from `base`."""
+    """Raises InputError when a run was not trained on the weights of a pipeline, which was loaded from `base`."""
     for component, state in native_adapters(run).items():
         part = getattr(pipeline, component, None)
         modules = dict(part.named_modules()) if part is not None else {}
         layers = {m: modules[m] for m in state.kinds if isinstance(getattr(modules.get(m), "weight", None), Tensor)}
         found = {m: probe_weight(layer) for m, layer in layers.items()}
         if len(found) < len(state.kinds) or compare_probes(found, state.probes):
-            raise EvalError(f"{run.folder} was trained on other weights than {base} holds; name its base by --base")
+            raise InputError(f"{run.folder} was trained on other weights than {base} holds; name its base by --base")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -338,7 +332,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 def same_base(first: DreamBoothRun, second: DreamBoothRun) -> bool | None:
     """Whether two runs were trained on the same weights, by the layers that both adapt; None where there are none.
 
-    Raises EvalError for a broken native file.
+    Raises InputError for a broken native file.
     """
     if first.base_fingerprint == second.base_fingerprint:
         return True
@@ -351,31 +345,31 @@ def same_base(first: DreamBoothRun, second: DreamBoothRun) -> bool | None:
 
 
 def check_files(run: DreamBoothRun) -> None:
-    """Raises EvalError where a file of a run's adapter is missing or cut short, or its native one makes no sense."""
+    """Raises InputError where a file of a run's adapter is missing or cut short, or its native one makes no sense."""
     for path in (run.folder / DIFFUSERS_NAME, run.folder / NATIVE_NAME):
         try:
             with safe_open(path, "pt"):
                 pass
         except (OSError, ValueError, SafetensorError) as error:
-            raise EvalError(f"{path} is no complete .safetensors file ({error}); copy it again") from None
+            raise InputError(f"{path} is no complete .safetensors file ({error}); copy it again") from None
     native_adapters(run)
 
 
 def load_lora(pipeline: Any, run: DreamBoothRun) -> None:
-    """Load a run's adapter in a pipeline, as diffusers does. Raises EvalError."""
+    """Load a run's adapter in a pipeline, as diffusers does. Raises InputError."""
     path = run.folder / DIFFUSERS_NAME
     try:
         pipeline.load_lora_weights(str(run.folder), weight_name=DIFFUSERS_NAME)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise EvalError(f"cannot load {path} in the base ({reason}); export it anew or make the run again") from None
+        raise InputError(f"cannot load {path} in the base ({reason}); export it anew or make the run again") from None
 
 
 def generate(
     pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], side: int, settings: Mapping[str, Any]
 ) -> list[Any]:
     """A picture of side x side pixels for each prompt, from the noise of its seed. settings: of the sampler. Raises
-    EvalError where memory does not suffice."""
+    InputError where memory does not suffice."""
     # Each picture has its own generator, on the CPU: its noise is the same for every method, batch, process and device.
     noises = [torch.Generator().manual_seed(seed) for seed in seeds]
     # In float32 whatever the pipeline computes in: random numbers of half precision would be others.
@@ -389,35 +383,35 @@ def generate(
 
 @contextmanager
 def within_memory(what: str, instead: str) -> Iterator[None]:
-    """Raises EvalError where the GPU's memory does not suffice for `what`; instead: the flags to give then."""
+    """Raises InputError where the GPU's memory does not suffice for `what`; instead: the flags to give then."""
     try:
         yield
     except torch.cuda.OutOfMemoryError:
-        raise EvalError(f"the GPU's memory does not suffice for {what}; give {instead}") from None
+        raise InputError(f"the GPU's memory does not suffice for {what}; give {instead}") from None
 
 
 def move(pipeline: Any, device: str, dtype: torch.dtype) -> None:
-    """A pipeline to a device and a dtype. Raises EvalError where the memory does not suffice."""
+    """A pipeline to a device and a dtype. Raises InputError where the memory does not suffice."""
     with within_memory("the base", "--dtype float16, or --device cpu"):
         pipeline.to(device, dtype)
 
 
 def usable_device(name: str | None = None) -> str:
-    """The device of that name; None: the GPU where there is one. Raises EvalError where torch cannot use it."""
+    """The device of that name; None: the GPU where there is one. Raises InputError where torch cannot use it."""
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = str(error).strip().split("\n")[0]
-        raise EvalError(
+        raise InputError(
             f"--device is {name}, which cannot be used here ({reason}); give cpu, or leave it out"
         ) from None
     return name
 
 
 def check_output(path: Path, folder: bool = False) -> None:
-    """Raises EvalError where the file `path` (folder: files in the folder `path`) cannot be written; makes nothing."""
+    """Raises InputError where the file `path` (folder: files in the folder `path`) cannot be written; makes nothing."""
     places = ([path] if folder else []) + list(path.absolute().parents)
     place = next(p for p in places if os.path.lexists(p))
     if not folder and path.is_dir():
@@ -428,4 +422,4 @@ def check_output(path: Path, folder: bool = False) -> None:
         reason = f"{place} may not be written to"
     else:
         return
-    raise EvalError(f"cannot write {path}: {reason}; give another place")
+    raise InputError(f"cannot write {path}: {reason}; give another place")

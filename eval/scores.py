@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .prompts import PICTURES_PER_PROMPT
-from .runs import EvalError, read_json
+from .runs import InputError, read_json
 
 RESULT = "subject.json"
 DRAWS = 10_000
@@ -177,7 +177,7 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """A subject.json. Raises EvalError when it is cut short or of another version."""
+    """A subject.json. Raises InputError when it is cut short or of another version."""
     path = folder / RESULT
     result = read_json(path)
     try:
@@ -186,5 +186,5 @@ def read_result(folder: Path) -> dict[str, Any]:
     except (KeyError, TypeError, AttributeError, IndexError, ValueError):
         whole = False
     if not whole:
-        raise EvalError(f"{path} is no result of this version of `python -m eval subject`; make it again")
+        raise InputError(f"{path} is no result of this version of `python -m eval subject`; make it again")
     return result

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dash_vision.adapter_io import DIFFUSERS_NAME
-from dash_vision.files import replacing, write_json, write_text
-from dash_vision.versions import installed_versions
+from dash_vision.files.atomic import replacing, write_json, write_text
+from dash_vision.files.lora import DIFFUSERS_NAME
+from dash_vision.runs.versions import installed_versions
 
 from .encoders import ClipEncoder, DinoEncoder
 from .figure import (
@@ -39,7 +39,7 @@ from .runs import (
     FORMATS,
     MINIATURE,
     DreamBoothRun,
-    EvalError,
+    InputError,
     dtype_name,
     fitting_runs,
     generate,
@@ -94,7 +94,7 @@ class Job:
 
 def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], None] = print) -> list[str]:
     """Draw what is missing, score everything, write subject.json and subject.md to `output`; a sentence for each
-    adapter that was left out. Raises EvalError where none is left."""
+    adapter that was left out. Raises InputError where none is left."""
     from accelerate import PartialState
 
     _check(how)
@@ -179,7 +179,7 @@ def _check(how: Protocol) -> None:
     check_sampling(how.seed, how.steps, how.guidance)
     usable_device(how.device)
     if how.images_per_prompt > _NOISES:
-        raise EvalError(f"--images_per_prompt is {how.images_per_prompt}; it takes at most {_NOISES}")
+        raise InputError(f"--images_per_prompt is {how.images_per_prompt}; it takes at most {_NOISES}")
 
 
 def class_of(run: DreamBoothRun) -> str:
@@ -204,7 +204,7 @@ class Plan:
 def _plan(
     runs: dict[str, DreamBoothRun], prompts: Sequence[str], subject: str, kind: str, output: Path, how: Protocol
 ) -> Plan:
-    """For these runs; what the protocol leaves open is as in the first. Raises EvalError."""
+    """For these runs; what the protocol leaves open is as in the first. Raises InputError."""
     first = next(iter(runs.values()))
     settings = {
         "seed": how.seed,
@@ -227,7 +227,7 @@ def _jobs(runs: dict[str, DreamBoothRun], prompts: Sequence[str], subject: str, 
     ]
     folders = [job.folder for job in jobs]
     if len(set(folders)) < len(folders):
-        raise EvalError(f"the adapters' names ({', '.join(runs)}) are too alike for folders; give clearer ones")
+        raise InputError(f"the adapters' names ({', '.join(runs)}) are too alike for folders; give clearer ones")
     return jobs
 
 
@@ -249,11 +249,11 @@ def _identity(job: Job, settings: dict[str, Any], bases: list[str]) -> dict[str,
 
 def _claim(job: Job, settings: dict[str, Any], bases: list[str]) -> dict[str, Any]:
     """What a job's made.json is to say. Prompts may be added at the end, or left out there: the pictures of the
-    others stay. Raises EvalError when the folder holds pictures that were made otherwise."""
+    others stay. Raises InputError when the folder holds pictures that were made otherwise."""
     record, now = job.folder / "made.json", _identity(job, settings, bases)
     if not record.is_file():
         if list(job.folder.glob("*.png")):
-            raise EvalError(f"{job.folder} holds pictures of unknown origin; remove them or give another folder by -o")
+            raise InputError(f"{job.folder} holds pictures of unknown origin; remove them or give another folder by -o")
         return now
     was = read_json(record)
     if isinstance(was, dict):  # the first records had one fingerprint, and float32 alone
@@ -267,7 +267,7 @@ def _claim(job: Job, settings: dict[str, Any], bases: list[str]) -> dict[str, An
     different = [key for key in now if not isinstance(was, dict) or was.get(key) != now[key]]
     if different:
         other = "other" if different[0].endswith("s") else "another"
-        raise EvalError(
+        raise InputError(
             f"{job.folder} holds pictures made with {other} {different[0]}; remove it, or give another folder by -o"
         )
     return now
@@ -321,7 +321,7 @@ def _real_pictures(folder: Path) -> list[Image.Image]:
         try:
             pictures.append(open_picture(path))
         except (OSError, ValueError, SyntaxError) as error:
-            raise EvalError(f"{path} is no readable picture ({error}); remove or replace it") from None
+            raise InputError(f"{path} is no readable picture ({error}); remove or replace it") from None
     return pictures
 
 
@@ -359,7 +359,7 @@ def _scores(
         for n in range(count):
             picture = _load(job.picture(p, n))
             if picture is None:
-                raise EvalError(f"{job.picture(p, n)} vanished or cannot be read; start the command again")
+                raise InputError(f"{job.picture(p, n)} vanished or cannot be read; start the command again")
             pictures.append(picture)
     seen = _features(pictures, clip, dino)
     said = clip.texts(texts).repeat_interleave(count, dim=0)

@@ -12,7 +12,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from .runs import EvalError
+from .runs import InputError
 from .scores import student
 from .vtab_results import Result, read_results
 
@@ -264,7 +264,7 @@ def published_rows() -> list[Row]:
 def table(
     paths: Sequence[Path], style: str, published: bool, compact: bool = False, against: str | None = None
 ) -> tuple[str, list[str], list[str]]:
-    """(the table as "markdown", "latex" or "csv", remarks on it, a sentence on each broken result). Raises EvalError.
+    """(the table as "markdown", "latex" or "csv", remarks on it, a sentence on each broken result). Raises InputError.
 
     The best measured value of a column and backbone is bold; published rows stand apart and never take part in that.
     Results of tasks outside the 19 have a table of their own below. compact: columns without a measured number are left
@@ -284,7 +284,7 @@ def table(
         if rows or beside:
             tables.append(Table(columns, rows, beside))
     if not tables:
-        raise EvalError("; ".join([*problems, "nothing is left for the table; give output folders of train_vtab.py"]))
+        raise InputError("; ".join([*problems, "nothing is left for the table; give output folders of train_vtab.py"]))
     remarks = list(dict.fromkeys(remark for one in tables for remark in _remarks(one)))
     differences = [_differences(tables, against, style)] if against is not None else []
     if style == "csv":
@@ -346,10 +346,10 @@ _ENOUGH = 3  # tasks for an interval over them; of two it would span a dozen tim
 
 
 def _differences(tables: Sequence[Table], against: str, style: str) -> str:
-    """Every measured row less the row `against` of its backbone, paired by task and seed, as a table. Raises EvalError
+    """Every measured row less the row `against` of its backbone, paired by task and seed, as a table. Raises InputError
     where there is no such row or nothing to set against it."""
     if style == "csv":
-        raise EvalError("--against is a second table, which one CSV does not hold; leave it out, or --style csv")
+        raise InputError("--against is a second table, which one CSV does not hold; leave it out, or --style csv")
     found: dict[tuple[str, str], dict[tuple[str, bool], Mapping[int, float]]] = {}  # by name and backbone
     for row in (row for one in tables for row in one.rows):
         cells = {(task, task in row.unofficial): accuracies for task, accuracies in row.cells.items()}
@@ -357,7 +357,7 @@ def _differences(tables: Sequence[Table], against: str, style: str) -> str:
     bases = {backbone: cells for (name, backbone), cells in found.items() if name == against}
     if not bases:
         named = ", ".join(dict.fromkeys(name for name, _ in found))
-        raise EvalError(f"--against is {against}, which no row is called; the rows are {named}")
+        raise InputError(f"--against is {against}, which no row is called; the rows are {named}")
     there = {task for cells in bases.values() for task, _ in cells}
     columns = [*(task for task in TASKS if task in there), *sorted(there - TASKS.keys())]
     head = ["method", "less", *(TASKS.get(task, task) for task in columns), "pairs", "mean over tasks"]
@@ -374,7 +374,7 @@ def _differences(tables: Sequence[Table], against: str, style: str) -> str:
             means = [statistics.fmean(one) for one in gaps if one]
             lines.append([name, against, *shown, str(pairs), _mean(means, student if len(means) >= _ENOUGH else None)])
     if not lines:
-        raise EvalError(f"no other row shares a backbone, a task and a seed with {against}; leave --against out")
+        raise InputError(f"no other row shares a backbone, a task and a seed with {against}; leave --against out")
     note = (
         "differences in percentage points between runs of one backbone, task, split and seed: mean over seeds, in "
         "brackets the smallest and the largest; last their mean over tasks and, of three tasks or more, its 95% "

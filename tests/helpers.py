@@ -114,7 +114,7 @@ def save_base(folder, xl=False, prediction_type="epsilon", seed=0):
     from diffusers import AutoencoderKL
     from transformers import CLIPTextModelWithProjection
 
-    from dash_vision.miniature.vocabulary import write_tokenizer
+    from dash_vision.miniature.world.vocabulary import write_tokenizer
 
     torch.manual_seed(seed)
     unet = sdxl_unet(seed) if xl else sd_unet(seed)

@@ -37,7 +37,8 @@ from dash_vision import DashConfig, save_adapters
 from dash_vision.classification.run import CHECKPOINT, execute
 from dash_vision.classification.runtime import Interrupted
 from dash_vision.classification.sweep import command
-from dash_vision.signals import StopRequest
+from dash_vision.files.container import checksum
+from dash_vision.runs.signals import StopRequest
 
 REFUSED, SKIPPED, EITHER = "refused", "skipped", "either"
 EIGHTHS = range(8)
@@ -245,6 +246,12 @@ def with_header(header: dict[str, Any], body: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + body
 
 
+def save_sealed(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """A container with a checksum that fits, as somebody would write who changes a file on purpose."""
+    seal = checksum(header.get("content"), tensors)
+    save_file(tensors, path, {"dash_vision": json.dumps({**header, "checksum": seal})})
+
+
 def flipped(data: bytes, start: int, end: int, count: int) -> Iterator[bytes]:
     """`count` copies with one byte between start and end changed."""
     draw = random.Random(0)
@@ -316,7 +323,6 @@ _COMPONENT = {
     "config/target": (7, [], ""),
     "config/selection": ("best", 7, []),
     "config/colour": (1,),
-    "launched": ("no", None, 7),
     "kinds": (None, 7, [], {}, {"0": "linear"}),
     "kinds/0": (7, "conv9", None, [], [0, 0], [3], [7, 7], ["a", "b"], {}, [10**400, 1]),
     "probes": (None, [], {}),
@@ -334,20 +340,20 @@ def bad_adapters(path: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, to
     for place, values in _COMPONENT.items():
         for value in values:
             header, tensors = fresh()
-            set_in(header, f"components/model/{place}", value)
+            set_in(header, f"content/components/model/{place}", value)
             shown = str(value) if len(str(value)) < 40 else "very long"
             yield f"{place} is {shown}", header, tensors
     for key, values in (("components", ({}, 7, {"model": 7})), ("version", ("1", 99))):
         for value in values:
             header, tensors = fresh()
-            header[key] = value
+            (header if key == "version" else header["content"])[key] = value
             yield f"{key} is {value}", header, tensors
     for name in ("../../x", "/etc/passwd", "a\nb\x1b[31m"):
         header, tensors = fresh()
-        header["components"] = {name: header["components"]["model"]}
+        header["content"]["components"] = {name: header["content"]["components"]["model"]}
         yield f"component {name!r} without tensors", header, tensors
     header, tensors = fresh()
-    kinds = header["components"]["model"]["kinds"]
+    kinds = header["content"]["components"]["model"]["kinds"]
     kinds["../../../x"] = kinds.pop("0")
     yield "a layer that climbs out", header, tensors
 
@@ -397,8 +403,7 @@ def adapters(root: Path) -> Iterator[Case]:
     for number, (what, header, tensors) in enumerate(bad_adapters(good)):
         path = root / f"h{number}" / "dash_adapter.safetensors"
         path.parent.mkdir()
-        header.pop("checksum", None)  # as somebody would who changes a file on purpose
-        save_file(tensors, path, {"dash_vision": json.dumps(header)})
+        save_sealed(path, header, tensors)
         yield case(what, path)
     save_file({"lora_unet_x.lora_down.weight": torch.zeros(2, 2)}, root / "kohya.safetensors")
     yield case("another kind of file", root / "kohya.safetensors")
@@ -453,7 +458,6 @@ _ENTRIES: dict[str, tuple[Any, ...]] = {
     "trainer/optimizer": (7, [], {"0": 7}),
     "trainer/curve": (None, 7, [7]),
     "trainer/loss_sum": (None, "x"),
-    "trainer/launched": (None,),
     "trainer/launch": (7,),
     "trainer/seconds": (None, "x"),
 }
@@ -471,7 +475,7 @@ def bad_checkpoints(good: Path) -> Iterator[tuple[str, dict[str, Any], dict[str,
     """(what, header, tensors) of checkpoints that say what cannot be."""
 
     def fresh() -> dict[str, Any]:
-        return json.loads(header_of(good.read_bytes())[0]["__metadata__"]["dash_vision_checkpoint"])
+        return json.loads(header_of(good.read_bytes())[0]["__metadata__"]["dash_vision"])
 
     def pack(value: Any) -> Any:
         return {"items": [[k, pack(v)] for k, v in value.items()]} if isinstance(value, dict) else value
@@ -479,14 +483,16 @@ def bad_checkpoints(good: Path) -> Iterator[tuple[str, dict[str, Any], dict[str,
     tensors = load_file(good)
     for key, values in _STATE.items():
         for value in values:
-            yield f"{key} is {value}", {**fresh(), key: value}, tensors
+            header = fresh()
+            header["content" if key == "state" else key] = value
+            yield f"{key} is {value}", header, tensors
     for place, values in _ENTRIES.items():
         for value in values:
             header = fresh()
-            packed_entry(header["state"], place)[1] = pack(value)
+            packed_entry(header["content"], place)[1] = pack(value)
             yield f"{place} is {value}", header, tensors
         header = fresh()
-        packed_entry(header["state"], place)[0] = "elsewhere"
+        packed_entry(header["content"], place)[0] = "elsewhere"
         yield f"{place} is missing", header, tensors
     for what, change in (
         ("NaN", lambda t: torch.full_like(t, float("nan")) if t.is_floating_point() else t),
@@ -511,15 +517,14 @@ def checkpoints(root: Path) -> Iterator[Case]:
         path = again.folder / CHECKPOINT
         return path, Case("checkpoint", what, "vtab", tuple(shlex.split(command(again))[2:]), str(path), expect)
 
-    inside = "dash_vision_checkpoint"
+    inside = "dash_vision"
     for number, (what, data, expect) in enumerate(broken_files(good.read_bytes(), root / "f0" / "x", inside)):
         path, one = case(what, f"f{number}", expect)
         path.write_bytes(data)
         yield one
     for number, (what, header, tensors) in enumerate(bad_checkpoints(good)):
         path, one = case(what, f"h{number}")
-        header.pop("checksum", None)
-        save_file(tensors, path, {inside: json.dumps(header)})
+        save_sealed(path, header, tensors)
         yield one
 
 

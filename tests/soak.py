@@ -45,20 +45,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 from helpers import save_base, save_pictures, sd_unet, trained
 from vtab_helpers import one_run, write_task
 
-import dash_vision.adapter_io
-import dash_vision.checkpoint
 import dash_vision.classification.loop
 import dash_vision.classification.trained
 import dash_vision.diffusion.outputs
 import dash_vision.diffusion.training
+import dash_vision.files.checkpoint
 import train_dreambooth
 import train_vtab
 from dash_vision import Adapter, DashConfig, inject, load_adapter
-from dash_vision.adapter_io import NATIVE_NAME, read_native
-from dash_vision.checkpoint import CheckpointError, load_checkpoint
 from dash_vision.classification.results import RESULT, read_result
 from dash_vision.classification.run import CHECKPOINT
 from dash_vision.classification.sweep import command
+from dash_vision.files.checkpoint import load_checkpoint
+from dash_vision.files.errors import InputError
+from dash_vision.files.native import NATIVE_NAME, read_native
 
 PATIENCE = 300.0  # seconds for one run of a second or two: longer is a hang
 STEPS, BATCH = 12, 4
@@ -235,7 +235,7 @@ def steps_kept(trainer: Trainer, out: Path) -> tuple[int, int]:
     for path in out.glob(trainer.checkpoints):
         try:
             newest = max(newest, progress(load_checkpoint(path)))
-        except CheckpointError:
+        except InputError:
             if path.exists():  # else a run that goes on has put a newer one in its place
                 raise
     return 0, newest
@@ -270,7 +270,7 @@ def half_written(tensors: Any, path: Any, *rest: Any) -> None:
     die()
 
 
-_SAVE_FILE = dash_vision.checkpoint.save_file
+_SAVE_FILE = dash_vision.files.container.save_file
 
 # Moments at which a run kills itself: (object, attribute, before or after the call).
 MOMENTS: dict[str, tuple[Any, str, bool]] = {
@@ -297,7 +297,7 @@ def arm(moment: str, number: int) -> None:
         return left == 0
 
     if moment == "in the middle of a checkpoint":
-        dash_vision.checkpoint.save_file = lambda *a: (half_written if now() else _SAVE_FILE)(*a)
+        dash_vision.files.container.save_file = lambda *a: (half_written if now() else _SAVE_FILE)(*a)
         return
     place, name, before = MOMENTS[moment]
     original = getattr(place, name)
@@ -596,9 +596,9 @@ def many_steps(folder: Path, steps: int) -> list[int]:
     """DreamBooth steps through the launch and beyond."""
     from accelerate import Accelerator
 
-    from dash_vision.cli import parse
     from dash_vision.diffusion.config import DreamBoothConfig
     from dash_vision.diffusion.training import DreamBoothRun
+    from dash_vision.runs.settings import parse
 
     save_base(folder / "sd")
     save_pictures(folder / "cat", count=3)

@@ -14,9 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dash_vision import AdapterFileError, DashConfig, export_lora, inject, load_adapter, save_adapters
-from dash_vision.adapter_io import read_native
-from dash_vision.layer import DashLinear
+from dash_vision import DashConfig, InputError, export_lora, inject, load_adapter, save_adapters
+from dash_vision.core.layer import DashLinear
+from dash_vision.files.container import checksum
+from dash_vision.files.native import read_native
 
 
 def net(seed=0, width=12):
@@ -108,7 +109,7 @@ def test_another_base_is_refused(saved, change):
                 p.add_(torch.randn_like(p) * p.std() * 0.03)
         if change == "one layer":
             model[2].weight.add_(0.2 * torch.randn_like(model[2].weight))
-    with pytest.raises(AdapterFileError, match="another base") as error:
+    with pytest.raises(InputError, match="another base") as error:
         load_adapter(model, path)
     assert "norm" in str(error.value)
     assert untouched(model)
@@ -118,10 +119,10 @@ def test_another_base_is_refused(saved, change):
 def test_another_shape_or_model_is_refused(saved):
     _, path, _, _ = saved
     model = net(width=14)
-    with pytest.raises(AdapterFileError, match="12 x 8 in the file, 14 x 8 in the model"):
+    with pytest.raises(InputError, match="12 x 8 in the file, 14 x 8 in the model"):
         load_adapter(model, path)
     assert untouched(model)
-    with pytest.raises(AdapterFileError, match="another kind of model"):
+    with pytest.raises(InputError, match="another kind of model"):
         load_adapter(nn.Sequential(nn.Sequential(nn.Linear(8, 12))), path)
 
 
@@ -133,9 +134,9 @@ def test_several_components_in_one_file(tmp_path):
     }
     path = tmp_path / "a.safetensors"
     save_adapters(adapters, path, notes={"base": "somewhere"})
-    with pytest.raises(AdapterFileError, match="unet, text_encoder"):
+    with pytest.raises(InputError, match="unet, text_encoder"):
         load_adapter(net(), path)
-    with pytest.raises(AdapterFileError, match="'vae'"):
+    with pytest.raises(InputError, match="'vae'"):
         load_adapter(net(), path, component="vae")
     again = load_adapter(net(1), path, component="text_encoder")
     assert again.config.rank == 2
@@ -176,13 +177,14 @@ def damaged(path, kind):
         if kind == "repeated index":
             tensors["model/0.indices"][:] = 1
         if kind == "bad config":
-            native["components"]["model"]["config"]["rank"] = "many"
+            native["content"]["components"]["model"]["config"]["rank"] = "many"
         if kind == "unknown config":
-            native["components"]["model"]["config"]["colour"] = 1
+            native["content"]["components"]["model"]["config"]["colour"] = 1
         if kind == "newer version":
             native["version"] = 99
         if kind == "components are a list":
-            native["components"] = []
+            native["content"]["components"] = []
+        native["checksum"] = checksum(native["content"], tensors)
         save_file(tensors, path, metadata={"dash_vision": json.dumps(native)})
 
 
@@ -200,7 +202,7 @@ def test_bad_files_are_named_and_leave_the_model_alone(saved, kind, capsys):
     _, path, _, _ = saved
     damaged(path, kind)
     model = net()
-    with pytest.raises(AdapterFileError) as error:
+    with pytest.raises(InputError) as error:
         load_adapter(model, path)
     assert str(path) in str(error.value)
     assert untouched(model)

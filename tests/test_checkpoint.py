@@ -6,8 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dash_vision.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from dash_vision.files import FolderLock, replacing
+from dash_vision.files.atomic import FolderLock, replacing
+from dash_vision.files.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
+from dash_vision.files.container import write_container
+from dash_vision.files.errors import InputError
 
 STATE = {
     "step": 3,
@@ -53,26 +55,24 @@ def test_every_cut_is_noticed(tmp_path, eighth):
     save_checkpoint(tmp_path / "a.safetensors", STATE)
     data = (tmp_path / "a.safetensors").read_bytes()
     (tmp_path / "b.safetensors").write_bytes(data[: len(data) * eighth // 8])
-    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+    with pytest.raises(InputError, match="no complete .safetensors file"):
         load_checkpoint(tmp_path / "b.safetensors")
 
 
-def test_foreign_missing_and_newer_files(tmp_path, monkeypatch):
-    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+def test_foreign_missing_and_newer_files(tmp_path):
+    with pytest.raises(InputError, match="there is no checkpoint"):
         load_checkpoint(tmp_path / "none.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "lora.safetensors")
-    with pytest.raises(CheckpointError, match="of another kind"):
+    with pytest.raises(InputError, match="of another kind"):
         load_checkpoint(tmp_path / "lora.safetensors")
-    monkeypatch.setattr("dash_vision.checkpoint._VERSION", 2)
-    save_checkpoint(tmp_path / "new.safetensors", STATE)
-    monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="version 2, this dash-vision reads 1"):
+    write_container(tmp_path / "new.safetensors", CHECKPOINT._replace(version=2), {"items": []}, {})
+    with pytest.raises(InputError, match="version 2 of a checkpoint of dash-vision, this dash-vision reads 1"):
         load_checkpoint(tmp_path / "new.safetensors")
 
 
 def test_a_pickle_by_another_name_is_not_opened(tmp_path):
     torch.save(STATE, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+    with pytest.raises(InputError, match="no complete .safetensors file"):
         load_checkpoint(tmp_path / "a.safetensors")
 
 

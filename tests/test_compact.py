@@ -9,10 +9,10 @@ import torch
 from helpers import trained
 from torch import nn
 
-import dash_vision.decompositions as decompositions
+import dash_vision.core.decompositions as decompositions
 from dash_vision import DashConfig, export_lora, inject, load_adapter
 from dash_vision.__main__ import main
-from dash_vision.adapter_io import AdapterFileError
+from dash_vision.files.errors import InputError
 
 
 def net(seed=5):
@@ -64,16 +64,16 @@ def test_loading_reads_kept_decompositions(cached, file, tmp_path, monkeypatch):
 
 
 def test_another_base_and_a_rounded_one_are_refused(file):
-    with pytest.raises(AdapterFileError, match="trained on another base"):
+    with pytest.raises(InputError, match="trained on another base"):
         load_adapter(net(seed=6), file)
     rounded = net().to(torch.bfloat16)
-    with pytest.raises(AdapterFileError, match=r"compact.*precision"):
+    with pytest.raises(InputError, match=r"compact.*precision"):
         load_adapter(rounded, file)
     assert isinstance(rounded[2], nn.Linear)
     slightly = net()
     with torch.no_grad():
         slightly[4].weight.mul_(1 + 1e-3 * torch.randn(40, 24))
-    with pytest.raises(AdapterFileError, match=r"directions of 4"):
+    with pytest.raises(InputError, match=r"directions of 4"):
         load_adapter(slightly, file, check_base=False)
 
 
@@ -110,7 +110,7 @@ def test_a_compact_file_without_its_marks_is_refused(file):
     header["model/2.Mark"] = header.pop("model/2.mark")
     text = json.dumps(header).encode()
     file.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
-    with pytest.raises(AdapterFileError, match="damaged"):
+    with pytest.raises(InputError, match="damaged"):
         load_adapter(net(), file)
 
 

@@ -14,9 +14,9 @@ from torch._dynamo.testing import CompileCounter
 from transformers.pytorch_utils import Conv1D
 
 from dash_vision import DashConfig, inject
-from dash_vision.directions import change_rates, singular_directions, top_directions
-from dash_vision.inject import find_targets
-from dash_vision.layer import DashConv2d, DashLinear
+from dash_vision.core.directions import change_rates, singular_directions, top_directions
+from dash_vision.core.layer import DashConv2d, DashLinear
+from dash_vision.core.targets import find_targets
 
 
 class Net(nn.Module):
@@ -241,7 +241,7 @@ def test_a_half_precision_weight_is_decomposed_like_its_float_copy():
     twin = copy.deepcopy(net).float()
     a = trained(net, DashConfig(rank=3, dash_k=4, target=["0"]), launch=False)
     b = trained(twin, DashConfig(rank=3, dash_k=4, target=["0"]), launch=False)
-    b.load_state_dict(a.state_dict(), launched=False)
+    b.load_state_dict(a.state_dict())
     a.launch()
     b.launch()
     for key, tensor in a.state_dict().items():

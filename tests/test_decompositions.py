@@ -13,9 +13,9 @@ import torch
 from helpers import trained
 from torch import nn
 
-import dash_vision.decompositions as decompositions
+import dash_vision.core.decompositions as decompositions
 from dash_vision import DashConfig, inject
-from dash_vision.directions import decompose, projections, singular_directions
+from dash_vision.core.directions import decompose, projections, singular_directions
 
 SHAPES = [(30, 30), (50, 20), (20, 50), (1, 9), (9, 1)]
 
@@ -149,7 +149,7 @@ def test_a_resumed_dash_ends_the_preparation():
     done.launch()
     adapter.prepare()
     thread = adapter.decompositions._thread
-    adapter.load_state_dict(done.state_dict(), launched=True)
+    adapter.load_state_dict(done.state_dict())
     assert not thread.is_alive()
     assert same(adapter.state_dict(), done.state_dict())
 

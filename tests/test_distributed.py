@@ -38,7 +38,7 @@ def _trains(rank, folder):
     adapter = inject(model, DashConfig(rank=2, dash_k=3, target=["0", "2", "4"]))
     wrapped = nn.parallel.DistributedDataParallel(model)
     decomposed = []
-    import dash_vision.decompositions as decompositions
+    import dash_vision.core.decompositions as decompositions
 
     original = decompositions.decompose
     decompositions.decompose = lambda W: decomposed.append(tuple(W.shape)) or original(W)

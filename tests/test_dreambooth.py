@@ -29,11 +29,12 @@ from helpers import save_base, save_pictures, save_single_file, unet_inputs
 from PIL import Image
 from safetensors.torch import load_file
 
-import dash_vision.decompositions as decompositions
+import dash_vision.core.decompositions as decompositions
 import train_dreambooth
 from dash_vision import load_adapter
-from dash_vision.checkpoint import load_checkpoint, save_checkpoint
-from dash_vision.cli import UsageError, parse
+from dash_vision.bases.families import decode_latents, load_base
+from dash_vision.bases.noise import NoiseSchedule, denoising_loss
+from dash_vision.bases.sampling import Sampling, sample, starting_noise
 from dash_vision.diffusion.config import (
     DreamBoothConfig,
     Prompts,
@@ -42,11 +43,11 @@ from dash_vision.diffusion.config import (
     derive_prompts,
 )
 from dash_vision.diffusion.data import Example, Order, View, generator
-from dash_vision.diffusion.families import decode_latents, load_base
-from dash_vision.diffusion.images import CropInfo, ImageFolderError
-from dash_vision.diffusion.loss import NoiseSchedule, denoising_loss
-from dash_vision.diffusion.sampling import Sampling, sample, starting_noise
 from dash_vision.diffusion.training import DreamBoothRun, Stopped, TrainingError
+from dash_vision.files.checkpoint import load_checkpoint, save_checkpoint
+from dash_vision.files.errors import InputError
+from dash_vision.pictures.crops import CropInfo
+from dash_vision.runs.settings import parse
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "train_dreambooth.py"
@@ -359,7 +360,7 @@ def test_a_checkpoint_of_another_run_is_refused(folder, tmp_path, changes, words
     if words is None:  # the same weights under another schedule of noise: the state fits
         assert prepare(config).step == 4
         return
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(InputError, match=words):
         prepare(config)
 
 
@@ -367,12 +368,12 @@ def test_broken_and_missing_checkpoints(folder, tmp_path):
     train(settings(folder, tmp_path / "out", checkpointing_steps=4))
     whole = (tmp_path / "out/checkpoint-8.safetensors").read_bytes()
     (tmp_path / "out/checkpoint-9.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UsageError, match="no complete checkpoint"):
+    with pytest.raises(InputError, match="no complete .safetensors file"):
         prepare(settings(folder, tmp_path / "out", resume_from_checkpoint="latest"))
-    with pytest.raises(UsageError, match=r"no checkpoint checkpoint-5; .*checkpoint-4, checkpoint-8"):
+    with pytest.raises(InputError, match=r"no checkpoint checkpoint-5; .*checkpoint-4, checkpoint-8"):
         prepare(settings(folder, tmp_path / "out", resume_from_checkpoint="checkpoint-5"))
     path = str(tmp_path / "out/pytorch_lora_weights.safetensors")
-    with pytest.raises(UsageError, match="of another kind"):
+    with pytest.raises(InputError, match="of another kind"):
         prepare(settings(folder, tmp_path / "out", resume_from_checkpoint=path))
 
 
@@ -469,7 +470,7 @@ def test_optimizers_that_take_no_split_model_are_refused(folder, tmp_path, optim
     gc.collect()
     one = accelerator()
     one.state.num_processes = 2  # refused before any process would be needed
-    with pytest.raises(UsageError, match="FSDP splits the optimizer's numbers too"):
+    with pytest.raises(InputError, match="FSDP splits the optimizer's numbers too"):
         DreamBoothRun(settings(folder, tmp_path / "out", **optimizer), one, print, sharded=True)
     accelerator()
 
@@ -496,7 +497,7 @@ def test_the_same_batch_split_otherwise_goes_on_with_the_same_pictures(folder, t
         found = load_file(out / "dash_adapter.safetensors")
         assert all(torch.allclose(t, found[key], atol=1e-5, rtol=0) for key, t in expected.items())
     config = settings(folder, tmp_path / "no", resume_from_checkpoint=str(path), train_batch_size=2, **common)
-    with pytest.raises(UsageError, match="--train_batch_size 4, this run has 2"):
+    with pytest.raises(InputError, match="--train_batch_size 4, this run has 2"):
         prepare(config)
 
 
@@ -504,7 +505,7 @@ def test_pictures_of_several_sizes_depend_on_the_batch_of_each_process(folder, t
     common = {"aspect_ratio_buckets": True, "checkpointing_steps": 4}
     train(settings(folder, tmp_path / "out", train_batch_size=4, **common))
     changes = {"train_batch_size": 2, "gradient_accumulation_steps": 2, "resume_from_checkpoint": "checkpoint-4"}
-    with pytest.raises(UsageError, match="--train_batch_size 4, this run has 2"):
+    with pytest.raises(InputError, match="--train_batch_size 4, this run has 2"):
         prepare(settings(folder, tmp_path / "out", **changes, **common))
 
 
@@ -530,7 +531,7 @@ def test_prodigy_trains_and_resumes(folder, tmp_path):
     train(settings(folder, tmp_path / "again" / "out", **changes))
     files = [(tmp_path / name / "out/dash_adapter.safetensors").read_bytes() for name in ("whole", "again")]
     assert files[0] == files[1]
-    with pytest.raises(UsageError, match="one learning rate for all"):
+    with pytest.raises(InputError, match="one learning rate for all"):
         prepare(settings(folder, tmp_path / "bad", optimizer="prodigy", learning_rate=1.0, dash_lr=2.0))
 
 
@@ -891,7 +892,7 @@ def test_bases_that_cannot_be_used(tmp_path, name, words):
     elif name == "CUT":
         name = str(tmp_path / "model.safetensors")
         Path(name).write_bytes(b"\x10\0\0\0\0\0\0\0{")
-    with pytest.raises(UsageError, match=words) as caught:
+    with pytest.raises(InputError, match=words) as caught:
         load_base(name)
     assert "\n" not in str(caught.value)
 
@@ -947,7 +948,7 @@ def test_bad_settings_files(tmp_path, text, words, capsys):
 
 def test_pictures_are_looked_at_before_a_model_is_loaded(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("dash_vision.diffusion.training.load_base", lambda *a: pytest.fail("loaded a model"))
-    with pytest.raises(ImageFolderError, match="no folder"):
+    with pytest.raises(InputError, match="no folder"):
         prepare(settings(folder, tmp_path / "out", instance_data_dir=str(tmp_path / "dgo"), instance_prompt="x"))
 
 
@@ -963,13 +964,13 @@ def test_pictures_are_looked_at_before_a_model_is_loaded(folder, tmp_path, monke
 def test_settings_that_do_not_fit_the_base(folder, tmp_path, changes, words, monkeypatch):
     for package in ("prodigyopt", "bitsandbytes"):
         monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(InputError, match=words):
         prepare(settings(folder, tmp_path / "out", **changes))
 
 
 def test_two_runs_do_not_share_a_folder(folder, tmp_path):
     first = prepare(settings(folder, tmp_path / "out"))
-    with pytest.raises(UsageError, match="another run is writing"):
+    with pytest.raises(InputError, match="another run is writing"):
         prepare(settings(folder, tmp_path / "out"))
     first.close()
     assert prepare(settings(folder, tmp_path / "out")).step == 0
@@ -977,7 +978,7 @@ def test_two_runs_do_not_share_a_folder(folder, tmp_path):
 
 def test_an_output_folder_that_cannot_be_written(folder, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot write to --output_dir"):
+    with pytest.raises(InputError, match="cannot write to --output_dir"):
         prepare(settings(folder, tmp_path / "file" / "out"))
 
 
@@ -1015,7 +1016,7 @@ def test_prompts():
     assert own.class_ == "a photo of a dog"
     free = derive_prompts(DreamBoothConfig(instance_data_dir="cat", instance_prompt="rainy window"))
     assert default_validation_prompts(free) == ["rainy window"]
-    with pytest.raises(UsageError, match="--instance_prompt"):
+    with pytest.raises(InputError, match="--instance_prompt"):
         derive_prompts(DreamBoothConfig(instance_data_dir="2024"))
 
 

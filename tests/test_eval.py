@@ -13,7 +13,6 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageStat
 from safetensors.torch import load_file, save_file
 from test_dreambooth import settings, train
 
-from dash_vision.diffusion import sheet
 from eval.__main__ import main
 from eval.figure import GAP, MARGIN, ROOM, TILE, Sampled, collage, draw
 from eval.vtab import GROUPS, PUBLISHED, TASKS, published_rows, table
@@ -159,11 +158,11 @@ def test_letters_that_pillow_s_font_lacks_come_from_a_font_that_has_them_all(mon
             raise OSError("cannot open resource")
         return fonts[font]
 
-    monkeypatch.setattr(sheet, "_FONTS", ("missing", *installed.split()))
+    monkeypatch.setattr(drawing_fonts, "_FONTS", ("missing", *installed.split()))
     monkeypatch.setattr(ImageFont, "truetype", truetype)
-    found = sheet.font_for("é 猫", 17)
+    found = drawing_fonts.font_for("é 猫", 17)
     assert found is fonts[chosen] if chosen else isinstance(found, ImageFont.FreeTypeFont)
-    assert isinstance(sheet.font_for("cat b", 17), ImageFont.FreeTypeFont)  # Pillow's own, where it will do
+    assert isinstance(drawing_fonts.font_for("cat b", 17), ImageFont.FreeTypeFont)  # Pillow's own, where it will do
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 9, 12])

@@ -13,8 +13,7 @@ from safetensors.torch import save_file
 from test_dreambooth import settings, train
 from vtab_helpers import trained_run
 
-from dash_vision.adapter_io import NATIVE_NAME, load_adapter, save_adapters
-from dash_vision.analysis import (
+from dash_vision.core.analysis import (
     LowRank,
     matches,
     norm,
@@ -24,7 +23,9 @@ from dash_vision.analysis import (
     random_update,
     update_rates,
 )
-from dash_vision.directions import singular_directions
+from dash_vision.core.directions import singular_directions
+from dash_vision.core.loading import load_adapter, save_adapters
+from dash_vision.files.native import NATIVE_NAME
 from dash_vision.miniature import pipeline_path
 from eval.__main__ import main
 

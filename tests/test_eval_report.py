@@ -17,13 +17,13 @@ from safetensors import safe_open
 from test_dreambooth import settings, train
 from vtab_helpers import trained_run
 
-from dash_vision.analysis import Overlap
-from dash_vision.diffusion.sheet import Row, draw_sheet
+from dash_vision.core.analysis import Overlap
+from dash_vision.drawing.plot import MOST_LINES, Panel, Series, _parts, draw, running_mean, svg, thinned, ticks
+from dash_vision.drawing.sheet import Row, draw_sheet
 from eval.__main__ import main
 from eval.curves import all_panels
 from eval.directions import Layer, _over_steps
 from eval.figure import save
-from eval.plot import MOST_LINES, Panel, Series, _parts, draw, running_mean, svg, thinned, ticks
 from eval.report import Sheet
 from eval.runs import DreamBoothRun, find_runs, labels, short_names
 

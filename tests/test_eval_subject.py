@@ -20,7 +20,7 @@ from torchvision.transforms import functional as images
 from transformers import CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 from vtab_helpers import TINY
 
-from dash_vision.classification.backbones import MINIATURE_WEIGHTS
+from dash_vision.bases.backbones import MINIATURE_WEIGHTS
 from dash_vision.miniature import clip_path, pipeline_path
 from eval.__main__ import main
 from eval.encoders import ClipEncoder, DinoEncoder

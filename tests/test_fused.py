@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dash_vision import DashConfig, fused, inject
-from dash_vision.layer import DashLinear, DashWeights
+from dash_vision import DashConfig, inject
+from dash_vision.core import fused
+from dash_vision.core.layer import DashLinear
+from dash_vision.core.weights import DashWeights
 
 RANK, K = 3, 2
 

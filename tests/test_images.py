@@ -18,16 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageFile, features
 
-from dash_vision.diffusion.captions import read_metadata, read_sidecar
-from dash_vision.diffusion.images import (
-    ImageFolderError,
-    InstanceSet,
-    make_buckets,
-    nearest_bucket,
-    read_folder,
-    to_tensor,
-    variants,
-)
+from dash_vision.files.errors import InputError
+from dash_vision.pictures.captions import read_metadata, read_sidecar
+from dash_vision.pictures.crops import make_buckets, nearest_bucket, to_tensor, variants
+from dash_vision.pictures.folder import InstanceSet, read_folder
 
 needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this pillow cannot read AVIF")
 CAPTION = "a clay cat on a mat"
@@ -73,7 +67,7 @@ def note(pictures: InstanceSet, word: str) -> str:
 
 
 def refusal(folder: Path | str, **options: object) -> str:
-    with pytest.raises(ImageFolderError) as caught:
+    with pytest.raises(InputError) as caught:
         read_folder(folder, **{"resolution": 16, **options})
     message = str(caught.value)
     assert "\n" not in message
@@ -653,7 +647,7 @@ def test_flipped_bytes_give_a_picture_or_a_refusal(tmp_path, data):
     (tmp_path / "a.jpg").write_bytes(content)
     try:
         picture = read(tmp_path).images[0].image
-    except ImageFolderError as error:
+    except InputError as error:
         message = str(error)
     else:
         message = f"a.jpg is {picture.mode}"
@@ -868,11 +862,11 @@ def test_any_bytes_as_captions_give_text_or_an_error(tmp_path, data):
     path = tmp_path / "metadata.jsonl"
     path.write_bytes(data)
     texts: list[str] = []
-    with contextlib.suppress(ImageFolderError):
+    with contextlib.suppress(InputError):
         found = read_metadata(path, ["1.png", "2.png"])
         assert set(found) <= {"1.png", "2.png"}
         texts += found.values()
-    with contextlib.suppress(ImageFolderError):
+    with contextlib.suppress(InputError):
         texts.append(read_sidecar(path))
     for text in texts:
         assert text == " ".join(text.split())

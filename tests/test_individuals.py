@@ -15,8 +15,8 @@ from PIL import Image
 from benchmarks import individuals
 from benchmarks.effects import Comparison, effects, markdown
 from benchmarks.individuals import Arm, Case, Eyes, main, read_plan, to_pixels, way
-from dash_vision.miniature.scenes import render
-from eval.plot import Estimate, draw_forest
+from dash_vision.drawing.plot import Estimate, draw_forest
+from dash_vision.miniature.world.scenes import render
 from eval.scores import student
 
 

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dash_vision import miniature
-from dash_vision.miniature import scenes, subjects, vocabulary
 from dash_vision.miniature.__main__ import main
-from dash_vision.miniature.report import nearest, retrieval
-from dash_vision.miniature.training import Fit, Plan, orthogonalized
+from dash_vision.miniature.train.fit import Fit, Plan, orthogonalized
+from dash_vision.miniature.train.report import nearest, retrieval
+from dash_vision.miniature.world import scenes, subjects, vocabulary
 
 # The DreamBooth protocol's wording (its prompts without "a {token} {class}").
 PROTOCOL_PLACES = [

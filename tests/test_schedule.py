@@ -75,7 +75,7 @@ def test_resuming_before_at_and_after_the_launch_is_bit_exact(stop):
     train(net, optimizer, schedule, 12 - stop, start=stop)
 
     other, again, optimizer2, schedule2 = make(dropout=0.3)
-    again.load_state_dict(saved[0], launched=False)
+    again.load_state_dict(saved[0])
     optimizer2.load_state_dict(saved[1])
     schedule2.load_state_dict(saved[2])
     torch.set_rng_state(random_state)

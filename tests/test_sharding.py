@@ -13,8 +13,8 @@ from test_distributed import batch, net
 from torch import nn
 
 from dash_vision import DashConfig, DashSchedule, export_lora, inject, load_adapter
-from dash_vision.layer import weight_matrix
-from dash_vision.sharding import is_sharded, load_optimizer, shard, whole_state
+from dash_vision.core.sharding import is_sharded, load_optimizer, shard, whole_state
+from dash_vision.core.weights import weight_matrix
 
 LOWEST = tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 8)
 if dist.is_available():  # before processes are forked: each of them would import it by itself, for seconds
@@ -93,7 +93,7 @@ def _trains(rank, world, folder, kind, k):
     optimizer, schedule = optimizer_of(adapter), DashSchedule(adapter, prelaunch_steps=4)
     mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
     gathered, decomposed = [], []
-    import dash_vision.decompositions as decompositions
+    import dash_vision.core.decompositions as decompositions
 
     full, decompose = DTensor.full_tensor, decompositions.decompose
     DTensor.full_tensor = lambda self, **more: gathered.append(self.shape) or full(self, **more)
@@ -115,7 +115,7 @@ def _trains(rank, world, folder, kind, k):
     model, again, draw, unit = prepared(kind, k)
     shard(model, unit, CPU)
     optimizer, later = optimizer_of(again), DashSchedule(again, prelaunch_steps=4)
-    again.load_state_dict(half[0], launched=k > 0)
+    again.load_state_dict(half[0])
     later.steps = HALF
     load_optimizer(optimizer, copy.deepcopy(half[1]))
     steps(model, again, later, optimizer, draw, mine, HALF, STEPS)

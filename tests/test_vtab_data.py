@@ -14,15 +14,9 @@ from dash_vision.classification.check import check_task
 from dash_vision.classification.data import load_task
 from dash_vision.classification.decode import decode, decode_chunks
 from dash_vision.classification.download import download, fetch_archive
-from dash_vision.classification.layout import (
-    DataError,
-    class_names,
-    data_root,
-    present_tasks,
-    read_split,
-    task_folder,
-)
-from dash_vision.classification.tasks import TASKS, find_tasks
+from dash_vision.classification.layout import class_names, data_root, present_tasks, read_split, task_folder
+from dash_vision.files.errors import InputError
+from dash_vision.runs.tasks import TASKS, find_tasks
 
 
 @pytest.fixture
@@ -69,7 +63,7 @@ def test_missing_data_says_where_how_large_and_what_to_do(tmp_path, exists):
     root = tmp_path / "here"
     if exists:
         root.mkdir()
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(InputError) as caught:
         task_folder(root, CIFAR)
     sentence = str(caught.value)
     for part in (
@@ -103,13 +97,13 @@ def test_the_root_is_the_flag_then_the_environment_then_the_default(monkeypatch)
 )
 def test_a_bad_list_is_named_with_its_line(folder, content, sentence):
     (folder / "test.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(DataError, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         read_split(folder, CIFAR, "test")
 
 
 def test_a_missing_list_is_explained_by_the_layout(folder):
     (folder / "val200.txt").unlink()
-    with pytest.raises(DataError, match=r"val200\.txt is not there; the layout is cifar/\{train800,"):
+    with pytest.raises(InputError, match=r"val200\.txt is not there; the layout is cifar/\{train800,"):
         read_split(folder, CIFAR, "val200")
 
 
@@ -118,7 +112,7 @@ def test_class_names_come_from_an_optional_file(folder):
     (folder / "classes.txt").write_text("\n".join(f"thing {i}" for i in range(100)))
     assert class_names(folder, CIFAR)[7] == "thing 7"
     (folder / "classes.txt").write_text("one\ntwo\n")
-    with pytest.raises(DataError, match="has 2 names, but cifar has 100"):
+    with pytest.raises(InputError, match="has 2 names, but cifar has 100"):
         class_names(folder, CIFAR)
 
 
@@ -222,7 +216,7 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
 def test_a_bad_image_is_named_when_it_is_met(folder, tmp_path):
     (folder / "images/train800/000002.png").write_bytes(b"broken")
     data = load_task(CIFAR, str(folder.parent), 16, tmp_path / "cache")
-    with pytest.raises(DataError, match=r"000002\.png cannot be read as an image.*--check_data"):
+    with pytest.raises(InputError, match=r"000002\.png cannot be read as an image.*--check_data"):
         data.split("train800")
     assert not list((tmp_path / "cache").glob("*train800-*"))
 
@@ -314,7 +308,7 @@ def test_an_archive_that_climbs_out_of_its_folder_is_refused(tmp_path):
     file = archive(tmp_path)
     with zipfile.ZipFile(file, "a") as out:
         out.writestr("vtab-1k/cifar/../../../evil.txt", "x")
-    with pytest.raises(DataError, match="outside its folder"):
+    with pytest.raises(InputError, match="outside its folder"):
         download(tmp_path / "root", lambda: file)
     assert list((tmp_path / "root").iterdir()) == []
 
@@ -323,16 +317,16 @@ def test_other_archives_are_refused_in_words(tmp_path):
     other = tmp_path / "other.zip"
     with zipfile.ZipFile(other, "w") as out:
         out.writestr("readme.txt", "hello")
-    with pytest.raises(DataError, match="not a VTAB-1k archive"):
+    with pytest.raises(InputError, match="not a VTAB-1k archive"):
         download(tmp_path / "root", lambda: other)
     other.write_bytes(b"PK but not really")
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(InputError, match="damaged"):
         download(tmp_path / "root", lambda: other)
 
 
 def test_a_failed_fetch_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(download_module, "_NEEDED_BYTES", 0)
-    with pytest.raises(DataError, match=r"could not fetch the hub dataset XiN0919/VTAB-1k .*check the network"):
+    with pytest.raises(InputError, match=r"could not fetch the hub dataset XiN0919/VTAB-1k .*check the network"):
         download(tmp_path / "root")
 
 
@@ -355,5 +349,5 @@ def test_the_archive_is_that_of_the_revision(tmp_path, monkeypatch):
 
 def test_a_full_disk_is_noticed_before_the_download(tmp_path, monkeypatch):
     monkeypatch.setattr(download_module, "_NEEDED_BYTES", 10**18)
-    with pytest.raises(DataError, match=r"GB free; the data needs 4\.7 GB"):
+    with pytest.raises(InputError, match=r"GB free; the data needs 4\.7 GB"):
         download(tmp_path / "root")

@@ -8,22 +8,16 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from dash_vision.classification import build_vit, embedded
-from dash_vision.classification.backbones import MINIATURE_SHAPE, Backbone, build, describe
-from dash_vision.classification.build_vit import (
-    BuildPlan,
-    answers,
-    question_loss,
-    scene_at,
-    split_answers,
-    thumbnail_loss,
-)
+from dash_vision.bases.backbones import MINIATURE_SHAPE, Backbone, build, describe
+from dash_vision.classification import embedded
 from dash_vision.classification.cache import whole
 from dash_vision.classification.data import load_task
 from dash_vision.classification.embedded import class_names, draw, labels
-from dash_vision.classification.tasks import EMBEDDED, TASKS
 from dash_vision.miniature.__main__ import main
-from dash_vision.miniature.scenes import KINDS, PATTERNS
+from dash_vision.miniature.train import vit as build_vit
+from dash_vision.miniature.train.vit import BuildPlan, answers, question_loss, scene_at, split_answers, thumbnail_loss
+from dash_vision.miniature.world.scenes import KINDS, PATTERNS
+from dash_vision.runs.tasks import EMBEDDED, TASKS
 
 SPLITS = ("train800", "val200", "test")
 
@@ -59,7 +53,7 @@ def drawn_subjects(monkeypatch, name, numbers=range(12)):
         return original(canvas, pen, subject, *arguments, **options)
 
     monkeypatch.setattr(embedded, "draw_subject", spy)
-    monkeypatch.setattr("dash_vision.miniature.scenes.draw_subject", spy)
+    monkeypatch.setattr("dash_vision.miniature.world.scenes.draw_subject", spy)
     for number in numbers:
         calls.clear()
         picture, label = draw(TASKS[name], "train800", number)

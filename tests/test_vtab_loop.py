@@ -16,22 +16,17 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from vtab_helpers import CPU, ROOT, one_run, write_task
 
-from dash_vision.adapter_io import read_native
-from dash_vision.checkpoint import load_checkpoint, save_checkpoint
 from dash_vision.classification.drop_path import DropPaths
 from dash_vision.classification.loop import NonFiniteLoss, Plan, Trainer, mixed_seed
 from dash_vision.classification.methods import prepare
 from dash_vision.classification.run import CHECKPOINT, backbone_of, execute, open_data
-from dash_vision.classification.runtime import (
-    INTERRUPTED,
-    Interrupted,
-    Runtime,
-    make_runtime,
-)
+from dash_vision.classification.runtime import INTERRUPTED, Interrupted, Runtime, make_runtime
 from dash_vision.classification.sweep import line_of
 from dash_vision.classification.trained import load_trained
-from dash_vision.cli import UsageError
-from dash_vision.signals import StopRequest, catching_signals
+from dash_vision.files.checkpoint import load_checkpoint, save_checkpoint
+from dash_vision.files.errors import InputError
+from dash_vision.files.native import read_native
+from dash_vision.runs.signals import StopRequest, catching_signals
 from eval.vtab import table
 
 # -- the schedule
@@ -178,10 +173,10 @@ def test_a_launch_on_an_update_that_is_not_finite_is_a_divergence_too(data):
 
 def test_a_dash_that_would_never_start_is_refused_before_training(data):
     with pytest.raises(
-        UsageError, match="--prelaunch_steps 12 leaves no step for the dash: 4 epochs of 24 images make 12"
+        InputError, match="--prelaunch_steps 12 leaves no step for the dash: 4 epochs of 24 images make 12"
     ):
         execute(one_run(data, prelaunch_steps=12), CPU)
-    with pytest.raises(UsageError, match="--prelaunch_steps 50"):
+    with pytest.raises(InputError, match="--prelaunch_steps 50"):
         execute(one_run(data, search=["prelaunch_steps=5,50"]), CPU)
 
 
@@ -310,7 +305,7 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_with(data):
     run = one_run(data)
     with pytest.raises(Interrupted):
         execute(run, CPU, StopAt(4))
-    with pytest.raises(UsageError, match=r"other settings \(rank 2 there, 3 here\).*--overwrite"):
+    with pytest.raises(InputError, match=r"other settings \(rank 2 there, 3 here\).*--overwrite"):
         execute(one_run(data, rank=3), CPU)
     assert execute(one_run(data, rank=3, overwrite=True), CPU)["arguments"]["rank"] == 3
 
@@ -377,9 +372,9 @@ def test_a_signal_leaves_a_checkpoint_and_its_own_exit_status(data):
 
 
 def test_a_device_that_is_not_there_is_explained(monkeypatch):
-    with pytest.raises(UsageError, match="there is no device 'cuda:77'"):
+    with pytest.raises(InputError, match="there is no device 'cuda:77'"):
         make_runtime("cuda:77")
-    with pytest.raises(UsageError, match="there is no device 'abacus'"):
+    with pytest.raises(InputError, match="there is no device 'abacus'"):
         make_runtime("abacus")
     assert make_runtime("cpu", "no") == Runtime(torch.device("cpu"))
     for amx, avx512 in ((True, True), (True, False), (False, True), (False, False)):

@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from vtab_helpers import one_run
 
-from dash_vision.classification import backbones
-from dash_vision.classification.backbones import Backbone, BackboneError, build, describe, head_names
+from dash_vision.bases import backbones
+from dash_vision.bases.backbones import Backbone, build, describe, head_names
 from dash_vision.classification.loop import Normalize
 from dash_vision.classification.methods import prepare
-from dash_vision.cli import UsageError
-from dash_vision.inject import find_targets
+from dash_vision.core.targets import find_targets
+from dash_vision.files.errors import InputError
 
 
 def tiny(**options):
@@ -33,7 +33,7 @@ def test_a_model_is_described_without_its_weights():
 
 
 def test_an_unknown_model_is_answered_with_near_names():
-    with pytest.raises(BackboneError, match=r"did you mean .*vit_base_patch16_224"):
+    with pytest.raises(InputError, match=r"did you mean .*vit_base_patch16_224"):
         describe("vit_bas_patch16_224")
 
 
@@ -73,7 +73,7 @@ def test_building_leaves_the_global_random_numbers_alone():
 def test_heads_are_found_by_what_they_are():
     assert head_names(timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3)) == ["head", "head_dist"]
     assert head_names(timm.create_model("test_vit", num_classes=3)) == ["head"]
-    with pytest.raises(BackboneError, match="no linear classifier"):
+    with pytest.raises(InputError, match="no linear classifier"):
         head_names(timm.create_model("test_vit", num_classes=0))
 
 
@@ -92,12 +92,12 @@ def test_every_block_layer_of_other_vits_is_adapted(name):
 
 
 def test_weights_that_cannot_be_fetched_are_explained():
-    with pytest.raises(BackboneError, match=r"could not fetch the weights of .*--checkpoint FILE.*--model miniature"):
+    with pytest.raises(InputError, match=r"could not fetch the weights of .*--checkpoint FILE.*--model miniature"):
         build(describe("vit_tiny_patch16_224.augreg_in21k"), 5)
 
 
 def test_a_model_without_published_weights_is_explained():
-    with pytest.raises(BackboneError, match="could not fetch the weights"):
+    with pytest.raises(InputError, match="could not fetch the weights"):
         build(describe("vit_tiny_patch16_384"), 5)
 
 
@@ -174,9 +174,9 @@ def test_a_google_checkpoint_is_read(tmp_path, monkeypatch):
 
 def test_files_that_are_no_weights_of_the_model_are_refused(tmp_path):
     torch.save({}, tmp_path / "w.pth")
-    with pytest.raises(BackboneError, match=r"pickles .* can run code"):
+    with pytest.raises(InputError, match=r"pickles .* can run code"):
         describe("test_vit", checkpoint=str(tmp_path / "w.pth"))
-    with pytest.raises(BackboneError, match="there is no checkpoint"):
+    with pytest.raises(InputError, match="there is no checkpoint"):
         describe("test_vit", checkpoint=str(tmp_path / "absent.safetensors"))
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     save_file({"some.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
@@ -188,13 +188,13 @@ def test_files_that_are_no_weights_of_the_model_are_refused(tmp_path):
         ("head_only.safetensors", "holds no weights of this model"),
         ("other.npz", "holds no weights of this model"),
     ):
-        with pytest.raises(BackboneError, match=sentence):
+        with pytest.raises(InputError, match=sentence):
             build(describe("test_vit", 32, checkpoint=str(tmp_path / name)), 5)
 
 
 def test_a_missing_miniature_says_how_to_make_it(tmp_path, monkeypatch):
     monkeypatch.setattr(backbones, "MINIATURE_WEIGHTS", tmp_path / "absent.safetensors")
-    with pytest.raises(BackboneError, match=r"python -m dash_vision\.miniature build --stages vit"):
+    with pytest.raises(InputError, match=r"python -m dash_vision\.miniature build --stages vit"):
         build(describe("miniature"), 5)
 
 
@@ -285,14 +285,14 @@ def test_any_peft_method_trains_beside_the_head(tmp_path, name):
 )
 def test_peft_configurations_that_cannot_be_used_are_explained(tmp_path, content, sentence):
     (tmp_path / "bad.json").write_text(content)
-    with pytest.raises(UsageError, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         prepare(one_run(tmp_path, methods=[], peft_config=[str(tmp_path / "bad.json")]), tiny(), 5)
-    with pytest.raises(UsageError, match="there is no PEFT configuration"):
+    with pytest.raises(InputError, match="there is no PEFT configuration"):
         prepare(one_run(tmp_path, methods=[], peft_config=[str(tmp_path / "absent.json")]), tiny(), 5)
 
 
 def test_a_target_that_matches_nothing_is_explained(tmp_path):
-    with pytest.raises(UsageError, match=r"--target to_q: .*matches no layer"):
+    with pytest.raises(InputError, match=r"--target to_q: .*matches no layer"):
         prepare(one_run(tmp_path, target="to_q"), tiny(), 5)
 
 
@@ -307,10 +307,10 @@ def test_a_revision_pins_what_is_fetched_from_the_hub(monkeypatch):
     name = "vit_tiny_patch16_224.augreg_in21k"
     for revision in ("0123abc", None):
         asked.clear()
-        with pytest.raises(BackboneError, match="could not fetch"):
+        with pytest.raises(InputError, match="could not fetch"):
             build(describe(name, revision=revision), 2)
         assert asked
         assert set(asked) == {(f"timm/{name}", revision)}
-    with pytest.raises(BackboneError, match="--revision is of weights from the hub"):
+    with pytest.raises(InputError, match="--revision is of weights from the hub"):
         describe("miniature", revision="0123abc")
     assert Backbone.from_dict(describe(name, revision="0123abc").to_dict()).revision == "0123abc"

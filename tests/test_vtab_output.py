@@ -9,14 +9,14 @@ from peft import PeftModel
 from test_vtab_models import PEFT_CONFIGS
 from vtab_helpers import trained_run
 
-from dash_vision import AdapterFileError, load_adapter
+from dash_vision import InputError, load_adapter
 from dash_vision.__main__ import main
-from dash_vision.adapter_io import NATIVE_NAME, read_native
-from dash_vision.classification.backbones import Backbone, build
+from dash_vision.bases.backbones import Backbone, build
 from dash_vision.classification.data import load_task
 from dash_vision.classification.loop import Normalize
-from dash_vision.classification.tasks import find_task
 from dash_vision.classification.trained import load_trained, merge
+from dash_vision.files.native import NATIVE_NAME, read_native
+from dash_vision.runs.tasks import find_task
 
 BASE = Backbone("vtab_tiny", 32, (0.5,) * 3, (0.5,) * 3, random=True)
 
@@ -99,16 +99,14 @@ def test_a_dash_run_has_directions_and_shifts(finished):
 
 def test_an_adapter_does_not_go_onto_another_number_of_classes_or_another_base(finished):
     _, run, _ = finished("dash")
-    with pytest.raises(
-        AdapterFileError, match=r"head\.\w+ is \(100.*create the model with the file's number of classes"
-    ):
+    with pytest.raises(InputError, match=r"head\.\w+ is \(100.*create the model with the file's number of classes"):
         load_adapter(build(BASE, 7), run.folder / NATIVE_NAME)
     other = build(BASE, 100)
     with torch.no_grad():
         for p in other.parameters():
             p.mul_(1.5)
     before = {k: v.clone() for k, v in other.state_dict().items()}
-    with pytest.raises(AdapterFileError, match="another base"):
+    with pytest.raises(InputError, match="another base"):
         load_adapter(other, run.folder / NATIVE_NAME)
     assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 from vtab_helpers import CPU, TINY, one_run, train_vtab, trained_run, write_task
 
-import dash_vision.decompositions as decompositions
+import dash_vision.core.decompositions as decompositions
 from dash_vision.classification import sweep as sweep_module
 from dash_vision.classification.config import VtabConfig
 from dash_vision.classification.loop import NonFiniteLoss
@@ -17,10 +17,11 @@ from dash_vision.classification.results import RESULT, paired, read_result, read
 from dash_vision.classification.run import execute, finished
 from dash_vision.classification.runtime import Interrupted
 from dash_vision.classification.sweep import command, sweep, sweep_on_ray
-from dash_vision.classification.tasks import TASKS, VTAB
-from dash_vision.cli import UsageError, parse
-from dash_vision.files import FolderInUse, FolderLock
-from dash_vision.signals import StopRequest
+from dash_vision.files.atomic import FolderInUse, FolderLock
+from dash_vision.files.errors import InputError
+from dash_vision.runs.settings import parse
+from dash_vision.runs.signals import StopRequest
+from dash_vision.runs.tasks import TASKS, VTAB
 
 
 def config(tmp_path, **settings):
@@ -98,7 +99,7 @@ def test_a_killed_sweep_goes_on_where_it_was(folder):
 def test_a_result_of_other_settings_is_neither_skipped_nor_overwritten(folder):
     run, _ = trained_run(folder, epochs=2, prelaunch_steps=2)
     before = (run.folder / "result.json").read_bytes()
-    with pytest.raises(UsageError, match=r"other settings \(rank 2 there, 3 here\); keep both with --tag"):
+    with pytest.raises(InputError, match=r"other settings \(rank 2 there, 3 here\); keep both with --tag"):
         sweep(config(folder, rank=3).runs(), CPU, StopRequest())
     assert (run.folder / "result.json").read_bytes() == before
     assert finished(config(folder, rank=3, overwrite=True).runs()[0]) is None
@@ -235,7 +236,7 @@ def test_results_are_collected_from_the_folders(folder):
 
 def test_without_ray_its_executor_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UsageError, match=r"pip install 'dash-vision\[ray\]'"):
+    with pytest.raises(InputError, match=r"pip install 'dash-vision\[ray\]'"):
         sweep_on_ray([])
 
 

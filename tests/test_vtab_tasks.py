@@ -2,7 +2,7 @@
 
 import pytest
 
-from dash_vision.classification.tasks import EMBEDDED, GROUPS, SPLITS, TASKS, VTAB, find_task, find_tasks, plain
+from dash_vision.runs.tasks import EMBEDDED, GROUPS, SPLITS, TASKS, VTAB, find_task, find_tasks, plain
 
 # Classes and test images of the VTAB-1k benchmark.
 PUBLISHED = {

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from dash_vision.classification.config import VtabConfig
 from dash_vision.classification.run import execute
 from dash_vision.classification.runtime import Runtime
-from dash_vision.classification.tasks import find_task
+from dash_vision.runs.tasks import find_task
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the scripts are no part of the package

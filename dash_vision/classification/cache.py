@@ -17,9 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..files import replacing
+from ..files.atomic import replacing
+from ..files.errors import InputError
 from .decode import CHUNK, decode_chunks
-from .layout import DataError
 
 # Anything above is decoded anew in each run instead: dSprites' test split alone would take 11 GB at 224 pixels.
 LIMIT_BYTES = 4 * 10**9
@@ -96,7 +96,7 @@ def cached(name: str, paths: Sequence[Path], size: int, root: Path | None, limit
     if found is None:
         try:
             write_cache(file, decode_chunks(paths, size), len(paths), size)
-        except DataError:
+        except InputError:
             raise
         except OSError:
             return FileImages(paths, size)
@@ -105,13 +105,13 @@ def cached(name: str, paths: Sequence[Path], size: int, root: Path | None, limit
 
 
 def content_hash(paths: Sequence[Path], size: int) -> str:
-    """SHA-256 of the files' bytes, in order, and of how they are resized. Raises DataError for a missing file."""
+    """SHA-256 of the files' bytes, in order, and of how they are resized. Raises InputError for a missing file."""
     total = hashlib.sha256(f"{_VERSION} {size} {len(paths)}".encode())
     for path in paths:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise DataError(
+            raise InputError(
                 f"cannot read {path}: {error.strerror}; `python train_vtab.py --check_data` lists all such files"
             ) from None
         total.update(hashlib.sha256(data).digest())
@@ -141,7 +141,7 @@ def write_cache(file: Path, chunks: Iterator[Tensor], count: int, size: int) -> 
         for chunk in chunks:
             out.write(chunk.contiguous().numpy().tobytes())
         if out.tell() != 8 + len(header) + total:
-            raise DataError(f"{file}: expected {count} pictures of {size} x {size}, got another number of bytes")
+            raise InputError(f"{file}: expected {count} pictures of {size} x {size}, got another number of bytes")
 
 
 def whole(images: Images) -> Tensor:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..files.errors import InputError
+from ..runs.tasks import SPLITS, Task
 from .decode import FORMATS
-from .layout import DataError, Listing, parse_listing, task_folder
-from .tasks import SPLITS, Task
+from .layout import Listing, parse_listing, task_folder
 
 _SHOWN = 3  # examples named per problem
 
@@ -49,7 +50,7 @@ class _Looked:
 
 
 def check_task(root: Path, task: Task) -> TaskReport:
-    """Verify one task under `root`; opens and decodes every image. Raises DataError if the task is not there."""
+    """Verify one task under `root`; opens and decodes every image. Raises InputError if the task is not there."""
     folder = task_folder(root, task)
     report = TaskReport(task.name, folder)
     listings = dict(_read_lists(folder, report))
@@ -72,7 +73,7 @@ def _read_lists(folder: Path, report: TaskReport) -> Iterator[tuple[str, Listing
             continue
         try:
             yield split, parse_listing(folder, split)
-        except DataError as error:
+        except InputError as error:
             report.problems.append(str(error))
 
 

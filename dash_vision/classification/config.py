@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cli import UsageError, option
-from ..directions import SELECTIONS
-from ..inject import DashConfig
-from .tasks import Task, find_tasks, plain
+from ..core.config import DashConfig
+from ..core.directions import SELECTIONS
+from ..files.errors import InputError
+from ..miniature import MINIATURE
+from ..runs.settings import option
+from ..runs.tasks import Task, find_tasks, plain
 
 METHODS = ("dash", "lora", "linear", "full", "bitfit")
 OURS = ("dash", "lora")  # with a native adapter
 NORMALIZATIONS = ("checkpoint", "imagenet", "half", "none")
 RULES = ("best_val", "last")
-MINIATURE = "miniature"  # the embedded model
 DEFAULT_MODEL = "vit_base_patch16_224.augreg_in21k"
 SEARCHABLE = ("learning_rate", "weight_decay", "alpha", "dash_lr_scale", "prelaunch_steps", "dash_k", "rank", "eps")
 
@@ -37,7 +38,7 @@ RUNS, BASE, DATA, TUNE, TRAIN, CHOICE, OUTPUT, MACHINE = (
 
 @dataclass
 class VtabConfig:
-    """All settings; None means: decided by task or method, as the help says. Raises UsageError for impossible ones."""
+    """All settings; None means: decided by task or method, as the help says. Raises InputError for impossible ones."""
 
     task: list[str] = option(
         [],
@@ -185,7 +186,7 @@ class VtabConfig:
             self.dash_config(self.dash_k)
             self.tasks()
         except ValueError as error:
-            raise UsageError(str(error)) from None
+            raise InputError(str(error)) from None
         self.candidates()
 
     def tasks(self) -> list[Task]:
@@ -320,17 +321,17 @@ class Run:
 
 
 def read_peft_config(path: Path) -> dict[str, Any]:
-    """The JSON object of a PEFT configuration file. Raises UsageError."""
+    """The JSON object of a PEFT configuration file. Raises InputError."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"there is no PEFT configuration {path}; check --peft_config") from None
+        raise InputError(f"there is no PEFT configuration {path}; check --peft_config") from None
     except (OSError, ValueError) as error:
-        raise UsageError(
+        raise InputError(
             f"{path} is no JSON file ({error}); --peft_config takes one as PEFT's save_pretrained writes"
         ) from None
     if not isinstance(content, dict) or "peft_type" not in content:
-        raise UsageError(
+        raise InputError(
             f'{path} has no "peft_type"; a minimal file is {{"peft_type": "LORA", "use_dora": true, "r": 8}}'
         )
     return content
@@ -341,9 +342,9 @@ def _number(name: str, text: str) -> int | float:
     try:
         return kind(text)
     except ValueError:
-        raise UsageError(f"--search {name}: {text!r} is no {'whole number' if kind is int else 'number'}") from None
+        raise InputError(f"--search {name}: {text!r} is no {'whole number' if kind is int else 'number'}") from None
 
 
 def _require(holds: bool, sentence: str) -> None:
     if not holds:
-        raise UsageError(sentence)
+        raise InputError(sentence)

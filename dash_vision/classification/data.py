@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..runs.tasks import SPLITS, Task
 from . import embedded
 from .cache import Images, cached, whole
 from .layout import class_names, data_root, read_split, task_folder
 from .protocol import SealedTest
-from .tasks import SPLITS, Task
 
 
 @dataclass
@@ -57,7 +57,7 @@ def load_task(task: Task, root: str | None, size: int, cache: Path | None) -> Ta
     """The task at size x size pixels. Its lists are read and checked at once, its images when they are needed.
 
     root: the folder of all tasks (see layout.data_root), not used by embedded tasks. cache: folder for decoded
-    images, or None. Raises DataError for data that is missing or wrong.
+    images, or None. Raises InputError for data that is missing or wrong.
     """
     return _embedded(task, size, cache) if task.embedded else _from_disk(task, data_root(root), size, cache)
 

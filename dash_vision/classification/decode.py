@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .layout import DataError
+from ..files.errors import InputError
 
 CHUNK = 256
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # not pillow's "all": EPS would run Ghostscript
@@ -27,14 +27,14 @@ def to_tensor(image: Image.Image, size: int) -> Tensor:
 
 
 def decode(path: Path, size: int) -> Tensor:
-    """`to_tensor` of a file. Raises DataError for one that is missing, no image or cut off."""
+    """`to_tensor` of a file. Raises InputError for one that is missing, no image or cut off."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             return to_tensor(image, size)
     except FileNotFoundError:
-        raise DataError(f"{path} is listed but not there; fetch the data again with --download") from None
+        raise InputError(f"{path} is listed but not there; fetch the data again with --download") from None
     except Exception as error:  # on arbitrary bytes pillow's decoders raise errors of many kinds
-        raise DataError(
+        raise InputError(
             f"{path} cannot be read as an image ({error}); `python train_vtab.py --check_data` lists all such files"
         ) from None
 

@@ -10,8 +10,9 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from .layout import HUB_DATASET, HUB_SIZE, DataError
-from .tasks import SPLITS
+from ..files.errors import InputError
+from ..runs.tasks import SPLITS
+from .layout import HUB_DATASET, HUB_SIZE
 
 _NEEDED_BYTES = 10 * 10**9
 
@@ -20,39 +21,39 @@ def download(root: Path, fetch: Callable[[], Path] | None = None, revision: str 
     """Fetch the archive (resumed if it was begun before), unpack it under `root`; the names of the folders written.
 
     fetch: gives the path of the archive; by default it comes from the hub dataset XiN0919/VTAB-1k, at `revision`
-    (branch, tag or commit; None: the newest). Task folders that exist are left as they are. Raises DataError when the
+    (branch, tag or commit; None: the newest). Task folders that exist are left as they are. Raises InputError when the
     archive cannot be fetched, is damaged, or holds no task.
     """
     root.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(root).free
     if fetch is None and free < _NEEDED_BYTES:
-        raise DataError(f"{root} has {free / 1e9:.1f} GB free; the data needs {HUB_SIZE}. Name another --data_root")
+        raise InputError(f"{root} has {free / 1e9:.1f} GB free; the data needs {HUB_SIZE}. Name another --data_root")
     archive = fetch() if fetch else fetch_archive(revision)
     try:
         with zipfile.ZipFile(archive) as opened:
             return unpack(opened, root)
     except zipfile.BadZipFile as error:
-        raise DataError(f"{archive} is damaged ({error}); delete it and run --download again") from None
+        raise InputError(f"{archive} is damaged ({error}); delete it and run --download again") from None
 
 
 def fetch_archive(revision: str | None = None) -> Path:
-    """The dataset's zip archive in the hub's local cache. Raises DataError."""
+    """The dataset's zip archive in the hub's local cache. Raises InputError."""
     from huggingface_hub import HfApi, hf_hub_download
 
     try:
         names = HfApi().list_repo_files(HUB_DATASET, repo_type="dataset", revision=revision)
         archives = [name for name in names if name.endswith(".zip")]
         if len(archives) != 1:
-            raise DataError(
+            raise InputError(
                 f"the hub dataset {HUB_DATASET} holds {len(archives)} zip archives, expected one; download it by hand "
                 "and unpack it so that <data_root>/cifar/train800.txt exists"
             )
         return Path(hf_hub_download(HUB_DATASET, archives[0], repo_type="dataset", revision=revision))
-    except DataError:
+    except InputError:
         raise
     except Exception as error:  # the hub client raises errors of several libraries; all mean the same to the user
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
+        raise InputError(
             f"could not fetch the hub dataset {HUB_DATASET} ({reason}); check the network and run the command again: "
             "what was fetched so far is kept"
         ) from None
@@ -62,7 +63,7 @@ def unpack(archive: zipfile.ZipFile, root: Path) -> list[str]:
     """Write the task folders of `archive` to `root`, each complete or not at all; the names of those written."""
     members = _members_by_task(archive)
     if not members:
-        raise DataError(f"{archive.filename} holds no folder with train800.txt and test.txt: not a VTAB-1k archive")
+        raise InputError(f"{archive.filename} holds no folder with train800.txt and test.txt: not a VTAB-1k archive")
     written = []
     for task, files in members.items():
         if (root / task).exists():
@@ -94,7 +95,7 @@ def _members_by_task(archive: zipfile.ZipFile) -> dict[str, list[tuple[str, Pure
     for name in names:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
-            raise DataError(f"{archive.filename} wants to write outside its folder ({name}); it is not to be trusted")
+            raise InputError(f"{archive.filename} wants to write outside its folder ({name}); it is not to be trusted")
         for folder in path.parents:
             if folder in folders and folder.name in members:
                 members[folder.name].append((name, path.relative_to(folder)))

@@ -21,13 +21,14 @@ import torch
 from PIL import Image, ImageChops
 from torch import Tensor
 
-from ..miniature import drawing, scenes, settings, subjects
-from ..miniature.drawing import Canvas, Pen
-from ..miniature.scenes import KINDS, PATTERNS, SETTINGS, SUPERSAMPLING, random_scene, random_subject, render
-from ..miniature.subjects import Subject, draw_subject
+from ..miniature.world import drawing, scenes, subjects
+from ..miniature.world import places as settings
+from ..miniature.world.drawing import Canvas, Pen
+from ..miniature.world.scenes import KINDS, PATTERNS, SETTINGS, SUPERSAMPLING, random_scene, random_subject, render
+from ..miniature.world.subjects import Subject, draw_subject
+from ..runs.tasks import Task
 from .cache import CachedImages, Images, TensorImages, open_cache, write_cache
 from .decode import CHUNK, to_tensor
-from .tasks import Task
 
 SIZE = 64
 CELLS = 4

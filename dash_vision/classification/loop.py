@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cli import UsageError
-from ..schedule import DashSchedule
-from ..sharding import load_optimizer, whole_state
-from .backbones import Backbone, plain_attention
+from ..bases.backbones import Backbone, plain_attention
+from ..core.schedule import DashSchedule
+from ..core.sharding import load_optimizer, whole_state
+from ..files.errors import InputError
 from .config import Run
 from .data import Split
 from .drop_path import DropPaths
@@ -116,7 +116,7 @@ class Trainer:
         self.normalize = Normalize(backbone).to(runtime.device)
         if run.settings.compile:
             if runtime.sharded:
-                raise UsageError("--compile does not go with FSDP, which hooks into the blocks; leave one of them out")
+                raise InputError("--compile does not go with FSDP, which hooks into the blocks; leave one of them out")
             tuned.model.compile()
         self.parallel = runtime.parallel(tuned.model)
         s = run.settings
@@ -254,7 +254,6 @@ class Trainer:
             "launch": self.launch,
             "seconds": self.seconds,
             "loss_sum": self.runtime.total(self._loss_sum).item(),
-            "launched": self.tuned.launched,
             "model": self.tuned.state(),
             "optimizer": whole_state(self.optimizer.state_dict()["state"]),
         }
@@ -264,15 +263,15 @@ class Trainer:
         step, curve = state["step"], [EpochScore(**score) for score in state["curve"]]
         if type(step) is not int or not 0 <= step <= self.plan.steps or len(curve) != step // self.plan.steps_per_epoch:
             raise ValueError(f"step {step} and {len(curve)} epochs contradict each other")
-        if not isinstance(state["launched"], bool) or not isinstance(state["launch"], dict | None):
-            raise ValueError("it does not say whether the dash was launched")
+        if not isinstance(state["launch"], dict | None):
+            raise ValueError("it does not say when the dash was launched")
         if not all(torch.isfinite(tensor).all() for tensor in state["model"].values()):
             raise ValueError("its weights hold NaN or infinity")
         moments = state["optimizer"]
         if not all(type(key) is int and isinstance(value, dict) for key, value in moments.items()):
             raise ValueError("its optimizer's state is of another kind")
         loss_sum, seconds = state["loss_sum"] / self.runtime.world, 0.0 + state["seconds"]
-        self.tuned.load_state(state["model"], state["launched"], state["step"])
+        self.tuned.load_state(state["model"], state["step"])
         groups = self.optimizer.state_dict()["param_groups"]
         load_optimizer(self.optimizer, {"state": moments, "param_groups": groups})
         self.step, self.launch, self.seconds, self.curve = step, state["launch"], seconds, curve

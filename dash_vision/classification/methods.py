@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..cli import UsageError
-from ..inject import Adapter, inject
-from ..schedule import DashSchedule
-from ..sharding import whole, write
-from .backbones import Backbone, build, head_names
+from ..bases.backbones import Backbone, build, head_names
+from ..core.adapter import Adapter, inject
+from ..core.schedule import DashSchedule
+from ..core.sharding import whole, write
+from ..files.errors import InputError
 from .config import OURS, Run, read_peft_config
 
 
@@ -56,7 +56,7 @@ class Tuned:
         return {**{n: p.detach() for n, p in self.trainable().items()}, **dict(self.model.named_buffers())}
 
     @torch.no_grad()
-    def load_state(self, state: dict[str, Tensor], launched: bool, steps: int) -> None:
+    def load_state(self, state: dict[str, Tensor], steps: int) -> None:
         """Write back what `state` gave, in place. Raises ValueError if it is another model's."""
         own = self._tensors()
         wrong = sorted(own.keys() ^ state.keys()) or [k for k in own if own[k].shape != state[k].shape]
@@ -66,8 +66,6 @@ class Tuned:
             )
         for name, tensor in state.items():
             write(own[name], tensor)
-        if self.adapter is not None:
-            self.adapter.launched = launched
         if self.schedule is not None:
             self.schedule.steps = steps
 
@@ -85,7 +83,7 @@ class Tuned:
 
 
 def prepare(run: Run, backbone: Backbone, classes: int) -> Tuned:
-    """The model of `run` with everything drawn from its seed. Raises UsageError for a method that does not fit."""
+    """The model of `run` with everything drawn from its seed. Raises InputError for a method that does not fit."""
     model = build(backbone, classes, run.drop_path, head_seed=run.seed)
     heads = head_names(model)
     with torch.random.fork_rng(devices=[]):
@@ -105,7 +103,7 @@ def _adapted(run: Run, model: nn.Module, heads: list[str]) -> Tuned:
     try:
         adapter = inject(model, s.dash_config(s.dash_k if run.method == "dash" else 0))
     except ValueError as error:
-        raise UsageError(f"--target {s.target}: {error}") from None
+        raise InputError(f"--target {s.target}: {error}") from None
     for name in heads:
         model.get_submodule(name).requires_grad_(True)
     return Tuned(model, run.method, heads, adapter, DashSchedule(adapter, s.prelaunch_steps))
@@ -123,7 +121,7 @@ def _peft(run: Run, model: nn.Module, heads: list[str]) -> Tuned:
             warnings.simplefilter("ignore")
             wrapped = get_peft_model(model, get_peft_config(values))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise UsageError(f"PEFT does not take {file} for {run.model}: {' '.join(str(error).split())[:300]}") from None
+        raise InputError(f"PEFT does not take {file} for {run.model}: {' '.join(str(error).split())[:300]}") from None
     return Tuned(wrapped, run.method, heads)
 
 

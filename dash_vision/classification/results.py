@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .tasks import GROUPS, TASKS, VTAB
+from ..runs.tasks import GROUPS, TASKS, VTAB
 
 RESULT = "result.json"
 VAL_RESULT = "val_result.json"

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from ..cli import UsageError
-from ..decompositions import VARIABLE
-from ..files import FolderInUse, FolderLock, write_json
-from ..signals import StopRequest
-from ..versions import installed_versions
-from .backbones import Backbone, describe
+from ..bases.backbones import Backbone, describe
+from ..core.decompositions import VARIABLE
+from ..files.atomic import FolderInUse, FolderLock, write_json
+from ..files.checkpoint import load_checkpoint, save_checkpoint
+from ..files.errors import InputError
+from ..runs.signals import StopRequest
+from ..runs.versions import installed_versions
 from .cache import cache_root
 from .config import Run
 from .data import TaskData, load_task
@@ -69,12 +69,12 @@ def backbone_of(run: Run) -> Backbone:
 
 
 def open_data(run: Run) -> TaskData:
-    """The run's data at its model's size. Raises DataError before any weight is loaded."""
+    """The run's data at its model's size. Raises InputError before any weight is loaded."""
     return load_task(run.task, run.settings.data_root, backbone_of(run).image_size, cache_folder(run))
 
 
 def finished(run: Run) -> dict[str, Any] | None:
-    """The result of this very run if it is done, else None. Raises UsageError when the folder holds another run's."""
+    """The result of this very run if it is done, else None. Raises InputError when the folder holds another run's."""
     if run.settings.overwrite:
         return None
     for name in (VAL_RESULT, RESULT) if run.settings.val_only else (RESULT,):
@@ -89,7 +89,7 @@ def execute(run: Run, runtime: Runtime, stop: StopRequest | None = None, progres
     """Do the run, or go on with it from its checkpoint; returns what result.json holds.
 
     Raises Interrupted after writing a checkpoint when `stop` asks for it; FolderInUse while another process is at this
-    run; DataError, BackboneError, UsageError, NonFiniteLoss with a sentence for the user.
+    run; InputError, NonFiniteLoss with a sentence for the user.
     """
     with _claimed(run.folder, runtime):
         done = finished(run)
@@ -238,14 +238,14 @@ class _Execution:
             frozen = state["selection"]
             selection = None if frozen is None else Selection.from_dict(frozen)
             return Progressed(curves, launches, dict(state["seconds"]), selection), state["trainer"]
-        except UsageError:
+        except InputError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, ProtocolError) as error:
             raise self._does_not_fit(error) from None
 
-    def _does_not_fit(self, error: Exception) -> CheckpointError:
+    def _does_not_fit(self, error: Exception) -> InputError:
         reason = " ".join(str(error).split())[:300]
-        return CheckpointError(f"{self.file} does not fit this run ({reason}); --overwrite starts anew")
+        return InputError(f"{self.file} does not fit this run ({reason}); --overwrite starts anew")
 
     def _write(self, name: str, report: dict[str, Any]) -> dict[str, Any]:
         if self.runtime.main:
@@ -309,12 +309,12 @@ class _Execution:
 
 
 def _check_same(run: Run, found: dict[str, Any], where: Path) -> None:
-    """Raises UsageError when `found` are the arguments of another run."""
+    """Raises InputError when `found` are the arguments of another run."""
     asked = run.identity()
     different = [key for key in {**asked, **found} if asked.get(key) != found.get(key)]
     if different:
         shown = ", ".join(f"{key} {found.get(key)!r} there, {asked.get(key)!r} here" for key in different[:3])
-        raise UsageError(
+        raise InputError(
             f"{where} is of a run with other settings ({shown}); keep both with --tag or another --output_dir, or "
             "replace it with --overwrite"
         )
@@ -328,7 +328,7 @@ def _check_steps(run: Run, candidates: list[dict[str, Any]], images: int) -> Non
         candidate = run.with_overrides(overrides)
         steps = Plan.of(candidate, images).steps
         if candidate.settings.prelaunch_steps >= steps:
-            raise UsageError(
+            raise InputError(
                 f"--prelaunch_steps {candidate.settings.prelaunch_steps} leaves no step for the dash: {run.epochs} "
                 f"epochs of {images} images make {steps} steps; lower it, or raise --epochs"
             )

@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..cli import UsageError, take_sharding
-from ..precision import fast_in_bf16
-from ..sharding import shard
+from ..core.sharding import shard
+from ..files.errors import InputError
+from ..runs.runtime import fast_in_bf16, take_sharding
 
 INTERRUPTED = 75  # EX_TEMPFAIL: not done, nothing wrong, run the same command again
 
@@ -48,7 +48,7 @@ class Runtime:
             try:
                 shard(model, lambda name, module: re.search(r"(^|\.)blocks\.\d+$", name) is not None, self.device)
             except ValueError as error:
-                raise UsageError(str(error)) from None
+                raise InputError(str(error)) from None
             return model
         devices = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=devices)
@@ -84,7 +84,7 @@ class Runtime:
 
 
 def make_runtime(device: str = "auto", mixed_precision: str = "auto") -> Runtime:
-    """The runtime of this process. Raises UsageError for a device that is not there, and as `take_sharding`."""
+    """The runtime of this process. Raises InputError for a device that is not there, and as `take_sharding`."""
     sharded = take_sharding()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import PartialState
@@ -108,5 +108,5 @@ def _device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"there is no device {name!r} ({reason}); use --device auto") from None
+        raise InputError(f"there is no device {name!r} ({reason}); use --device auto") from None
     return device

@@ -12,15 +12,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..cli import UsageError, one_line
-from ..files import FolderInUse, write_json
-from ..signals import StopRequest
+from ..files.atomic import FolderInUse, write_json
+from ..files.errors import InputError, one_line
+from ..runs.signals import StopRequest
+from ..runs.tasks import find_task
 from .config import Run, VtabConfig
 from .loop import NonFiniteLoss, Trainer
 from .results import read_results, render, summarize
 from .run import execute, finished, open_data
 from .runtime import Runtime, make_runtime
-from .tasks import find_task
 
 SUMMARY = "summary.json"
 
@@ -92,8 +92,8 @@ class Display:
 
 
 def pending_runs(runs: Sequence[Run], tally: Tally) -> list[Run]:
-    """The runs that are not done; finished ones go into the tally. Raises UsageError where a folder holds another run,
-    and DataError for missing data, before anything is trained."""
+    """The runs that are not done; finished ones go into the tally. Raises InputError where a folder holds another run,
+    and InputError for missing data, before anything is trained."""
     waiting = []
     for run in runs:
         result = finished(run)
@@ -186,12 +186,12 @@ def command(run: Run) -> str:
 def sweep_on_ray(runs: Sequence[Run], say: Callable[[str], None] = print) -> Tally:
     """Do the runs on a Ray cluster (the one at $RAY_ADDRESS, else a local one), one GPU each if it has any.
 
-    Workers need the package, the data and the output folder under the same paths. Raises UsageError without Ray.
+    Workers need the package, the data and the output folder under the same paths. Raises InputError without Ray.
     """
     try:
         import ray
     except ImportError:
-        raise UsageError("--executor ray needs Ray, an optional part: pip install 'dash-vision[ray]'") from None
+        raise InputError("--executor ray needs Ray, an optional part: pip install 'dash-vision[ray]'") from None
     tally = Tally()
     waiting = [_absolute(run) for run in pending_runs(runs, tally)]
     if tally.skipped:

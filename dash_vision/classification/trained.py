@@ -23,22 +23,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..adapter_io import (
-    NATIVE_NAME,
-    AdapterFileError,
-    AdapterState,
-    adapter_state,
-    export_states,
-    load_adapter,
-    read_notes,
-    write_native,
-)
-from ..checksum import checksum
-from ..files import replacing, write_json
-from ..sharding import whole
-from .backbones import Backbone, BackboneError, build
+from ..bases.backbones import Backbone, build
+from ..core.loading import adapter_state, load_adapter
+from ..core.sharding import whole
+from ..files.atomic import replacing, write_json
+from ..files.container import checksum
+from ..files.errors import InputError
+from ..files.lora import export_states
+from ..files.native import NATIVE_NAME, AdapterState, read_notes, write_native
 from .decode import FORMATS, to_tensor
-from .layout import DataError
 from .loop import Normalize
 from .methods import Tuned
 
@@ -118,16 +111,16 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any])
 def load_trained(path: Path, checkpoint: str | None = None) -> Trained:
     """The classifier of a run folder, or of one of the files in it; builds the base and loads its weights.
 
-    checkpoint: a local file of the base's weights, instead of the place that the note names. Raises AdapterFileError
-    for what is no output of train_vtab.py, BackboneError when the base cannot be had.
+    checkpoint: a local file of the base's weights, instead of the place that the note names. Raises InputError
+    for what is no output of train_vtab.py, InputError when the base cannot be had.
     """
     path = _the_file(path)
     about = _note(path)
     values = {**about["backbone"], **({"checkpoint": checkpoint} if checkpoint else {})}
     try:
         backbone = Backbone.from_dict(values)
-    except BackboneError as error:
-        raise AdapterFileError(f"{path} names a base that cannot be had: {error}") from None
+    except InputError as error:
+        raise InputError(f"{path} names a base that cannot be had: {error}") from None
     model = build(backbone, len(about["classes"]))
     if path.name == "adapter_config.json":
         model = _load_peft(model, path.parent)
@@ -167,7 +160,7 @@ def _fold_in(layers: dict[str, Any], model: nn.Module) -> None:
 
 
 def predict(trained: Trained, images: Sequence[Path], top: int = 5) -> list[list[tuple[str, float]]]:
-    """The `top` classes of every image with their probabilities, likeliest first. Raises DataError for a bad image."""
+    """The `top` classes of every image with their probabilities, likeliest first. Raises InputError for a bad image."""
     backbone = trained.backbone
     normalize, classes = Normalize(backbone), trained.about["classes"]
     answers = []
@@ -184,9 +177,9 @@ def _open(path: Path, size: int) -> Tensor:
         with Image.open(path, formats=FORMATS) as image:
             return to_tensor(ImageOps.exif_transpose(image), size)  # a photograph may lie on its side
     except FileNotFoundError:
-        raise DataError(f"there is no image {path}") from None
+        raise InputError(f"there is no image {path}") from None
     except Exception as error:  # on arbitrary bytes pillow's decoders raise errors of many kinds
-        raise DataError(f"{path} cannot be read as an image ({error})") from None
+        raise InputError(f"{path} cannot be read as an image ({error})") from None
 
 
 def command_lines(args: argparse.Namespace) -> Iterator[str]:
@@ -214,7 +207,7 @@ def _the_file(path: Path) -> Path:
     for name in (NATIVE_NAME, TRAINED_NAME, f"{PEFT_FOLDER}/adapter_config.json", "adapter_config.json"):
         if (path / name).is_file():
             return path / name
-    raise AdapterFileError(
+    raise InputError(
         f"{path} is {'a folder without a trained model' if path.is_dir() else 'not there'}; give a run folder of "
         f"train_vtab.py, or {NATIVE_NAME} or {TRAINED_NAME} in it"
     )
@@ -231,7 +224,7 @@ def _header(path: Path) -> dict[str, Any] | None:
             text = (file.metadata() or {}).get(_HEADER)
         return json.loads(text) if text else None
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise AdapterFileError(f"{path} is no complete .safetensors file ({error}); copy it again") from None
+        raise InputError(f"{path} is no complete .safetensors file ({error}); copy it again") from None
 
 
 def _note(path: Path) -> dict[str, Any]:
@@ -244,7 +237,7 @@ def _note(path: Path) -> dict[str, Any]:
     elif path.suffix == ".safetensors":
         about = _header(path) or read_notes(path).get(_HEADER)
     if not isinstance(about, dict) or not _is_note(about):
-        raise AdapterFileError(
+        raise InputError(
             f"{path} does not say which base and classes it belongs to: it was not written by train_vtab.py; load it "
             "with dash_vision.load_adapter into the model it was trained on"
         )
@@ -261,12 +254,12 @@ def _load_peft(model: nn.Module, folder: Path) -> nn.Module:
     from peft import PeftModel
 
     if not (folder / "adapter_model.safetensors").is_file():  # PEFT would take a pickle instead
-        raise AdapterFileError(f"{folder} has no adapter_model.safetensors; give the folder that PEFT wrote")
+        raise InputError(f"{folder} has no adapter_model.safetensors; give the folder that PEFT wrote")
     try:
         return PeftModel.from_pretrained(model, str(folder))
     except Exception as error:  # a foreign configuration fails in PEFT wherever its first odd value is met
         reason = " ".join(str(error).split())[:300]
-        raise AdapterFileError(f"PEFT cannot read {folder} ({type(error).__name__}: {reason})") from None
+        raise InputError(f"PEFT cannot read {folder} ({type(error).__name__}: {reason})") from None
 
 
 def _load_tensors(model: nn.Module, path: Path) -> None:
@@ -275,15 +268,15 @@ def _load_tensors(model: nn.Module, path: Path) -> None:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise AdapterFileError(f"{path} is no complete .safetensors file ({error}); copy it again") from None
+        raise InputError(f"{path} is no complete .safetensors file ({error}); copy it again") from None
     about = dict(_header(path) or {})
     if about.pop("checksum", None) not in (None, checksum(about, tensors)):  # the first files had none
-        raise AdapterFileError(f"{path} is damaged: its checksum does not fit; use another copy")
+        raise InputError(f"{path} is damaged: its checksum does not fit; use another copy")
     for key, tensor in tensors.items():
         if key not in own or own[key].shape != tensor.shape:
-            raise AdapterFileError(f"{path} does not fit its base: {key} is {tuple(tensor.shape)} in the file")
+            raise InputError(f"{path} does not fit its base: {key} is {tuple(tensor.shape)} in the file")
         if own[key].dtype != tensor.dtype or not torch.isfinite(tensor).all():
-            raise AdapterFileError(f"{path} is damaged: {key} holds NaN, infinity or numbers of another kind")
+            raise InputError(f"{path} is damaged: {key} holds NaN, infinity or numbers of another kind")
     with torch.no_grad():
         for key, tensor in tensors.items():
             own[key].copy_(tensor)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..cli import UsageError, option
-from ..directions import SELECTIONS
+from ..core.directions import SELECTIONS
+from ..files.errors import InputError
+from ..runs.settings import option
 
 BASE, DATA, DASH, TRAIN, OPTIM, PRIOR, SAVE, SHOW, MACHINE = (
     "base model",
@@ -37,7 +38,7 @@ SCHEDULES = (
 class DreamBoothConfig:
     """All settings; None means: the base model's family decides (see families.Defaults), or off.
 
-    Raises UsageError for a value out of its range and for settings that contradict each other.
+    Raises InputError for a value out of its range and for settings that contradict each other.
     """
 
     pretrained_model_name_or_path: str | None = option(
@@ -192,20 +193,20 @@ class DreamBoothConfig:
         for name in ("lora_alpha", "snr_gamma", "max_grad_norm", "adam_epsilon", "guidance_scale"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise UsageError(f"--{name} is {value}; it takes a number above 0")
+                raise InputError(f"--{name} is {value}; it takes a number above 0")
         for name in ("lora_dropout", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"--{name} is {getattr(self, name)}; it takes a number from 0 to below 1")
+                raise InputError(f"--{name} is {getattr(self, name)}; it takes a number from 0 to below 1")
         if self.seed >= 2**63:
-            raise UsageError(f"--seed is {self.seed}; it takes a whole number below 2**63")
+            raise InputError(f"--seed is {self.seed}; it takes a whole number below 2**63")
         if not self.instance_data_dir:
-            raise UsageError("--instance_data is missing; give the folder with pictures of your subject")
+            raise InputError("--instance_data is missing; give the folder with pictures of your subject")
         if self.use_8bit_adam and self.optimizer != "adamw":
-            raise UsageError(f"--use_8bit_adam is a kind of adamw; leave it out, or --optimizer {self.optimizer}")
+            raise InputError(f"--use_8bit_adam is a kind of adamw; leave it out, or --optimizer {self.optimizer}")
         if not self.with_prior_preservation:
             for name in ("class_data_dir", "class_prompt"):
                 if getattr(self, name) is not None:
-                    raise UsageError(
+                    raise InputError(
                         f"--{name} does nothing without --with_prior_preservation; add that, or leave it out"
                     )
         for name, idle, remedy in (
@@ -214,16 +215,16 @@ class DreamBoothConfig:
             ("lr_warmup_steps", self.lr_scheduler == "constant", "give --lr_scheduler constant_with_warmup"),
         ):
             if idle and getattr(self, name):
-                raise UsageError(f"--{name} does nothing here; {remedy}, or leave it out")
+                raise InputError(f"--{name} does nothing here; {remedy}, or leave it out")
         if self.report_to == "none":
             self.report_to = None
         for name in ("instance_prompt", "class_prompt"):
             if getattr(self, name) is not None and not getattr(self, name).strip():
-                raise UsageError(f"--{name} is empty; give a prompt, or leave it out")
+                raise InputError(f"--{name} is empty; give a prompt, or leave it out")
         if any(not prompt.strip() for prompt in self.validation_prompt):
-            raise UsageError("--validation_prompt is empty; give a prompt, or leave it out")
+            raise InputError("--validation_prompt is empty; give a prompt, or leave it out")
         if self.output_dir and Path(self.output_dir).is_file():
-            raise UsageError(f"--output_dir {self.output_dir} is a file; give a folder")
+            raise InputError(f"--output_dir {self.output_dir} is a file; give a folder")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -234,9 +235,9 @@ def _at_least(config: DreamBoothConfig, least: int, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and not least <= value:
-            raise UsageError(f"--{name} is {value}; it takes a number of {least} or more")
+            raise InputError(f"--{name} is {value}; it takes a number of {least} or more")
         if value is not None and value > _LARGEST:
-            raise UsageError(f"--{name} is {value}; it takes a number up to {_LARGEST:g}")
+            raise InputError(f"--{name} is {value}; it takes a number up to {_LARGEST:g}")
 
 
 # -- prompts from names
@@ -257,12 +258,12 @@ def derive_prompts(config: DreamBoothConfig) -> Prompts:
     """Prompts from the folder's name where the user gave none.
 
     "cat/" gives "a photo of sks cat" and the class prompt "a photo of cat"; "my_dogs-2" gives "my dogs". Raises
-    UsageError when a name holds no letters.
+    InputError when a name holds no letters.
     """
     if config.instance_prompt is None:
         kind = class_name(config.instance_data_dir)
         if not kind:
-            raise UsageError(
+            raise InputError(
                 f"cannot derive a prompt from the folder name of {config.instance_data_dir}; "
                 f'give one: --instance_prompt "a photo of {RARE_WORD} cat"'
             )
@@ -273,7 +274,7 @@ def derive_prompts(config: DreamBoothConfig) -> Prompts:
     subject = match.group(1) if match else None
     class_ = config.class_prompt or " ".join(word for word in instance.split() if word != RARE_WORD)
     if config.with_prior_preservation and class_ == instance:
-        raise UsageError(
+        raise InputError(
             f'the class prompt would be the instance prompt, "{instance}", and the class would learn the subject\'s '
             'name; give --class_prompt, such as "a photo of a dog"'
         )

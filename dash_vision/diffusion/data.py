@@ -19,9 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..files import replacing
-from .families import Base, Conditions, encode_picture
-from .images import CropInfo, InstanceImage, make_buckets, nearest_bucket, variants
+from ..bases.families import Base, Conditions, encode_picture
+from ..files.atomic import replacing
+from ..pictures.crops import CropInfo, make_buckets, nearest_bucket, variants
+from ..pictures.folder import InstanceImage
 
 
 @dataclass(frozen=True)

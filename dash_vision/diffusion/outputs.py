@@ -14,13 +14,16 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..adapter_io import DIFFUSERS_NAME, NATIVE_NAME, adapter_state, export_states, fingerprint, write_native
-from ..files import replacing, write_json, write_text
-from ..versions import installed_versions
+from ..bases.families import MINIATURE
+from ..bases.sampling import Sampling, sample
+from ..core.loading import adapter_state
+from ..drawing.sheet import Row, draw_sheet
+from ..files.atomic import replacing, write_json, write_text
+from ..files.fingerprints import fingerprint
+from ..files.lora import DIFFUSERS_NAME, export_states
+from ..files.native import NATIVE_NAME, write_native
+from ..runs.versions import installed_versions
 from .config import default_validation_prompts
-from .families import MINIATURE
-from .sampling import Sampling, sample
-from .sheet import Row, draw_sheet
 
 if TYPE_CHECKING:
     from .training import DreamBoothRun

@@ -10,11 +10,11 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..cli import UsageError
-from ..files import replacing, write_json
+from ..bases.families import Base
+from ..bases.sampling import Sampling, sample
+from ..files.atomic import replacing, write_json
+from ..files.errors import InputError
 from .config import DreamBoothConfig
-from .families import Base
-from .sampling import Sampling, sample
 
 
 def _record(folder: Path) -> Path:
@@ -23,7 +23,7 @@ def _record(folder: Path) -> Path:
 
 
 def _check_origin(folder: Path, now: dict[str, object]) -> None:
-    """Raises UsageError when the folder's generated pictures are of something else. A user's own have no record."""
+    """Raises InputError when the folder's generated pictures are of something else. A user's own have no record."""
     if not _record(folder).is_file():
         return
     try:
@@ -31,7 +31,7 @@ def _check_origin(folder: Path, now: dict[str, object]) -> None:
     except (OSError, ValueError):
         was = None
     if was != now:
-        raise UsageError(
+        raise InputError(
             f"the class pictures in {folder} were generated for {was}, this run wants {now}; give another "
             f"--class_data_dir, or delete that folder and {_record(folder).name}"
         )

@@ -27,21 +27,24 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..adapter_io import AdapterFileError, compare_probes, probe_weight
-from ..checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from ..cli import UsageError
-from ..files import FolderInUse, FolderLock
-from ..inject import Adapter, DashConfig, find_targets, inject
-from ..layer import weight_matrix
-from ..schedule import DashSchedule
-from ..sharding import load_optimizer, shard, whole, whole_state
-from ..signals import StopRequest, catching_signals
+from ..bases.families import MINIATURE, Base, Conditions, encode_prompts, load_base
+from ..bases.noise import NoiseSchedule, denoising_loss
+from ..core.adapter import Adapter, inject
+from ..core.config import DashConfig
+from ..core.loading import probe_weight
+from ..core.schedule import DashSchedule
+from ..core.sharding import load_optimizer, shard, whole, whole_state
+from ..core.targets import find_targets
+from ..core.weights import weight_matrix
+from ..files.atomic import FolderInUse, FolderLock
+from ..files.checkpoint import load_checkpoint, save_checkpoint
+from ..files.errors import InputError
+from ..files.fingerprints import compare_probes
+from ..pictures.folder import InstanceImage, read_folder
+from ..runs.signals import StopRequest, catching_signals
 from . import config as settings
 from .config import DreamBoothConfig, derive_prompts
 from .data import Batch, Example, Framing, Order, draw_batch, encode_examples, join
-from .families import MINIATURE, Base, Conditions, encode_prompts, load_base
-from .images import InstanceImage, read_folder
-from .loss import NoiseSchedule, denoising_loss
 from .outputs import save_results
 from .prior import class_images
 
@@ -77,7 +80,7 @@ class DreamBoothRun:
     """One run. Construction reads and checks everything before the base model is loaded, then prepares it.
 
     say: prints one line for the user, on the main process. sharded: split the trained networks over the processes
-    (FSDP) instead of keeping a whole one on each. Raises UsageError or ImageFolderError for input that cannot be used.
+    (FSDP) instead of keeping a whole one on each. Raises InputError or InputError for input that cannot be used.
     """
 
     def __init__(
@@ -100,7 +103,7 @@ class DreamBoothRun:
         self._pending: list[Tensor] = []
 
         if sharded and config.compile:
-            raise UsageError("--compile does not go with FSDP, which hooks into the blocks; leave one of them out")
+            raise InputError("--compile does not go with FSDP, which hooks into the blocks; leave one of them out")
         prompts = derive_prompts(config)
         make_writable(self.output)
         self._lock = self._claim_folder() if accelerator.is_main_process else None
@@ -136,7 +139,7 @@ class DreamBoothRun:
         try:
             return FolderLock(self.output)
         except FolderInUse as error:
-            raise UsageError(f"{error}; wait for it, or give another --output_dir") from None
+            raise InputError(f"{error}; wait for it, or give another --output_dir") from None
 
     def _load_base(self) -> Base:
         c = self.config
@@ -182,11 +185,11 @@ class DreamBoothRun:
             self.say(f"      defaults of this base: {', '.join(taken)}")
         factor = math.lcm(self.base.factor, 8)  # diffusers' pipelines sample in multiples of 8
         if c.resolution is None or c.resolution % factor or c.resolution < 2 * factor:
-            raise UsageError(
+            raise InputError(
                 f"--resolution is {c.resolution}; this base takes multiples of {factor} from {2 * factor} on"
             )
         if c.dash_k and c.max_train_steps is not None and c.prelaunch_steps >= c.max_train_steps:
-            raise UsageError(
+            raise InputError(
                 f"--prelaunch_steps {c.prelaunch_steps} leaves nothing of --max_train_steps {c.max_train_steps} for "
                 "the dash; give fewer of the first, more of the second, or --dash_k 0 for plain LoRA"
             )
@@ -284,7 +287,7 @@ class DreamBoothRun:
             try:
                 layers = find_targets(getattr(self.base.pipeline, name), target)
             except ValueError as error:
-                raise UsageError(f"--lora_target: {error}") from None
+                raise InputError(f"--lora_target: {error}") from None
             found[name] = {m: weight_matrix(layer).detach() for m, layer in layers.items()}
         return found
 
@@ -303,14 +306,14 @@ class DreamBoothRun:
             try:
                 adapters[name] = inject(getattr(self.base.pipeline, name), config)
             except ValueError as error:
-                raise UsageError(f"--lora_target: {error}") from None
+                raise InputError(f"--lora_target: {error}") from None
         return adapters
 
     def _prepare_optimizer(self) -> None:
         c = self.config
         if self.sharded and (c.optimizer != "adamw" or c.use_8bit_adam):
             wanted = "--use_8bit_adam" if c.use_8bit_adam else f"--optimizer {c.optimizer}"
-            raise UsageError(f"FSDP splits the optimizer's numbers too, which {wanted} does not take; leave it out")
+            raise InputError(f"FSDP splits the optimizer's numbers too, which {wanted} does not take; leave it out")
         # Networks first: splitting one exchanges its parameters.
         self.networks = {name: self._spread(adapter.model) for name, adapter in self.adapters.items()}
         self.optimizer = make_optimizer(c, parameter_groups(self.adapters, c, self._lr_factor()))
@@ -324,7 +327,7 @@ class DreamBoothRun:
         try:
             shard(network, lambda name, module: type(module).__name__ in _UNITS, self.device)
         except ValueError as error:
-            raise UsageError(str(error)) from None
+            raise InputError(str(error)) from None
         return network
 
     def _lr_factor(self) -> float:
@@ -601,7 +604,7 @@ class DreamBoothRun:
             self._compare(path, state)
             schedule = state["schedule"]
             for name, adapter in self.adapters.items():
-                adapter.load_state_dict({**adapter.state_dict(), **state["adapters"][name]}, launched=False)
+                adapter.load_state_dict({**adapter.state_dict(), **state["adapters"][name]})
             self.schedule.load_state_dict(schedule)
             load_optimizer(self.optimizer, state["optimizer"])
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
@@ -615,12 +618,12 @@ class DreamBoothRun:
                 )
             self.step, self.losses = state["step"], state["losses"]
             self.phases, self.timings = state["phases"], state["timings"]
-        except (CheckpointError, AdapterFileError) as error:
-            raise UsageError(str(error)) from None
+        except InputError as error:
+            raise InputError(str(error)) from None
         except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
-            if isinstance(error, UsageError):
+            if isinstance(error, InputError):
                 raise
-            raise UsageError(f"{path} does not fit this run ({error}); use another checkpoint or start anew") from None
+            raise InputError(f"{path} does not fit this run ({error}); use another checkpoint or start anew") from None
 
     def _compare(self, path: Path, state: dict[str, Any]) -> None:
         was, now = state["settings"], self._identity()
@@ -628,19 +631,19 @@ class DreamBoothRun:
             now = {name: value for name, value in now.items() if name not in _SPLIT}
         for name, value in now.items():
             if name == "instance_data" and was.get(name) != value:
-                raise UsageError(
+                raise InputError(
                     f"the pictures or captions in {self.config.instance_data_dir} are not those that {path} was "
                     "trained on; put them back, or leave out --resume_from_checkpoint to start anew"
                 )
             if was.get(name) != value:
-                raise UsageError(
+                raise InputError(
                     f"{path} was trained with --{name} {was.get(name)}, this run has {value}; give the same value to "
                     "go on, or leave out --resume_from_checkpoint to start anew"
                 )
         for name, probes in self.probes.items():
             difference = compare_probes(probes, state["base"][name])
             if difference is not None:
-                raise UsageError(
+                raise InputError(
                     f"{path} was trained on another base (the weights of {name}.{difference[0]} differ); give the same "
                     "--pretrained_model_name_or_path"
                 )
@@ -705,9 +708,9 @@ def make_optimizer(c: DreamBoothConfig, groups: list[dict[str, Any]]) -> torch.o
         try:
             from prodigyopt import Prodigy
         except ImportError:
-            raise UsageError("--optimizer prodigy needs its package: pip install 'dash-vision[prodigy]'") from None
+            raise InputError("--optimizer prodigy needs its package: pip install 'dash-vision[prodigy]'") from None
         if len({group["lr"] for group in groups}) > 1:
-            raise UsageError("prodigy has one learning rate for all; leave out --dash_lr and --text_encoder_lr")
+            raise InputError("prodigy has one learning rate for all; leave out --dash_lr and --text_encoder_lr")
         return Prodigy(
             groups, lr=groups[0]["lr"], eps=c.adam_epsilon, use_bias_correction=True, safeguard_warmup=True, **common
         )
@@ -715,7 +718,7 @@ def make_optimizer(c: DreamBoothConfig, groups: list[dict[str, Any]]) -> torch.o
         try:
             import bitsandbytes
         except ImportError:
-            raise UsageError("--use_8bit_adam needs its package: pip install 'dash-vision[8bit]'") from None
+            raise InputError("--use_8bit_adam needs its package: pip install 'dash-vision[8bit]'") from None
         return bitsandbytes.optim.AdamW8bit(groups, eps=c.adam_epsilon, **common)
     return torch.optim.AdamW(groups, eps=c.adam_epsilon, **common)
 
@@ -738,14 +741,14 @@ def make_lr_scheduler(c: DreamBoothConfig, optimizer: torch.optim.Optimizer) -> 
 
 
 def make_writable(folder: Path) -> None:
-    """Make `folder` and try to write there. Raises UsageError."""
+    """Make `folder` and try to write there. Raises InputError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UsageError(f"cannot write to --output_dir {folder} ({reason}); give another folder") from None
+        raise InputError(f"cannot write to --output_dir {folder} ({reason}); give another folder") from None
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -765,7 +768,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def find_checkpoint(folder: Path, wanted: str | None) -> Path | None:
-    """The file that --resume_from_checkpoint names; None for "latest" when there is none. Raises UsageError."""
+    """The file that --resume_from_checkpoint names; None for "latest" when there is none. Raises InputError."""
     if wanted is None:
         return None
     if wanted == "latest":
@@ -774,7 +777,7 @@ def find_checkpoint(folder: Path, wanted: str | None) -> Path | None:
         if path.is_file():
             return path
     there = ", ".join(p.stem for p in checkpoints(folder)) or "none"
-    raise UsageError(f"there is no checkpoint {wanted}; in {folder} there are: {there}")
+    raise InputError(f"there is no checkpoint {wanted}; in {folder} there are: {there}")
 
 
 def put_aside(folder: Path, step: int) -> Path | None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPModel
 
+MINIATURE = "miniature"  # what settings and records call the embedded models
 WEIGHTS = Path(__file__).parent / "weights"
 
 

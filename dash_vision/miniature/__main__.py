@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .scenes import KINDS, heldout_scenes, individual, instance_scenes, write_pictures
+from .world.scenes import KINDS, heldout_scenes, individual, instance_scenes, write_pictures
 
 if TYPE_CHECKING:
-    from .build import Settings  # its module loads PyTorch, which --help should not wait for
+    from .train.build import Settings
 
 
 def _individual(args: argparse.Namespace) -> None:
@@ -27,7 +27,7 @@ def _individual(args: argparse.Namespace) -> None:
 
 
 def _build_settings(args: argparse.Namespace) -> Settings:
-    from .build import Settings
+    from .train.build import Settings
 
     settings = Settings(args.work, args.output or Path(__file__).parent / "weights", args.device, seed=args.seed)
     settings.compile, settings.init = args.compile, args.init
@@ -47,7 +47,7 @@ def _build_settings(args: argparse.Namespace) -> Settings:
 
 
 def _build(args: argparse.Namespace) -> None:
-    from .build import STAGES, build, snapshot
+    from .train.build import STAGES, build, snapshot
 
     settings = _build_settings(args)
     if args.threads:
@@ -61,7 +61,7 @@ def _build(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from .report import report
+    from .train.report import report
 
     report(args.work, args.docs, args.weights, args.images)
 

@@ -1,0 +1,272 @@
+"""The base models: any timm vision transformer by name, or the miniature ViT that this package ships."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ..files.errors import InputError
+from ..miniature import MINIATURE, WEIGHTS
+
+MINIATURE_WEIGHTS = WEIGHTS / "vit.safetensors"
+MINIATURE_SHAPE: dict[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4}
+
+_MEANS = {"imagenet": (0.485, 0.456, 0.406), "half": (0.5, 0.5, 0.5), "none": (0.0, 0.0, 0.0)}
+_STDS = {"imagenet": (0.229, 0.224, 0.225), "half": (0.5, 0.5, 0.5), "none": (1.0, 1.0, 1.0)}
+# What a checkpoint may hold beyond the trunk: its own classifier, and what pre-training needed.
+_LARGEST = 4096  # pixels; above it the positions alone would fill the memory
+_BEYOND_TRUNK = ("head", "fc.", "pre_logits", "mask_token", "decoder", "norm.", "fc_norm.")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A base model before any weight is loaded: what its input looks like and where its weights come from.
+
+    mean and std are of RGB in 0..1. checkpoint: a local file of weights; random: leave it untrained; revision: of the
+    weights on the hub.
+    """
+
+    name: str
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    checkpoint: str | None = None
+    random: bool = False
+    revision: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; Backbone.from_dict is its inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Backbone:
+        """Raises InputError for what describes no base: it comes from a file, and may say anything."""
+        try:
+            found = cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        except (TypeError, KeyError) as error:
+            raise InputError(f"this describes no base model ({error})") from None
+        numbers = [*found.mean, *found.std, found.image_size]
+        if len(found.mean) != 3 or len(found.std) != 3 or not all(type(n) in (int, float) for n in numbers):
+            raise InputError("a base model has three means, three standard deviations and an image size")
+        if not all(map(math.isfinite, numbers)) or min(found.std) <= 0 or not 1 <= found.image_size <= _LARGEST:
+            raise InputError("its image size, means or standard deviations are out of range")
+        texts = (found.checkpoint, found.revision)
+        if type(found.image_size) is not int or not all(isinstance(text, str | None) for text in texts):
+            raise InputError("its image size, checkpoint or revision is of the wrong kind")
+        if found.name != MINIATURE:
+            _check_name(found.name)
+        if found.checkpoint:
+            _check_file(Path(found.checkpoint))
+        return found
+
+
+def describe(
+    name: str,
+    image_size: int | None = None,
+    normalization: str = "checkpoint",
+    checkpoint: str | None = None,
+    random: bool = False,
+    revision: str | None = None,
+) -> Backbone:
+    """The Backbone called `name`; loads nothing. Raises InputError for an unknown name, with near ones, for a
+    checkpoint file that is not there or of a kind that is not read, and for a revision of weights that are not on the
+    hub."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    if name == MINIATURE:
+        native, mean, std, hub = MINIATURE_SHAPE["img_size"], _MEANS["half"], _STDS["half"], None
+    else:
+        _check_name(name)
+        info = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+        native, mean, std, hub = info.input_size[-1], tuple(info.mean), tuple(info.std), info.hf_hub_id
+    if revision and not hub:
+        raise InputError(f"--revision is of weights from the hub, and those of {name} are not from there; leave it out")
+    if normalization != "checkpoint":
+        mean, std = _MEANS[normalization], _STDS[normalization]
+    if checkpoint:
+        _check_file(Path(checkpoint))
+    return Backbone(name, image_size or native, mean, std, checkpoint, random, revision)
+
+
+def _check_name(name: str) -> None:
+    if not isinstance(name, str):
+        raise InputError(f"the name of a model is text, got {name!r}")
+    if timm.is_model(name):  # of timm's own: no "hf-hub:" or "local-dir:", which fetch whatever is there
+        return
+    known = timm.list_models(pretrained=True)
+    near = difflib.get_close_matches(name, known, n=3) or difflib.get_close_matches(name, timm.list_models(), n=3)
+    hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them"
+    raise InputError(f"timm {timm.__version__} has no model {name!r}; {hint} (or --model {MINIATURE})")
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path}; --checkpoint takes a .safetensors or .npz file")
+    if path.suffix not in (".safetensors", ".npz"):
+        raise InputError(
+            f"--checkpoint takes .safetensors, or .npz of Google's ViTs, got {path.name}; pickles (.pth, .pt, .bin) "
+            "can run code when they are read: convert it with safetensors.torch.save_file(state_dict, ...)"
+        )
+
+
+def build(backbone: Backbone, classes: int, drop_path: float = 0.0, head_seed: int = 0) -> nn.Module:
+    """The model with its weights and a new head of `classes` outputs, in float32 on the CPU.
+
+    The head is drawn from `head_seed` alone (standard deviation 0.02, bias 0), an untrained base from a fixed seed, so
+    that both can be made again. Raises InputError when weights cannot be fetched or do not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = (
+            _miniature(backbone, classes, drop_path)
+            if backbone.name == MINIATURE
+            else _timm(backbone, classes, drop_path)
+        )
+        torch.manual_seed(head_seed)
+        for name in head_names(model):
+            head = model.get_submodule(name)
+            assert isinstance(head, nn.Linear)
+            nn.init.trunc_normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+    return model.float()
+
+
+def plain_attention(model: nn.Module) -> None:
+    """Let timm's attention compute its products one by one.
+
+    On a CPU PyTorch's fused attention is the slower one for as few tokens as a small picture has: a training step of
+    the miniature ViT takes 1.0 times as long with it in float32, 2.3 times in bfloat16.
+    """
+    attention: Any
+    for attention in model.modules():
+        if hasattr(attention, "fused_attn"):
+            attention.fused_attn = False
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """Names of the classifier's linear layers (a distilled DeiT has two). Raises InputError if there is none."""
+    heads = model.get_classifier()  # type: ignore[operator]
+    heads = list(heads) if isinstance(heads, tuple | list | nn.ModuleList) else [heads]
+    names = [name for name, module in model.named_modules() if any(module is head for head in heads)]
+    if not names or not all(isinstance(model.get_submodule(name), nn.Linear) for name in names):
+        raise InputError(f"{type(model).__name__} has no linear classifier to train; choose a ViT, DeiT, DINOv2 or EVA")
+    return names
+
+
+def _miniature(backbone: Backbone, classes: int, drop_path: float) -> nn.Module:
+    shape = {**MINIATURE_SHAPE, "img_size": backbone.image_size}
+    model = VisionTransformer(**shape, num_classes=classes, drop_path_rate=drop_path)
+    if not backbone.random:
+        file = Path(backbone.checkpoint) if backbone.checkpoint else MINIATURE_WEIGHTS
+        if not file.is_file():
+            raise InputError(
+                f"the miniature's weights are not at {file}; train them with `python -m dash_vision.miniature "
+                "build --stages vit --work DIR`, or install the package again"
+            )
+        _load_safetensors(model, file)
+    return model
+
+
+def _timm(backbone: Backbone, classes: int, drop_path: float) -> nn.Module:
+    info = timm.get_pretrained_cfg(backbone.name)
+    native = info.input_size[-1] if info else None
+    options: dict[str, Any] = {"num_classes": classes, "drop_path_rate": drop_path or None}
+    if native != backbone.image_size:
+        options["img_size"] = backbone.image_size
+    fetch = not (backbone.random or backbone.checkpoint)
+    if backbone.revision and info:
+        options["pretrained_cfg_overlay"] = {"hf_hub_id": f"{info.hf_hub_id}@{backbone.revision}"}
+    try:
+        with _silent_timm():
+            model = timm.create_model(backbone.name, pretrained=fetch, **options)
+    except TypeError as error:
+        raise InputError(
+            f"{backbone.name} cannot be built with {', '.join(k for k in options if options[k] is not None)} "
+            f"({error}); choose a vision transformer, or its own --image_size and --drop_path 0"
+        ) from None
+    except Exception as error:  # the hub client, the network and timm raise errors of many libraries
+        if not fetch:
+            raise
+        raise InputError(_no_weights(backbone.name, error)) from None
+    if backbone.checkpoint:
+        _load_checkpoint(model, Path(backbone.checkpoint))
+    return model
+
+
+@contextmanager
+def _silent_timm() -> Iterator[None]:
+    """timm warns that the classifier of the checkpoint is left out, which is meant."""
+    logger = logging.getLogger("timm")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _no_weights(name: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return (
+        f"could not fetch the weights of {name} from the Hugging Face hub ({reason}). Check the network; or download "
+        f"the file where there is one and give it with --checkpoint FILE (.safetensors or .npz); or use --model "
+        f"{MINIATURE}, which needs no download"
+    )
+
+
+def _load_checkpoint(model: nn.Module, path: Path) -> None:
+    if path.suffix == ".safetensors":
+        _load_safetensors(model, path)
+        return
+    read_npz = getattr(model, "load_pretrained", None)
+    if read_npz is None:
+        raise InputError(f"{path.name}: only VisionTransformer models read .npz; this one is a {type(model).__name__}")
+    try:
+        read_npz(str(path))
+    except Exception as error:  # a foreign .npz fails wherever its first missing key or odd shape is met
+        raise InputError(f"{path} holds no weights of this model ({type(error).__name__}: {error})") from None
+
+
+def _load_safetensors(model: nn.Module, path: Path) -> None:
+    """Weights of the trunk from a timm state dict or what timm converts to one; every trunk tensor has to be there."""
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is no complete .safetensors file ({error}); download it again") from None
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    try:
+        state = convert(dict(state), model) if convert else state
+        heads = tuple(f"{name}." for name in head_names(model))
+        state = {key: tensor for key, tensor in state.items() if not key.startswith(heads)}
+        outcome = model.load_state_dict(state, strict=False)
+    except (RuntimeError, KeyError, AttributeError, ValueError) as error:
+        raise InputError(f"{path} holds no weights of this model: {' '.join(str(error).split())[:300]}") from None
+    missing = [key for key in outcome.missing_keys if not key.startswith(heads)]
+    strange = [key for key in outcome.unexpected_keys if not key.startswith(_BEYOND_TRUNK)]
+    if missing or strange:
+        raise InputError(
+            f"{path} holds no weights of this model: {len(missing)} tensors are missing in it "
+            f"({', '.join(missing[:2])}), {len(strange)} are unknown ({', '.join(strange[:2])}); check --model"
+        )
+
+
+def parameters_hash(model: nn.Module) -> str:
+    """A short name for the model's weights: equal weights give equal names, whatever the device."""
+    sums: list[Tensor] = [p.detach().double().cpu() for p in model.parameters()]
+    text = " ".join(f"{t.sum().item():.9e},{t.square().sum().item():.9e}" for t in sums)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,1 @@
+"""The method: torch and safetensors, nothing else."""

@@ -1,0 +1,169 @@
+"""Decompositions of frozen weights, at hand before the launch asks: from a background thread, from files.
+
+A decomposition is the same whoever computes it and when (on one kind of device, with one number of threads), so that a
+launch chooses the same directions, bit for bit, however far the thread came and whether a file was there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..files.atomic import replacing
+from ..files.container import checksum
+from .directions import Spectrum, decompose
+
+# Names the folder of files; without it, and without an argument, none are written.
+VARIABLE = "DASH_VISION_DIRECTIONS"
+LIMIT = 20 * 10**9  # bytes in the folder; beyond it, files go that were not used for longest
+_VERSION = "1"  # of the files
+
+
+class _Ready(NamedTuple):
+    weight: Tensor  # as it was decomposed: kept, so that its memory stands for nothing else
+    version: int  # of the tensor: every change in place counts it up
+    spectrum: Spectrum
+
+
+class Decompositions:
+    """Gives the Spectrum of a layer's frozen weight: made ahead by a thread, read from a file, or computed now.
+
+    cache: a folder of decompositions that later runs on the same weights read (default: $DASH_VISION_DIRECTIONS, else
+    none). A weight takes 8 p^2 bytes there, p = min(out, in): 0.2 GB for all blocks of ViT-B/16, 0.8 GB for the
+    attention of SD 1.5, 6 GB for that of SDXL. `start` holds as much in memory until the launch, and ends early where
+    less than a quarter of the machine's memory would be left.
+    """
+
+    def __init__(self, cache: str | PathLike[str] | None = None) -> None:
+        folder = cache or os.environ.get(VARIABLE)
+        self.cache = Path(folder).expanduser() if folder else None
+        self._ready: dict[str, _Ready] = {}
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, weights: Mapping[str, Tensor]) -> None:
+        """Begin to decompose `weights` ([out, in], by name) on the CPU, in a thread that yields to all other work."""
+        work = (dict(weights), self.cache, self._ready, self._stop)
+        self._thread = threading.Thread(target=_work_ahead, args=work, name="dash-decompositions")
+        weakref.finalize(self, self._stop.set)  # the thread knows nothing of `self`, and ends after it
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let the thread finish the weight it is at, and end it. What it has made stays at hand."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def wait(self) -> None:
+        """Until the thread has decomposed everything."""
+        if self._thread is not None:
+            self._thread.join()
+
+    @property
+    def working(self) -> bool:
+        """Whether the thread is at work."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def of(self, name: str, weight: Tensor, device: torch.device) -> Spectrum:
+        """The Spectrum of `weight`, the one called `name`: made on the CPU after `start`, else on `device`.
+
+        Raises ValueError as `decompose`.
+        """
+        ready = self._ready.get(name)
+        if ready and ready.weight.data_ptr() == weight.data_ptr() and ready.version == weight._version:
+            return ready.spectrum
+        return read_or_decompose(weight.to(device if self._thread is None else "cpu"), self.cache)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, of a model with its adapter say, starts without a thread."""
+        return Decompositions, (self.cache,)
+
+
+def _work_ahead(
+    weights: dict[str, Tensor], cache: Path | None, ready: dict[str, _Ready], stop: threading.Event
+) -> None:
+    if sys.platform == "linux":  # where a thread has a priority of its own; those that it starts inherit it
+        with suppress(OSError):  # 10: about a tenth of a core that training wants too; at 19 it would hardly come on
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+    for name, weight in weights.items():
+        if stop.is_set() or not threading.main_thread().is_alive():  # it is not: the program ends
+            return
+        if memory_is_short(8 * min(weight.shape) ** 2):
+            return
+        version = weight._version
+        try:
+            spectrum = read_or_decompose(weight.cpu(), cache)
+        except Exception:  # the launch will meet it again, and say so
+            return
+        ready[name] = _Ready(weight, version, spectrum)
+
+
+def memory_is_short(needed: int) -> bool:
+    """Whether `needed` bytes more would leave less than a quarter of the machine's memory."""
+    memory = psutil.virtual_memory()
+    return memory.available - needed < memory.total / 4
+
+
+# -- files: one for each weight, named after its content
+
+
+def read_or_decompose(weight: Tensor, cache: Path | None) -> Spectrum:
+    """`decompose(weight)`, from its file in `cache` if there is a sound one; else it is written there."""
+    if cache is None:
+        return decompose(weight)
+    path = cache / f"{checksum(_VERSION, {'weight': weight})[:32]}.safetensors"
+    found = _read(path)
+    if found is not None:
+        device = "cpu" if weight.device.type == "mps" else weight.device
+        U, sigma, V = found
+        return Spectrum(U if U is None else U.to(device), sigma.to(device), V if V is None else V.to(device))
+    spectrum = decompose(weight)
+    try:
+        _write(path, spectrum)
+    except (OSError, SafetensorError) as error:
+        warnings.warn(
+            f"cannot keep a decomposition in {cache} ({error}); later runs will compute it again; "
+            f"make room there, or name another folder in ${VARIABLE}",
+            stacklevel=2,
+        )
+    return spectrum
+
+
+def _read(path: Path) -> Spectrum | None:
+    """What `_write` wrote; None for a file that is absent or damaged."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+            if (file.metadata() or {}).get("checksum") != checksum(_VERSION, tensors):
+                return None
+        os.utime(path)  # used now
+        return Spectrum(tensors.get("U"), tensors["sigma"], tensors.get("V"))
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+
+
+def _write(path: Path, spectrum: Spectrum) -> None:
+    tensors = {key: t.cpu().contiguous() for key, t in spectrum._asdict().items() if t is not None}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"checksum": checksum(_VERSION, tensors)})
+    files = sorted((f.stat().st_mtime, f.stat().st_size, f) for f in path.parent.glob("*.safetensors"))
+    excess = sum(size for _, size, _ in files) - LIMIT
+    for _, size, file in files:
+        if excess <= 0:
+            break
+        file.unlink(missing_ok=True)
+        excess -= size

@@ -1,0 +1,102 @@
+"""The launch: every layer's directions chosen, the work dealt out over the processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .decompositions import Decompositions
+from .layer import DashLinear
+from .sharding import whole
+from .weights import weight_matrix
+
+
+@dataclass(frozen=True)
+class LaunchReport:
+    """What a launch did: layers decomposed, seconds, and where in their spectra the chosen directions lie."""
+
+    layers: int
+    seconds: float
+    mean_relative_index: float  # 0 = all choices at the largest singular values, 1 = at the smallest
+
+    def __str__(self) -> str:
+        return (
+            f"dash launched: {self.layers} layers in {self.seconds:.1f} s; chosen directions lie at "
+            f"{self.mean_relative_index:.2f} of the spectrum on average (0 = largest singular value, 1 = smallest)"
+        )
+
+
+def rank_and_world() -> tuple[int, int]:
+    parallel = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
+
+
+def choose_directions(
+    layers: dict[str, DashLinear], adapter: str, eps: float, selection: str, decompositions: Decompositions
+) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Directions of every layer; with several ranks each decomposes its share and broadcasts it."""
+    rank, world = rank_and_world()
+    parallel = world > 1
+    owner = deal(layers, world)
+    results: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+    problem = None
+    for round_ in _rounds(owner, world):
+        mine = None
+        for module in round_:
+            layer, w = layers[module], layers[module].weights(adapter)
+            # Where the model is split every rank has to take part in gathering, also for the layers of others, and
+            # after a failure of its own.
+            W, factors = whole(layer.frozen_matrix()), w.factors()
+            if owner[module] == rank:
+                mine = module, W, factors
+            else:
+                results[module] = (torch.empty_like(w.indices), torch.empty_like(w.U), torch.empty_like(w.V))
+            del W, factors
+        if mine is None or problem:
+            continue
+        module, W, factors = mine
+        w = layers[module].weights(adapter)
+        try:
+            spectrum = decompositions.of(module, W, weight_matrix(layers[module].base).device)
+            indices, U, V = w.choose(W, factors, spectrum, eps, selection)
+        except (ValueError, RuntimeError) as error:  # RuntimeError: a decomposition that fails, memory that runs out
+            problem = f"cannot choose directions in {module}: {error}"
+            continue
+        results[module] = (indices.to(w.indices), U.to(w.U).contiguous(), V.to(w.V).contiguous())
+    if parallel:
+        # Agree on failure first: a rank that raised alone would leave the others waiting in the broadcast.
+        problems: list[str | None] = [None] * world
+        dist.all_gather_object(problems, problem)
+        problem = next((p for p in problems if p), None)
+    if problem:
+        raise ValueError(problem)
+    if parallel:
+        for module in layers:  # in one order on all ranks
+            for tensor in results[module]:
+                dist.broadcast(tensor, src=owner[module])
+    return {module: results[module] for module in layers}
+
+
+def _rounds(owner: Mapping[str, int], world: int) -> list[list[str]]:
+    """The modules in groups of one for each rank at most: what a group gathers, all ranks decompose at once."""
+    shares = [[module for module, rank in owner.items() if rank == r] for r in range(world)]
+    return [[module for module in group if module is not None] for group in zip_longest(*shares)]
+
+
+def deal(layers: dict[str, DashLinear], world: int) -> dict[str, int]:
+    """Module name -> rank, largest decompositions first, each to the rank with the least work so far."""
+    costs = {
+        m: layer.in_features * layer.out_features * min(layer.in_features, layer.out_features)
+        for m, layer in layers.items()
+    }
+    load = [0] * world
+    owner = {}
+    for module in sorted(costs, key=lambda m: -costs[m]):
+        owner[module] = load.index(min(load))
+        load[owner[module]] += costs[module]
+    return {module: owner[module] for module in layers}

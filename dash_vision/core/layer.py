@@ -1,0 +1,207 @@
+"""DashLinear: a frozen layer, its low-rank update, and the shifts of k of its singular values.
+
+    y = W x + (alpha / r) B A x + sum_i dsigma_i u_i (v_i^T x)          (arXiv 2409.01035)
+
+The update is one low-rank product of rank r + k: h = [A; V] x is thin, h is scaled while it is thin, and
+[B, U] h is added into the frozen layer's output by one matrix product. Neither B A nor U diag(dsigma) V^T is
+ever formed in a forward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import fused
+from .sharding import is_sharded
+from .weights import DashWeights, is_conv1d, weight_matrix
+
+
+class DashLinear(nn.Module):
+    """A frozen linear layer (nn.Linear or transformers' Conv1D) under any number of named adapters.
+
+    Enabled adapters add to the output; merged ones are in the weight already. The output has the frozen layer's
+    output dtype, under autocast and without. `weight` is the effective weight, so that code which reads it instead
+    of calling the layer (timm's EVA and BEiT attention) computes with the adapter too.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.adapters = nn.ModuleDict()
+        self.enabled: list[str] = []
+        self.merged: list[str] = []
+        self.kept_weight: Tensor | None = None  # W before the first merge, bit for bit
+        self.precise_weight: Tensor | None = None  # W [out, in] before a cast to half precision, if it was kept
+
+    # -- what the layer looks like from outside
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight plus every enabled update, in the frozen weight's shape and dtype."""
+        weight = self.base.weight
+        assert isinstance(weight, Tensor)
+        active = self._unmerged()
+        if not active:
+            return weight
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        delta = torch.stack([self.weights(name).delta(wide) for name in active]).sum(0)
+        return weight + self._shaped(delta).to(weight.dtype)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base.bias  # type: ignore[return-value]
+
+    @property
+    def in_features(self) -> int:
+        return weight_matrix(self.base).shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return weight_matrix(self.base).shape[0]
+
+    def weights(self, name: str) -> DashWeights:
+        """The adapter called `name` of this layer; KeyError if there is none."""
+        found = self.adapters[name]
+        assert isinstance(found, DashWeights)
+        return found
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{n}: rank {self.weights(n).rank} + {self.weights(n).k}" for n in self.adapters)
+
+    # -- forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = [self.weights(name) for name in self._unmerged()]
+        if len(active) == 1 and fused.applies(self.base, active[0], x):
+            assert isinstance(self.base, nn.Linear)
+            return fused.linear(self.base, active[0], x)
+        y = self.base(x)
+        for w in active:
+            y = self._add_update(x, y, w)
+        return y
+
+    def _add_update(self, x: Tensor, y: Tensor, w: DashWeights) -> Tensor:
+        if w.dropout is not None:
+            x = w.dropout(x)  # one draw for both branches
+        # Thin factors follow the input's dtype: a bf16 layer multiplies in bf16, and no wide tensor is cast.
+        h = F.linear(x, w.down(x.dtype))
+        h = h * w.scale(h.dtype)
+        up = w.up(h.dtype)
+        if y.ndim == 1:
+            return y + up @ h
+        # In place: the frozen layer keeps nothing of its output for its backward pass, and no copy of it is made.
+        return y.flatten(0, -2).addmm_(h.flatten(0, -2), up.T).view(y.shape)
+
+    def _unmerged(self) -> list[str]:
+        return [name for name in self.enabled if name not in self.merged]
+
+    def _shaped(self, matrix: Tensor) -> Tensor:
+        """[out, in] in the layout of the frozen weight."""
+        weight = self.base.weight
+        assert isinstance(weight, Tensor)
+        return matrix.T if is_conv1d(self.base) else matrix.view(weight.shape)
+
+    # -- directions
+
+    def frozen_matrix(self) -> Tensor:
+        """W [out, in] as it was before any merge, in the highest precision at hand: a bf16 copy of it has a rounding
+        floor just where the change rates look. A part of it where the model is split: see sharding.whole."""
+        return self.precise_weight if self.precise_weight is not None else self.unmerged_matrix()
+
+    def unmerged_matrix(self) -> Tensor:
+        """W [out, in] as it was before any merge, in the dtype that the layer computes with."""
+        return self.kept_weight if self.kept_weight is not None else weight_matrix(self.base)
+
+    @torch.no_grad()
+    def set_directions(self, name: str, indices: Tensor, U: Tensor, V: Tensor) -> None:
+        """Write chosen directions into the adapter's buffers, in place: references to them stay valid."""
+        w = self.weights(name)
+        w.indices.copy_(indices)
+        w.U.copy_(U)
+        w.V.copy_(V)
+
+    # -- merging
+
+    @torch.no_grad()
+    def merge(self, name: str) -> None:
+        """Add adapter `name`'s update to the frozen weight. The first merge keeps a copy of the weight."""
+        if name in self.merged:
+            return
+        if self.kept_weight is None:
+            self.kept_weight = weight_matrix(self.base).clone()
+        self.merged.append(name)
+        self._write_merged()
+
+    @torch.no_grad()
+    def unmerge(self, name: str) -> None:
+        """Take the update out again: with no other merged, W comes back bit for bit from the kept copy."""
+        if name not in self.merged:
+            return
+        self.merged.remove(name)
+        self._write_merged()
+        if not self.merged:
+            self.kept_weight = None
+
+    def _write_merged(self) -> None:
+        assert self.kept_weight is not None
+        total = self.kept_weight
+        if self.merged:
+            wide = torch.promote_types(total.dtype, torch.float32)
+            total = total.to(wide)
+            for name in self.merged:
+                total = total + self.weights(name).delta(wide).to(total.device)
+        # Into the weight itself: the matrix of a channels_last kernel is a copy of it.
+        weight = self.base.weight
+        assert isinstance(weight, Tensor)
+        weight.copy_(self._shaped(total))
+
+
+class DashConv2d(DashLinear):
+    """The same for nn.Conv2d: W flattened to [out, in * kh * kw], A and V applied as a k x k convolution."""
+
+    base: nn.Conv2d
+
+    def _add_update(self, x: Tensor, y: Tensor, w: DashWeights) -> Tensor:
+        if w.dropout is not None:
+            x = w.dropout(x)
+        down = w.down(x.dtype).view(-1, *self.base.weight.shape[1:])
+        h = self.base._conv_forward(x, down, None)  # stride, dilation and padding mode of the frozen layer
+        h = h * w.scale(h.dtype).view(-1, 1, 1)
+        return y + F.conv2d(h, w.up(h.dtype)[:, :, None, None]).to(y.dtype)
+
+
+def wrap(module: nn.Module) -> DashLinear:
+    """`module` inside the class that can adapt it; ValueError if there is none, in words fit for the user."""
+    reason = refusal(module)
+    if reason:
+        raise ValueError(reason)
+    return DashConv2d(module) if isinstance(module, nn.Conv2d) else DashLinear(module)
+
+
+def adaptable(module: nn.Module) -> bool:
+    """True for the layer types an adapter can sit on."""
+    return isinstance(module, (nn.Linear, nn.Conv2d)) or is_conv1d(module)
+
+
+def refusal(module: nn.Module) -> str | None:
+    """Why this layer cannot be adapted, or None."""
+    kind = type(module).__name__
+    if not adaptable(module):
+        return f"{kind} is not a Linear, Conv2d or Conv1D layer"
+    if kind == "NonDynamicallyQuantizableLinear":
+        return "it is the output projection of nn.MultiheadAttention, which reads the weight and never calls the layer"
+    if isinstance(module, nn.Conv2d) and module.groups != 1:
+        return f"it is a grouped convolution (groups={module.groups}); its weight is not one matrix"
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if not weight.is_floating_point():
+        return f"its weight is stored as {weight.dtype}; load the model in a floating-point dtype"
+    if is_sharded(weight):
+        return "its weight is split over the processes; put the adapter in first, and split the model (FSDP) afterwards"
+    if weight.device.type == "meta":
+        return "its weight is on the meta device; load the weights first"
+    if not torch.isfinite(weight).all():
+        return "its weight holds NaN or infinity"
+    return None

@@ -1,0 +1,79 @@
+"""DashSchedule: pre-launch, then dash, counted in optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .adapter import Adapter
+from .launch import LaunchReport
+
+_DASH = ("dsigma", "U", "V", "indices")  # what the dash adds to a LoRA
+
+
+class DashSchedule:
+    """Launches an adapter's dash once, right after optimizer step number `prelaunch_steps` (paper: 100).
+
+    Call `step()` after every `optimizer.step()`: what counts is updates of the weights, whatever the number of
+    forward passes, accumulated micro-batches or evaluations between them. Several adapters (a UNet's and a text
+    encoder's) may share one schedule. With dash_k = 0 it counts and never launches: plain LoRA.
+    """
+
+    def __init__(self, adapter: Adapter | Mapping[str, Adapter], prelaunch_steps: int = 100) -> None:
+        if not isinstance(prelaunch_steps, int) or prelaunch_steps < 1:
+            raise ValueError(
+                f"prelaunch_steps is a whole number of 1 or more, got {prelaunch_steps!r}; "
+                "to dash from the start call adapter.launch() yourself"
+            )
+        self.adapters = dict(adapter) if isinstance(adapter, Mapping) else {"": adapter}
+        self.prelaunch_steps = prelaunch_steps
+        self.steps = 0
+
+    @property
+    def launched(self) -> bool:
+        """True once every adapter with dash_k > 0 has its directions; False for plain LoRA."""
+        dashing = self._dashing()
+        return bool(dashing) and all(a.launched for a in dashing)
+
+    def step(self) -> LaunchReport | None:
+        """Count one optimizer step. Returns a report on the step that launched, None on all others."""
+        self.steps += 1
+        waiting = [a for a in self._dashing() if not a.launched]
+        if self.steps < self.prelaunch_steps or not waiting:
+            return None
+        reports = [a.launch() for a in waiting]
+        layers = sum(r.layers for r in reports)
+        mean = sum(r.mean_relative_index * r.layers for r in reports) / layers
+        return LaunchReport(layers, sum(r.seconds for r in reports), mean)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps, phase, and every layer's indices, dsigma, U and V by "adapter/module.key": complete for a resume.
+
+        A and B are in the model's and the adapter's own state_dict().
+        """
+        tensors = {
+            f"{name}/{key}": tensor.clone()
+            for name, adapter in self.adapters.items()
+            for key, tensor in adapter.state_dict(_DASH).items()
+        }
+        return {"steps": self.steps, "prelaunch_steps": self.prelaunch_steps, "tensors": tensors}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`, in place. Raises ValueError, before anything changes, when the state belongs to other
+        adapters, layers or shapes."""
+        names = {key.partition("/")[0] for key in state["tensors"]}
+        if names != self.adapters.keys():
+            raise ValueError(f"the state is of adapters {sorted(names)}, this schedule has {sorted(self.adapters)}")
+        merged = {}
+        for name, adapter in self.adapters.items():
+            prefix = f"{name}/"
+            dash = {k.removeprefix(prefix): t for k, t in state["tensors"].items() if k.startswith(prefix)}
+            merged[name] = {**adapter.state_dict(("A", "B")), **dash}
+            adapter.check_state(merged[name])
+        for name, adapter in self.adapters.items():
+            adapter.load_state_dict(merged[name])
+        self.steps = state["steps"]
+        self.prelaunch_steps = state["prelaunch_steps"]
+
+    def _dashing(self) -> list[Adapter]:
+        return [a for a in self.adapters.values() if a.config.dash_k]

@@ -1,0 +1,181 @@
+"""Plain LoRA files for diffusers, kohya (ComfyUI, A1111) and PEFT, exact for every reader of the layout.
+
+A trained layer is a LoRA layer of rank r + k,
+    A' = [A ; V],   B' = [(alpha / r) B, U diag(dsigma)],   scale 1.
+Every module of a file gets the same rank (zero-padded) and alpha = rank: the one form that every reader, version
+and hot-swap computes alike.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .atomic import write_json
+from .container import ENTRY, write_safetensors
+from .native import AdapterState
+
+DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
+FORMATS = ("diffusers", "kohya", "peft")
+
+
+def export_states(
+    states: Mapping[str, AdapterState],
+    folder: str | PathLike[str],
+    format: str = "diffusers",
+    dtype: torch.dtype = torch.float32,
+    whole: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write states by component as a plain LoRA of rank r + k; the path of the weights file. See core.loading.export_lora.
+
+    whole: "module.key" -> tensor of modules that were trained whole (peft only). Raises ValueError for an unknown format
+    or a state that the format cannot hold.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format is one of {', '.join(FORMATS)}, got {format!r}")
+    if whole and format != "peft":
+        raise ValueError(f"the {format} format holds no whole modules; export modules_to_save with format='peft'")
+    if any(s.compact for s in states.values()):
+        raise ValueError(
+            "a compact adapter has no directions to export without its base; load it into the base with load_adapter "
+            "and export that"
+        )
+    rank = max(_folded_rank(s, m) for s in states.values() for m in s.kinds)
+    if rank == 0:
+        raise ValueError("the adapter has rank 0 and was not launched: there is nothing to export")
+    folded = {n: {m: _fold(s, m, rank, dtype) for m in s.kinds} for n, s in states.items()}
+    if format == "peft":
+        return _write_peft(states, folded, Path(folder), rank, dtype, whole or {})
+    folded = {("unet" if n == "model" else n): layers for n, layers in folded.items()}
+    provenance = {ENTRY: json.dumps(_provenance(states), sort_keys=True)}
+    if format == "kohya":
+        return _write_kohya(folded, Path(folder), rank, dtype, provenance)
+    return _write_diffusers(folded, Path(folder), rank, provenance)
+
+
+def _folded_rank(state: AdapterState, module: str) -> int:
+    _, _, rank, k = state.size(module)
+    return rank + (k if state.launched else 0)
+
+
+def _fold(state: AdapterState, module: str, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(A' [rank, in], B' [out, rank]) of one layer, zero-padded; a convolution's as 4-dimensional kernels."""
+    A, B, dsigma, U, V = (state.tensors[f"{module}.{key}"].double() for key in ("A", "B", "dsigma", "U", "V"))
+    down, up = A, B * state.scaling
+    if state.launched:
+        down, up = torch.cat([down, V]), torch.cat([up, U * dsigma], dim=1)
+    padding = rank - down.shape[0]
+    down = torch.cat([down, down.new_zeros(padding, down.shape[1])]).to(dtype)
+    up = torch.cat([up, up.new_zeros(up.shape[0], padding)], dim=1).to(dtype)
+    if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
+        raise ValueError(f"{module} holds NaN, infinity or values too large for {dtype}; export in float32 or retrain")
+    kind = state.kinds[module]
+    if isinstance(kind, list):
+        down, up = down.view(rank, -1, *kind), up[:, :, None, None]
+    return down.contiguous(), up.contiguous()
+
+
+def _provenance(states: Mapping[str, AdapterState]) -> dict[str, Any]:
+    return {
+        n: {"config": s.settings, "launched": s.launched, "base_fingerprint": s.fingerprint} for n, s in states.items()
+    }
+
+
+def _write_diffusers(
+    folded: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]], folder: Path, rank: int, provenance: dict[str, str]
+) -> Path:
+    tensors: dict[str, Tensor] = {}
+    lora: dict[str, Any] = {}
+    for component, layers in folded.items():
+        for module, (down, up) in layers.items():
+            key = f"{component}.{_portable(component, module)}"
+            tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"] = down, up
+        lora[f"{component}.r"] = lora[f"{component}.lora_alpha"] = rank
+        # transformers 5 calls a text encoder's layers "encoder.layers", 4 "text_model.encoder.layers"; matching is
+        # by suffix, so the short name fits both.
+        lora[f"{component}.target_modules"] = [_short(component, m) for m in layers]
+        lora[f"{component}.rank_pattern"] = lora[f"{component}.alpha_pattern"] = {}
+    path = folder / DIFFUSERS_NAME
+    write_safetensors(
+        path, tensors, {"format": "pt", "lora_adapter_metadata": json.dumps(lora, sort_keys=True), **provenance}
+    )
+    return path
+
+
+def _write_kohya(
+    folded: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]],
+    folder: Path,
+    rank: int,
+    dtype: torch.dtype,
+    provenance: dict[str, str],
+) -> Path:
+    two = "text_encoder_2" in folded
+    prefixes = {"unet": "lora_unet", "text_encoder": "lora_te1" if two else "lora_te", "text_encoder_2": "lora_te2"}
+    unknown = [c for c in folded if c not in prefixes]
+    if unknown:
+        raise ValueError(f"the kohya format has no name for component {unknown[0]!r}; it knows {', '.join(prefixes)}")
+    tensors = {}
+    for component, layers in folded.items():
+        for module, (down, up) in layers.items():
+            key = f"{prefixes[component]}_{_portable(component, module).replace('.', '_')}"
+            tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = down, up
+            tensors[f"{key}.alpha"] = torch.tensor(float(rank), dtype=dtype)
+    # ComfyUI and A1111 show the file's name: that of the run, also when the file lies in its kohya/ folder.
+    place = folder.resolve()
+    path = folder / f"{place.parent.name if place.name == 'kohya' else place.name}.safetensors"
+    about = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
+    write_safetensors(path, tensors, {"format": "pt", **about, **provenance})
+    return path
+
+
+def _write_peft(
+    states: Mapping[str, AdapterState],
+    folded: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]],
+    folder: Path,
+    rank: int,
+    dtype: torch.dtype,
+    whole: Mapping[str, Tensor],
+) -> Path:
+    if len(folded) != 1:
+        raise ValueError(f"the PEFT format holds one model's adapter, got {', '.join(folded)}; export each by itself")
+    ((state,), (layers,)) = states.values(), folded.values()
+    tensors = {}
+    for module, (down, up) in layers.items():
+        tensors[f"base_model.model.{module}.lora_A.weight"] = down
+        tensors[f"base_model.model.{module}.lora_B.weight"] = up
+    whole = state.whole | dict(whole)
+    for key, tensor in whole.items():
+        tensors[f"base_model.model.{key}"] = tensor.to(dtype)
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": all(kind == "conv1d" for kind in state.kinds.values()),
+        "target_modules": list(layers),
+        "modules_to_save": sorted({key.rpartition(".")[0] for key in whole}) or None,
+        "task_type": None,
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+    }
+    path = folder / "adapter_model.safetensors"
+    provenance = json.dumps(_provenance(states), sort_keys=True)
+    write_safetensors(path, tensors, {"format": "pt", ENTRY: provenance})
+    write_json(folder / "adapter_config.json", config)
+    return path
+
+
+def _portable(component: str, module: str) -> str:
+    """The module's name as files have it: text encoders with the "text_model." of transformers 4."""
+    return f"text_model.{module}" if component.startswith("text_encoder") and module.startswith("encoder.") else module
+
+
+def _short(component: str, module: str) -> str:
+    return module.removeprefix("text_model.") if component.startswith("text_encoder") else module

@@ -1,0 +1,1 @@
+"""How the miniature's networks are trained and measured."""

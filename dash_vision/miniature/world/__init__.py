@@ -1,0 +1,1 @@
+"""The rendered world that the miniature knows."""

@@ -1,0 +1,1 @@
+"""Picture files and the captions beside them: found, decoded, cut to size."""

@@ -1,0 +1,1 @@
+"""What every run needs, once: settings, processes, random numbers, the training loop, the record of a run."""

@@ -1,0 +1,245 @@
+"""One dataclass of settings -> a command line, a YAML/JSON file and checked values.
+
+A field's metadata says everything: `option(default, group, help, choices=..., aliases=...)`. Names on the command line
+are the field names with underscores, as in diffusers' scripts; a hyphen is taken for an underscore.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import functools
+import json
+import os
+import reprlib
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from ..files.errors import InputError, one_line
+
+Settings = TypeVar("Settings")
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+# YAML can name one list many times over: written out in full, a value of a few lines would fill the memory.
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxstring, _short.maxother = 2, 60, 60
+
+
+def reader_gone() -> int:
+    """After a BrokenPipeError: whoever read the output (`| head`) has seen enough. Returns the exit status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has nowhere to go
+    return 0
+
+
+def option(
+    default: Any,
+    group: str,
+    help: str,
+    choices: Sequence[Any] = (),
+    aliases: Sequence[str] = (),
+    metavar: str | None = None,
+    shown_default: str | None = None,
+) -> Any:
+    """A dataclass field that is a setting. `shown_default` is printed where the value itself says nothing."""
+    metadata = {
+        "group": group,
+        "help": help,
+        "choices": tuple(choices),
+        "aliases": tuple(aliases),
+        "metavar": metavar,
+        "shown_default": shown_default,
+    }
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def parse(cls: type[Settings], description: str, epilog: str, arguments: Sequence[str] | None = None) -> Settings:
+    """Settings from the command line over those of `--config FILE` over the defaults.
+
+    Exits with status 2 and one sentence when something is unknown or of the wrong type; with 0 after --help.
+    """
+    parser = _parser(cls, description, epilog)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    given, unknown = parser.parse_known_args(_underscored(words))
+    if unknown:
+        parser.error(_unknown(unknown[0], [f"--{name}" for name in _names(cls)]))
+    values = vars(given)
+    file = values.pop("config", None)
+    try:
+        merged = {**(read_config(cls, file) if file else {}), **values}
+        return cls(**merged)
+    except InputError as error:
+        parser.error(str(error))
+
+
+def read_config(cls: type, path: str | Path) -> dict[str, Any]:
+    """The settings in a .json, .yaml or .yml file, with their types checked. Raises InputError."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"there is no settings file {path}; check --config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the settings file {path} ({error}); check --config") from None
+    content = _load(path, text)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no settings; it takes one 'name: value' a line, as in --help")
+    fields = _names(cls)
+    values = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in fields:
+            raise InputError(f"{path}: {_unknown(name[:60], list(fields))}")
+        values[fields[name].name] = _typed(cls, fields[name], value, f"{path}: {name}")
+    return values
+
+
+def _load(path: Path, text: str) -> Any:
+    import yaml
+
+    try:
+        if path.suffix == ".json":
+            return json.loads(text)
+        if path.suffix in (".yaml", ".yml"):
+            return yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        problem = " ".join(str(error).split())
+        raise InputError(f"{path} is not valid {path.suffix[1:].upper()}: {problem}") from None
+    raise InputError(f"the settings file {path} ends in {path.suffix!r}; it takes .json, .yaml or .yml")
+
+
+def _names(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    """Field by name and by alias."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    return fields | {alias: f for f in fields.values() for alias in f.metadata["aliases"]}
+
+
+def _unknown(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word.split("=")[0], known, n=2)
+    advice = f"did you mean {' or '.join(near)}?" if near else "--help lists all settings"
+    return f"unknown setting {word}; {advice}"
+
+
+def _underscored(words: Sequence[str]) -> list[str]:
+    """--max-train-steps=5 -> --max_train_steps=5; values and what is not a flag stay as they are."""
+    result = []
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            word = "--" + name[2:].replace("-", "_") + equals + value
+        result.append(word)
+    return result
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
+
+
+def _parser(cls: type, description: str, epilog: str) -> argparse.ArgumentParser:
+    # Settings that are not given must not appear, so that a file's value is not hidden by a default.
+    parser = _Parser(
+        usage="%(prog)s [--config FILE] [settings]",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="a YAML or JSON file of the settings below, by name")
+    groups: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        group = field.metadata["group"]
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        _add(groups[group], cls, field)
+    return parser
+
+
+def _add(group: Any, cls: type, field: dataclasses.Field[Any]) -> None:
+    meta = field.metadata
+    kind, many, optional = _kind(cls, field)
+    default = None if many else field.default  # a list has a factory, and says its default by shown_default
+    shown = meta["shown_default"] or ("none" if default is None else default)
+    settings: dict[str, Any] = {"dest": field.name}
+    names = [f"--{field.name}", *(f"--{alias}" for alias in meta["aliases"])]
+    if kind is bool:
+        settings |= {"nargs": "?", "const": True, "type": _boolean, "metavar": "true|false"}
+        shown = "off" if default is False else "on" if default is True else shown
+    else:
+        convert = _optional(kind) if optional and kind is not str else kind
+        settings |= {"type": convert, "metavar": meta["metavar"] or _placeholder(kind)}
+        if meta["choices"]:
+            settings |= {"choices": meta["choices"], "metavar": None}
+        if many:
+            settings["nargs"] = "+"
+    settings["help"] = f"{meta['help']} (default: {shown})".replace("%", "%%")
+    group.add_argument(*names, **settings)
+
+
+_type_hints = functools.cache(typing.get_type_hints)
+
+
+def _kind(cls: type, field: dataclasses.Field[Any]) -> tuple[type, bool, bool]:
+    """(int | float | str | bool, is it a list, may it be None) of a field's annotation."""
+    annotation = _type_hints(cls)[field.name]
+    optional = False
+    if isinstance(annotation, types.UnionType):
+        optional = True
+        annotation = next(a for a in typing.get_args(annotation) if a is not type(None))
+    if typing.get_origin(annotation) is list:
+        return typing.get_args(annotation)[0], True, optional
+    return annotation, False, optional
+
+
+def _placeholder(kind: type) -> str:
+    return {int: "N", float: "X"}.get(kind, "TEXT")
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() in _TRUE + _FALSE:
+        return text.lower() in _TRUE
+    raise argparse.ArgumentTypeError(f"it takes true or false, got {text!r}")
+
+
+def _optional(kind: type) -> Any:
+    def convert(text: str) -> Any:
+        return None if text.lower() == "none" else kind(text)
+
+    convert.__name__ = kind.__name__  # argparse names it in its error
+    return convert
+
+
+def _typed(cls: type, field: dataclasses.Field[Any], value: Any, where: str) -> Any:
+    kind, many, optional = _kind(cls, field)
+    if value is None and optional:
+        return None
+    values = value if many and isinstance(value, list) else [value]
+    checked = [_one(kind, v, where) for v in values]
+    for v in checked:
+        if field.metadata["choices"] and v not in field.metadata["choices"]:
+            raise InputError(f"{where} is {_short.repr(v)}; it takes {', '.join(map(str, field.metadata['choices']))}")
+    return checked if many else checked[0]
+
+
+def _one(kind: type, value: Any, where: str) -> Any:
+    if kind is float and isinstance(value, str):  # YAML reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000:
+        return float(value)
+    if isinstance(value, str) and "\0" in value:
+        raise InputError(f"{where} holds a zero byte; remove it")
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+    raise InputError(f"{where} is {_short.repr(value)}; it takes {wanted}")
