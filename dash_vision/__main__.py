@@ -80,8 +80,8 @@ def _describe_component(name: str, state: AdapterState) -> list[str]:
     compact = "compact, " if state.compact else ""
     parameters = sum(state.tensors[f"{m}.{key}"].numel() for m in state.kinds for key in ("A", "B", "dsigma"))
     lines = [
-        f"{name}: {compact}{len(state.kinds)} layers, rank {state.rank}, scaling {state.scaling:g}, dash_k {state.dash_k}, "
-        f"eps {state.eps:g}, {phase}",
+        f"{name}: {compact}{len(state.kinds)} layers, rank {state.rank}, scaling {state.scaling:g}, "
+        f"dash_k {state.dash_k}, eps {state.eps:g}, {phase}",
         f"  {parameters:,} trained numbers; base fingerprint {state.fingerprint}",
     ]
     width = max(len(m) for m in state.kinds)

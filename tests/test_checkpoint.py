@@ -55,7 +55,7 @@ def test_every_cut_is_noticed(tmp_path, eighth):
     save_checkpoint(tmp_path / "a.safetensors", STATE)
     data = (tmp_path / "a.safetensors").read_bytes()
     (tmp_path / "b.safetensors").write_bytes(data[: len(data) * eighth // 8])
-    with pytest.raises(InputError, match="no complete .safetensors file"):
+    with pytest.raises(InputError, match=r"no complete \.safetensors file"):
         load_checkpoint(tmp_path / "b.safetensors")
 
 
@@ -72,7 +72,7 @@ def test_foreign_missing_and_newer_files(tmp_path):
 
 def test_a_pickle_by_another_name_is_not_opened(tmp_path):
     torch.save(STATE, tmp_path / "a.safetensors")
-    with pytest.raises(InputError, match="no complete .safetensors file"):
+    with pytest.raises(InputError, match=r"no complete \.safetensors file"):
         load_checkpoint(tmp_path / "a.safetensors")
 
 

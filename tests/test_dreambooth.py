@@ -368,7 +368,7 @@ def test_broken_and_missing_checkpoints(folder, tmp_path):
     train(settings(folder, tmp_path / "out", checkpointing_steps=4))
     whole = (tmp_path / "out/checkpoint-8.safetensors").read_bytes()
     (tmp_path / "out/checkpoint-9.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="no complete .safetensors file"):
+    with pytest.raises(InputError, match=r"no complete \.safetensors file"):
         prepare(settings(folder, tmp_path / "out", resume_from_checkpoint="latest"))
     with pytest.raises(InputError, match=r"no checkpoint checkpoint-5; .*checkpoint-4, checkpoint-8"):
         prepare(settings(folder, tmp_path / "out", resume_from_checkpoint="checkpoint-5"))

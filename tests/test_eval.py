@@ -13,6 +13,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageStat
 from safetensors.torch import load_file, save_file
 from test_dreambooth import settings, train
 
+from dash_vision.drawing import fonts as drawing_fonts
 from eval.__main__ import main
 from eval.figure import GAP, MARGIN, ROOM, TILE, Sampled, collage, draw
 from eval.vtab import GROUPS, PUBLISHED, TASKS, published_rows, table

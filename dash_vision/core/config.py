@@ -15,8 +15,8 @@ class DashConfig:
     rank: rank r of the LoRA update; 0 learns singular-value shifts only.
     alpha: the update is scaled by alpha / rank; None means alpha = rank. dsigma is not scaled by it.
     dash_k: task-specific directions per layer (paper: 8); 0 is plain LoRA.
-    target: a preset name (see targets.PRESETS), a list of module-name suffixes, or a regular expression that has to match
-        the whole module name; one that matches no layer is taken for a suffix, as "to_q" is.
+    target: a preset name (see targets.PRESETS), a list of module-name suffixes, or a regular expression that has to
+        match the whole module name; one that matches no layer is taken for a suffix, as "to_q" is.
     dropout: probability of dropping an input feature of the update, one draw for both branches.
     eps: added to the singular value that a change rate is divided by.
     selection: "change_rate" is the method; the controls are "projection" (the same without the division by the

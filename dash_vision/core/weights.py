@@ -26,7 +26,7 @@ def weight_matrix(module: nn.Module) -> Tensor:
 
 
 def kind_of(module: nn.Module) -> str | list[int]:
-    """Either "linear", "conv1d", or a convolution's [kernel height, kernel width]: how its matrix lies in its weight."""
+    """Either "linear", "conv1d", or a convolution's kernel [height, width]: how its matrix lies in its weight."""
     if isinstance(module, nn.Conv2d):
         return [int(n) for n in module.kernel_size]
     return "conv1d" if is_conv1d(module) else "linear"

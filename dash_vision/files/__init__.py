@@ -1,1 +1,1 @@
-"""Files on disk: written whole or not at all, read with checks, in this package's own formats and in those of others."""
+"""Files on disk: written whole or not at all, and read with checks, in this package's formats and in others'."""

@@ -32,10 +32,10 @@ def export_states(
     dtype: torch.dtype = torch.float32,
     whole: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write states by component as a plain LoRA of rank r + k; the path of the weights file. See core.loading.export_lora.
+    """Write states by component as a plain LoRA of rank r + k, and return the path of the weights file.
 
-    whole: "module.key" -> tensor of modules that were trained whole (peft only). Raises ValueError for an unknown format
-    or a state that the format cannot hold.
+    whole: "module.key" -> tensor of modules that were trained whole (peft only). See core.loading.export_lora. Raises
+    ValueError for an unknown format or a state that the format cannot hold.
     """
     if format not in FORMATS:
         raise ValueError(f"format is one of {', '.join(FORMATS)}, got {format!r}")
