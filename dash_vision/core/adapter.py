@@ -118,8 +118,8 @@ class Adapter:
         self.decompositions.stop()
         self.decompositions = Decompositions()
 
-    def launch(self) -> LaunchReport:
-        """Choose every layer's task-specific directions and start the dash.
+    def launch(self, seed: int = 0) -> LaunchReport:
+        """Choose every layer's task-specific directions and start the dash. seed: of the control selection="random".
 
         Under torch.distributed the layers are dealt out over the ranks and the results broadcast, so that every
         rank ends with the same buffers; all ranks have to call it. In a model that FSDP has split every weight is
@@ -133,7 +133,8 @@ class Adapter:
             raise RuntimeError("this adapter was launched already; its directions are fixed")
         start = time.perf_counter()
         self.decompositions.stop()
-        results = choose_directions(self.layers, self.name, self.config.eps, self.config.selection, self.decompositions)
+        c = self.config
+        results = choose_directions(self.layers, self.name, c.eps, c.selection, seed, self.decompositions)
         for module, (indices, U, V) in results.items():
             self.layers[module].set_directions(self.name, indices, U, V)
         self._end_preparation()

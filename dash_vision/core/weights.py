@@ -98,15 +98,21 @@ class DashWeights(nn.Module):
         return whole(self.A), whole(self.B)
 
     def choose(
-        self, W: Tensor, factors: tuple[Tensor, Tensor], spectrum: Spectrum, eps: float, selection: str
+        self,
+        W: Tensor,
+        factors: tuple[Tensor, Tensor],
+        spectrum: Spectrum,
+        eps: float,
+        selection: str,
+        generator: torch.Generator,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(indices [k], U [out, k], V [k, in]) of the k directions of the frozen W [out, in] that `factors()` change
-        most, or of the control that `selection` names (directions.SELECTIONS).
+        most, or of the control that `selection` names (config.SELECTIONS).
 
-        spectrum: `decompose(W)`. Nothing is stored: see `DashLinear.set_directions`. Raises ValueError for a
-        non-finite update.
+        spectrum: `decompose(W)`. generator: what a random choice is drawn from. Nothing is stored: see
+        `DashLinear.set_directions`. Raises ValueError for a non-finite update.
         """
         projected = projections(spectrum, *factors, self.scaling, W)
-        indices = select_directions(projected, spectrum.sigma, self.k, eps, selection)
+        indices = select_directions(projected, spectrum.sigma, self.k, eps, selection, generator)
         U, _, V = singular_directions(W, spectrum, indices)
         return indices, U, V
