@@ -156,8 +156,9 @@ def test_the_base_is_looked_at_and_recorded(runs, done, capsys, tmp_path):
     assert json.loads((done / "subject.json").read_text())["base"] == str(runs / "sd")
 
 
-def test_a_missing_adapter_costs_itself_only(runs, done, capsys):
-    assert main(words(runs, done, "--adapter", "x=nowhere")) == 1
+def test_a_missing_adapter_costs_itself_only(runs, done, tmp_path, capsys):
+    shutil.copytree(done, tmp_path / "out")
+    assert main(words(runs, tmp_path / "out", "--adapter", "x=nowhere")) == 1
     said = capsys.readouterr()
     assert said.err.splitlines()[-1].startswith("error: left out: x: there is no folder nowhere")
     assert "| dash - still |" in said.out
