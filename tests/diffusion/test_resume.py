@@ -96,26 +96,35 @@ def test_a_run_outlives_the_shell_that_started_it(bases, tmp_path):
     assert (out / "samples.png").exists(), log.read_text()
 
 
+def steps_kept(out):
+    """The step of the last checkpoint in a folder."""
+    return max((int(path.stem.removeprefix("checkpoint-")) for path in out.glob("checkpoint-*.safetensors")), default=0)
+
+
 def test_a_killed_process_loses_nothing(bases, tmp_path):
     """SIGKILL while it trains, three times, then to the end: the files of the run that nobody disturbed."""
-    train(settings(bases, tmp_path / "whole" / "out", max_train_steps=30))
+    train(settings(bases, tmp_path / "whole" / "out", max_train_steps=40))
+    out = tmp_path / "out"
     command = [
-        *(sys.executable, str(SCRIPT), "--instance_data", str(bases / "cat"), "--output_dir", str(tmp_path / "out")),
+        *(sys.executable, str(SCRIPT), "--instance_data", str(bases / "cat"), "--output_dir", str(out)),
         *("--pretrained_model_name_or_path", str(bases / "sd"), "--rank", "2", "--dash_k", "3"),
-        *("--max_train_steps", "30", "--prelaunch_steps", "4", "--train_batch_size", "2", "--learning_rate", "1e-2"),
+        *("--max_train_steps", "40", "--prelaunch_steps", "4", "--train_batch_size", "2", "--learning_rate", "1e-2"),
         *("--num_inference_steps", "2", "--validation_prompt", "a photo of sks cat", "--checkpointing_steps", "1"),
         *("--resume_from_checkpoint", "latest"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    for wanted in (3, 5):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not list((tmp_path / "out").glob(f"checkpoint-{wanted}*.safetensors")):
-            pass
+    for _ in range(3):
+        before = steps_kept(out)
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        while process.poll() is None and steps_kept(out) < before + 2:
+            time.sleep(0.01)
         process.kill()
-        process.wait()
+        _, errors = process.communicate()
+        assert process.returncode == -signal.SIGKILL, errors.decode()  # it was not at its end
+        assert before < steps_kept(out) < 40
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "resumed from" in done.stdout
-    assert (tmp_path / "out/dash_adapter.safetensors").read_bytes() == (
+    assert (out / "dash_adapter.safetensors").read_bytes() == (
         tmp_path / "whole/out/dash_adapter.safetensors"
     ).read_bytes()
