@@ -23,8 +23,8 @@ from tests.support.adapters import CONFIG, net
 from tests.support.bases import save_base
 from tests.support.models import trained
 from tests.support.pictures import save_pictures
-from tests.support.shared import shared
-from tests.support.vtab import PEFT_CONFIGS, one_run, trained_run, write_task
+from tests.support.shared import shared, shared_run
+from tests.support.vtab import PEFT_CONFIGS, write_task
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -91,17 +91,13 @@ def finished(tmp_path_factory):
         def of(method):
             def settings(root):
                 common = {"selection": "last", "learning_rate": 3e-3}
-                if method in PEFT_CONFIGS:
-                    return {**common, "methods": [], "peft_config": [str(root / f"{method}.json")]}
-                return {**common, "methods": [method]}
+                if method not in PEFT_CONFIGS:
+                    return {**common, "methods": [method]}
+                file = root / f"{method}.json"
+                if not file.exists():
+                    file.write_text(json.dumps(PEFT_CONFIGS[method]))
+                return {**common, "methods": [], "peft_config": [str(file)]}
 
-            def make(root):
-                if method in PEFT_CONFIGS:
-                    (root / f"{method}.json").write_text(json.dumps(PEFT_CONFIGS[method]))
-                _, result = trained_run(root, **settings(root))
-                (root / "returned.json").write_text(json.dumps(result))
-
-            root = stack.enter_context(shared(tmp_path_factory, f"finished-{method}", make))
-            return root, one_run(root, **settings(root)), json.loads((root / "returned.json").read_text())
+            return stack.enter_context(shared_run(tmp_path_factory, f"finished-{method}", settings))
 
         yield of

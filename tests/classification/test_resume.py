@@ -1,6 +1,5 @@
 """Stopped runs resume exactly, in every phase."""
 
-import json
 import os
 import signal
 import subprocess
@@ -17,8 +16,8 @@ from dash_vision.files.errors import InputError
 from dash_vision.files.native import read_native
 from dash_vision.runs.signals import StopRequest
 from tests.support.paths import ROOT
-from tests.support.shared import shared
-from tests.support.vtab import CPU, one_run, trained_run
+from tests.support.shared import shared_run
+from tests.support.vtab import CPU, one_run
 
 
 class StopAt(StopRequest):
@@ -41,14 +40,8 @@ def outcome(result):
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
     """(folder with the data, run, result) of a run that nothing stopped."""
-    settings = {"selection": "last", "dropout": 0.1}
-
-    def make(root):
-        _, result = trained_run(root, **settings)
-        (root / "returned.json").write_text(json.dumps(result))
-
-    with shared(tmp_path_factory, "whole-vtab-run", make) as root:
-        yield root, one_run(root, **settings), json.loads((root / "returned.json").read_text())
+    with shared_run(tmp_path_factory, "whole-run", lambda root: {"selection": "last", "dropout": 0.1}) as found:
+        yield found
 
 
 # 12 steps on train800 (3 an epoch, launch after 5), then up to 20 on train800val200 (5 an epoch).

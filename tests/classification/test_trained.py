@@ -92,7 +92,7 @@ def test_an_adapter_does_not_go_onto_another_number_of_classes_or_another_base(f
 def test_the_result_says_everything(finished):
     _, run, result = finished("dash")
     stored = json.loads((run.folder / "result.json").read_text())
-    assert stored == result
+    assert stored == json.loads(json.dumps(result))
     assert (stored["task"], stored["group"], stored["method"], stored["seed"]) == ("cifar", "natural", "dash", 0)
     assert (stored["synthetic"], stored["official_split"]) == (False, False)
     assert stored["sizes"]["images"] == {"train800": 24, "val200": 12, "train800val200": 36, "test": 16}
