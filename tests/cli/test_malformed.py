@@ -17,7 +17,11 @@ import dash_vision.__main__
 import train_dreambooth
 import train_vtab
 from dash_vision import InputError, load_adapter
-from tests.malformed import CANARY, EITHER, REFUSED, SKIPPED, Bomb, Case, corpus, network, odd_pictures
+from tests.malformed.adapters import network
+from tests.malformed.cases import CANARY, EITHER, REFUSED, SKIPPED, Case
+from tests.malformed.corpus import corpus
+from tests.malformed.files import Bomb
+from tests.malformed.pictures import odd_pictures
 from tests.support.bases import save_base
 from tests.support.paths import ROOT
 
