@@ -1,6 +1,7 @@
 """The charts of directions, on finished runs."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -10,10 +11,14 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from dash_vision.core.analysis import Overlap
 from dash_vision.core.loading import load_adapter, save_adapters
+from dash_vision.drawing.plot import svg
 from dash_vision.files.native import NATIVE_NAME
 from dash_vision.miniature import pipeline_path
 from eval.__main__ import main
+from eval.directions import Layer, _over_steps
+from tests.support.charts import drawn_lines
 
 
 def directions(*words):
@@ -242,3 +247,20 @@ def test_bad_input_is_one_sentence(recorded, tmp_path, capsys, words, sentence):
     assert sentence in said
     assert said.count("\n") == 1
     assert not (tmp_path / words[-1]).exists()
+
+
+def test_equal_curves_with_markers_both_show():
+    points = [(20.0, 0.3), (60.0, 0.5)]
+    for shown in (points, points[:1]):  # a run that kept no checkpoint has one step
+        at = {step: Overlap(value, value) for step, value in shown}
+        panel = _over_steps([Layer("m", at, [Overlap(0.1, 0.1), Overlap(0.2, 0.2)])], [int(step) for step, _ in shown])
+        drawing = svg(panel)
+        assert [list(s.points) for s in panel.series if s.name in ("recall", "accuracy")] == [shown, shown]
+        squares = [points for colour, _, points in drawn_lines(drawing) if colour == "c0" and len(points) == 5]
+        dots = re.findall(r'class="f c1" cx="([\d.]+)" cy="([\d.]+)" r="([\d.]+)"', drawing)
+        assert len(squares) == len(dots) == 1 + len(shown)  # one in the legend
+        for square, dot in zip(squares[1:], dots[1:], strict=True):
+            x, y, radius = map(float, dot)
+            assert (min(a for a, _ in square) + max(a for a, _ in square)) / 2 == pytest.approx(x, abs=0.1)
+            assert min(a for a, _ in square) < x - radius - 1
+            assert min(b for _, b in square) < y - radius - 1
