@@ -31,8 +31,8 @@ ARROWS = {
 # What code outside the standard library a room may import at all; None: anything that pyproject.toml names.
 FOREIGN = {"core": {"torch", "safetensors"}, "files": {"torch", "safetensors"}}
 
-# Arrows that still run the wrong way, each to be removed with its cause; the tests fail when one of them is gone, so that
-# the list cannot outlive them. (importing module, imported module).
+# Arrows that still run the wrong way, each to be removed with its cause; a test fails when one of them is gone, so that
+# the list cannot outlive them: (importing module, imported module).
 UNFINISHED = {
     ("dash_vision.bases.sampling", "dash_vision.diffusion.data"),
     ("dash_vision.miniature.train.vit", "dash_vision.classification.loop"),
