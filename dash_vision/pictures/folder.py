@@ -27,18 +27,8 @@ from PIL import Image
 from ..files.errors import InputError
 from .captions import METADATA_NAME, Captions, listed, read_captions, shown
 from .crops import Bucket, CropInfo, make_buckets, nearest_bucket, to_tensor, variants
-from .decode import (
-    MIN_SIDE,
-    READABLE,
-    SUFFIXES,
-    Limits,
-    Refused,
-    meant_as_image,
-    read_head,
-    read_picture,
-    reason_of,
-    sniff,
-)
+from .decode import MIN_SIDE, Limits, Refused, read_picture
+from .formats import READABLE, SUFFIXES, meant_as_picture, read_head, reason_of, sniff
 
 __all__ = [
     "Bucket",
@@ -198,7 +188,7 @@ def _sort_in(entry: Path, listing: _Listing) -> None:
         listing.metadata = entry
     elif kind == "file" and entry.suffix.lower() == ".txt":
         listing.texts.append(entry)
-    elif kind in ("file", "unreadable") and meant_as_image(entry):
+    elif kind in ("file", "unreadable") and meant_as_picture(entry):
         listing.images.append(entry)
     else:
         listing.strays.append(entry.name)
@@ -206,7 +196,7 @@ def _sort_in(entry: Path, listing: _Listing) -> None:
 
 def _list_one_file(path: Path) -> _Listing:
     plain = _kind(path) == "file"
-    if not plain or not meant_as_image(path):
+    if not plain or not meant_as_picture(path):
         what = (plain and sniff(read_head(path))) or "a file that is no picture"
         raise InputError(f"{shown(path)} is {what}; give a folder of pictures, or one picture ({listed(READABLE)})")
     sidecar = path.with_suffix(".txt")
