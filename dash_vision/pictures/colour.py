@@ -19,7 +19,9 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, features
 
 CONVERTED = "converted the colours of {n} to sRGB"
-IGNORED = "ignored the colour profile of {n}, which is damaged or does not fit the pixels (look whether colours are right)"
+IGNORED = (
+    "ignored the colour profile of {n}, which is damaged or does not fit the pixels (look whether colours are right)"
+)
 _NO_CMS = "ignored the colour profile of {n}: pillow was built without LittleCMS, without which none can be applied"
 
 _SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # ICC's colour space: pillow's mode
@@ -147,7 +149,7 @@ def _profile_of_png(gamma: float | None, corners: tuple[float, ...] | None) -> b
     """
     if gamma is None and corners is None:
         return None
-    primaries = _SRGB
+    primaries: Primaries = _SRGB
     if corners is not None:
         white, *others = zip(corners[::2], corners[1::2], strict=True)
         primaries = (*others, white)

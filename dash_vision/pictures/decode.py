@@ -186,7 +186,8 @@ def _strict_pillow() -> Iterator[list[str]]:
         if _inside == 0:
             _set_switches()
         _inside += 1
-    _heard.texts = texts = []
+    texts: list[str] = []
+    _heard.texts = texts
     try:
         yield texts
     finally:

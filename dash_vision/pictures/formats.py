@@ -42,6 +42,7 @@ _SIGNATURES = (
     (b"%PDF", "a PDF document"),
 )
 
+
 def meant_as_picture(path: Path) -> bool:
     """By its extension or by its first bytes; whether it can be read is another question."""
     suffix = path.suffix.lower()
