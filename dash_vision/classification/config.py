@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.config import DashConfig
-from ..core.directions import SELECTIONS
+from ..core.config import SELECTIONS, DashConfig
 from ..files.errors import InputError
 from ..miniature import MINIATURE
 from ..runs.settings import option

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from .directions import SELECTIONS
+# How a layer's k directions are chosen: the paper's way, and controls that show what the choice is worth. The rules
+# themselves are directions.RULES. This module needs no torch, so that a command line is read before torch is loaded.
+SELECTIONS = ("change_rate", "projection", "random", "top", "bottom")
 
 
 @dataclass(frozen=True)

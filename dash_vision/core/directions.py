@@ -6,6 +6,7 @@ update. A core direction u_i v_i^T is task-specific when dW changes its singular
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,10 +15,6 @@ from torch import Tensor
 # Below this fraction of the largest singular value, W^T W has lost the direction to rounding (its eigenvalues
 # are squares: 1e-5 squared is 1e-10, and float64 keeps 1e-16), so the full decomposition takes over.
 _GRAM_FLOOR = 1e-5
-
-
-# How a layer's k directions are chosen: the paper's way, and controls that show what the choice is worth.
-SELECTIONS = ("change_rate", "projection", "random", "top", "bottom")
 
 
 class Directions(NamedTuple):
@@ -136,21 +133,22 @@ def top_directions(rates: Tensor, k: int) -> Tensor:
 
 
 def select_directions(
-    projected: Tensor, sigma: Tensor, k: int, eps: float = 1e-6, selection: str = "change_rate"
+    projected: Tensor, sigma: Tensor, k: int, eps: float, selection: str, generator: torch.Generator
 ) -> Tensor:
     """Indices [k] (int64) of a layer's directions, from |u_i^T dW v_i| [p] and the singular values sigma [p].
 
     "change_rate" takes those of largest change rate, "projection" of largest |u_i^T dW v_i|, not divided by sigma_i.
-    The other controls ignore dW: "random" draws from the global CPU generator, "top" takes the largest singular
-    values, "bottom" the smallest. Raises as `top_directions`, whatever the selection.
+    The other controls ignore dW: "random" draws from `generator` (on the CPU), "top" takes the largest singular values,
+    "bottom" the smallest. Raises as `top_directions`, whatever the selection.
     """
-    chosen, p = top_directions(projected / (sigma + eps), k), sigma.numel()
-    if selection == "projection":
-        return top_directions(projected, k)
-    if selection == "random":
-        return torch.randperm(p)[:k].to(sigma.device)
-    if selection == "top":
-        return torch.arange(k, device=sigma.device)
-    if selection == "bottom":
-        return torch.arange(p - k, p, device=sigma.device)
-    return chosen
+    by_rate = top_directions(projected / (sigma + eps), k)
+    return by_rate if selection == "change_rate" else RULES[selection](projected, k, generator).to(sigma.device)
+
+
+# The controls: (|u_i^T dW v_i| [p], k, generator) -> indices [k].
+RULES: dict[str, Callable[[Tensor, int, torch.Generator], Tensor]] = {
+    "projection": lambda projected, k, generator: top_directions(projected, k),
+    "random": lambda projected, k, generator: torch.randperm(len(projected), generator=generator)[:k],
+    "top": lambda projected, k, generator: torch.arange(k),
+    "bottom": lambda projected, k, generator: torch.arange(len(projected) - k, len(projected)),
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -31,13 +32,24 @@ class LaunchReport:
         )
 
 
+def layer_generator(seed: int, module: str) -> torch.Generator:
+    """A generator of the layer's own, so that a random choice is the same whichever process makes it."""
+    digest = hashlib.sha256(f"{seed} {module}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+
+
 def rank_and_world() -> tuple[int, int]:
     parallel = dist.is_available() and dist.is_initialized()
     return (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
 
 
 def choose_directions(
-    layers: dict[str, DashLinear], adapter: str, eps: float, selection: str, decompositions: Decompositions
+    layers: dict[str, DashLinear],
+    adapter: str,
+    eps: float,
+    selection: str,
+    seed: int,
+    decompositions: Decompositions,
 ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     """Directions of every layer; with several ranks each decomposes its share and broadcasts it."""
     rank, world = rank_and_world()
@@ -63,7 +75,7 @@ def choose_directions(
         w = layers[module].weights(adapter)
         try:
             spectrum = decompositions.of(module, W, weight_matrix(layers[module].base).device)
-            indices, U, V = w.choose(W, factors, spectrum, eps, selection)
+            indices, U, V = w.choose(W, factors, spectrum, eps, selection, layer_generator(seed, module))
         except (ValueError, RuntimeError) as error:  # RuntimeError: a decomposition that fails, memory that runs out
             problem = f"cannot choose directions in {module}: {error}"
             continue

@@ -17,9 +17,20 @@ class DashSchedule:
     Call `step()` after every `optimizer.step()`: what counts is updates of the weights, whatever the number of
     forward passes, accumulated micro-batches or evaluations between them. Several adapters (a UNet's and a text
     encoder's) may share one schedule. With dash_k = 0 it counts and never launches: plain LoRA.
+
+    optimizer: the one that updates the shifts (or accelerate's wrapper of it, or several). Its state of them is cleared
+    at the launch, so that it begins there, as in the paper's code: Adam's step count has run since step 0 otherwise,
+    its bias correction is spent on gradients of zero, and the first updates of the shifts are up to twice too large.
+    seed: of the control selection="random".
     """
 
-    def __init__(self, adapter: Adapter | Mapping[str, Adapter], prelaunch_steps: int = 100) -> None:
+    def __init__(
+        self,
+        adapter: Adapter | Mapping[str, Adapter],
+        prelaunch_steps: int = 100,
+        optimizer: Any = None,
+        seed: int = 0,
+    ) -> None:
         if not isinstance(prelaunch_steps, int) or prelaunch_steps < 1:
             raise ValueError(
                 f"prelaunch_steps is a whole number of 1 or more, got {prelaunch_steps!r}; "
@@ -27,6 +38,8 @@ class DashSchedule:
             )
         self.adapters = dict(adapter) if isinstance(adapter, Mapping) else {"": adapter}
         self.prelaunch_steps = prelaunch_steps
+        self.optimizers = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer] if optimizer else []
+        self.seed = seed
         self.steps = 0
 
     @property
@@ -41,10 +54,19 @@ class DashSchedule:
         waiting = [a for a in self._dashing() if not a.launched]
         if self.steps < self.prelaunch_steps or not waiting:
             return None
-        reports = [a.launch() for a in waiting]
+        reports = [a.launch(self.seed) for a in waiting]
+        self._forget_shifts(waiting)
         layers = sum(r.layers for r in reports)
         mean = sum(r.mean_relative_index * r.layers for r in reports) / layers
         return LaunchReport(layers, sum(r.seconds for r in reports), mean)
+
+    def _forget_shifts(self, adapters: list[Adapter]) -> None:
+        """Clear what the optimizers remember of the shifts: their gradients were zero until now."""
+        shifts = [w.dsigma for adapter in adapters for _, w in adapter.weights()]
+        for optimizer in self.optimizers:
+            state = getattr(optimizer, "optimizer", optimizer).state  # accelerate's wrapper, or the optimizer itself
+            for parameter in shifts:
+                state.pop(parameter, None)
 
     def state_dict(self) -> dict[str, Any]:
         """Steps, phase, and every layer's indices, dsigma, U and V by "adapter/module.key": complete for a resume.

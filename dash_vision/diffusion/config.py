@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..core.directions import SELECTIONS
+from ..core.config import SELECTIONS
 from ..files.errors import InputError
 from ..pictures.folder import subfolder_names
 from ..pictures.names import FolderName, name_of

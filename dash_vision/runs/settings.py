@@ -1,4 +1,4 @@
-"""One dataclass of settings -> a command line, a YAML/JSON file and checked values.
+"""One dataclass of settings -> a command line, a YAML/JSON file and checked values; and what trainers share of it.
 
 A field's metadata says everything: `option(default, group, help, choices=..., aliases=...)`. Names on the command line
 are the field names with underscores, as in diffusers' scripts; a hyphen is taken for an underscore.
@@ -11,15 +11,18 @@ import dataclasses
 import difflib
 import functools
 import json
+import math
 import os
 import reprlib
 import sys
 import types
 import typing
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from ..core.config import SELECTIONS, DashConfig
 from ..files.errors import InputError, one_line
 
 Settings = TypeVar("Settings")
@@ -243,3 +246,135 @@ def _one(kind: type, value: Any, where: str) -> Any:
         return value
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
     raise InputError(f"{where} is {_short.repr(value)}; it takes {wanted}")
+
+
+# -- the settings that both trainers have: their configurations are made of these classes
+
+DASH, OPTIM, OUTPUT, MACHINE = "LoRA-Dash", "optimizer", "output", "machine"
+_LARGEST = 1e30  # far beyond any use, and far from where float32 overflows
+
+
+@dataclass
+class DashArgs:
+    """The adapter: LoRA's settings by the names of diffusers' scripts, the dash's by this package's."""
+
+    rank: int | None = option(None, DASH, "rank of the LoRA update", shown_default="the base's own")
+    lora_alpha: float | None = option(None, DASH, "the update is scaled by lora_alpha / rank", shown_default="rank")
+    lora_dropout: float = option(0.0, DASH, "dropout on the update's input")
+    lora_target: list[str] = option(  # noqa: RUF009 (it makes a field)
+        [],
+        DASH,
+        "layers to adapt: a preset, module-name suffixes, or one regular expression",
+        shown_default="the base's own",
+    )
+    dash_k: int = option(8, DASH, "task-specific directions per layer; 0 trains plain LoRA")
+    prelaunch_steps: int = option(100, DASH, "optimizer steps of plain LoRA before the dash")
+    dash_lr: float | None = option(
+        None, DASH, "learning rate of the singular-value shifts", shown_default="learning_rate"
+    )
+    dash_selection: str = option(
+        "change_rate", DASH, "how directions are chosen; the others are controls", choices=SELECTIONS
+    )
+    dash_eps: float = option(1e-6, DASH, "added to the singular values that change rates are divided by")
+
+    def check_dash(self) -> None:
+        """Raises InputError for a value out of its range."""
+        at_least(self, 1, "rank", "prelaunch_steps")
+        at_least(self, 0, "dash_k", "dash_eps", "dash_lr")
+        positive(self, "lora_alpha")
+        below_one(self, "lora_dropout")
+        if self.dash_k == 0 and self.dash_lr:
+            raise InputError("--dash_lr does nothing without the dash; give --dash_k, or leave it out")
+
+    def dash_config(self, rank: int, target: str | list[str], dash_k: int | None = None) -> DashConfig:
+        """DashConfig of these settings, with the base's `rank` and `target` in. Raises InputError."""
+        k = self.dash_k if dash_k is None else dash_k
+        try:
+            return DashConfig(rank, self.lora_alpha, k, target, self.lora_dropout, self.dash_eps, self.dash_selection)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+    @property
+    def target(self) -> str | list[str] | None:
+        """DashConfig's target: a single word is a preset or a regular expression, several are suffixes."""
+        if len(self.lora_target) == 1:
+            return self.lora_target[0]
+        return list(self.lora_target) or None
+
+
+@dataclass
+class OptimArgs:
+    """The optimizer, by the names of diffusers' scripts."""
+
+    learning_rate: float | None = option(None, OPTIM, "learning rate", shown_default="the base's own")
+    optimizer: str = option("adamw", OPTIM, "optimizer", choices=("adamw", "prodigy"))
+    use_8bit_adam: bool = option(False, OPTIM, "AdamW of bitsandbytes (extra: 8bit)")
+    adam_beta1: float = option(0.9, OPTIM, "beta1")
+    adam_beta2: float = option(0.999, OPTIM, "beta2")
+    adam_weight_decay: float = option(1e-2, OPTIM, "weight decay")
+    adam_epsilon: float = option(1e-8, OPTIM, "epsilon")
+    max_grad_norm: float | None = option(1.0, OPTIM, "gradients are clipped to this norm; none leaves them")
+
+    def check_optim(self) -> None:
+        """Raises InputError for a value out of its range and for settings that contradict each other."""
+        at_least(self, 0, "learning_rate", "adam_weight_decay")
+        positive(self, "max_grad_norm", "adam_epsilon")
+        below_one(self, "adam_beta1", "adam_beta2")
+        if self.use_8bit_adam and self.optimizer != "adamw":
+            raise InputError(f"--use_8bit_adam is a kind of adamw; leave it out, or --optimizer {self.optimizer}")
+
+
+@dataclass
+class OutputArgs:
+    """Where a run writes, and which tracker it tells."""
+
+    output_dir: str = option("dash-out", OUTPUT, "folder for everything the run leaves", metavar="DIR")
+    report_to: str | None = option(
+        None, OUTPUT, "tracker: tensorboard, wandb, comet_ml, all, none (extra: trackers)", metavar="NAME"
+    )
+    logging_dir: str = option("logs", OUTPUT, "folder of the tracker's files, inside output_dir", metavar="DIR")
+
+    def check_output(self) -> None:
+        """Raises InputError for a folder that cannot be one."""
+        if self.report_to == "none":
+            self.report_to = None
+        if self.output_dir and Path(self.output_dir).expanduser().is_file():
+            raise InputError(f"--output_dir {self.output_dir} is a file; give a folder")
+
+
+@dataclass
+class MachineArgs:
+    """What computes, and how."""
+
+    mixed_precision: str | None = option(
+        None, MACHINE, "compute in half precision", choices=("no", "fp16", "bf16"), shown_default="accelerate's setting"
+    )
+    compile: bool = option(
+        False, MACHINE, "compile what is trained with torch.compile: minutes at first, then faster steps"
+    )
+    allow_tf32: bool = option(False, MACHINE, "TF32 matrix products on Ampere and later")
+
+
+def at_least(settings: Any, least: float, *names: str) -> None:
+    """Raises InputError where a setting that is given is below `least`, or beyond any use."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not least <= value:
+            raise InputError(f"--{name} is {value}; it takes a number of {least} or more")
+        if value is not None and value > _LARGEST:
+            raise InputError(f"--{name} is {value}; it takes a number up to {_LARGEST:g}")
+
+
+def positive(settings: Any, *names: str) -> None:
+    """Raises InputError where a setting that is given is no finite number above 0."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"--{name} is {value}; it takes a number above 0")
+
+
+def below_one(settings: Any, *names: str) -> None:
+    """Raises InputError where a setting is not within [0, 1)."""
+    for name in names:
+        if not 0 <= getattr(settings, name) < 1:
+            raise InputError(f"--{name} is {getattr(settings, name)}; it takes a number from 0 to below 1")

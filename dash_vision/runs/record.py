@@ -1,0 +1,192 @@
+"""The record of a run: run.json of a DreamBooth run, result.json of a VTAB run. Trainers write it, eval reads it.
+
+A record on disk is the dataclass as JSON. Whatever a file says, reading it gives a complete record or one sentence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from ..files.atomic import write_json
+from ..files.errors import InputError
+
+RUN, RESULT, VAL_RESULT = "run.json", "result.json", "val_result.json"
+RECORDS = (RUN, RESULT, VAL_RESULT)  # of finished runs
+METHODS = {"lora": "LoRA", "dash": "LoRA-Dash"}  # as pages and figures call them
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The dash's launch: after which optimizer step, of how many layers, in how many seconds, and where in their
+    spectra the chosen directions lie on average (0 = largest singular value, 1 = smallest)."""
+
+    step: int
+    layers: int
+    seconds: float
+    mean_relative_index: float
+
+
+@dataclass(frozen=True)
+class BaseRecord:
+    """The base of a DreamBooth run. name: hub id, path or "miniature". fingerprints: by component, of the adapted
+    weights. specification: everything that is needed to load it again, see bases."""
+
+    name: str
+    family: str
+    fingerprints: dict[str, str]
+    specification: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DreamBoothRecord:
+    """A DreamBooth run. subject: "sks cat" of "a photo of sks cat". validation_prompts: of samples.png, column by
+    column. instance_digest: of the pictures' pixels. arguments: every setting, after the base's defaults. losses: of
+    every optimizer step. timings, seconds: in seconds."""
+
+    KIND: ClassVar[str] = "dreambooth"
+
+    method: str
+    base: BaseRecord
+    instance_prompt: str
+    class_prompt: str
+    subject: str
+    validation_prompts: list[str]
+    instance_digest: str
+    arguments: dict[str, Any]
+    seed: int
+    steps: int
+    launch: Launch | None
+    losses: list[float]
+    trainable_parameters: int
+    processes: int
+    fsdp: bool
+    mixed_precision: str
+    device: str
+    timings: dict[str, float]
+    started: str
+    seconds: float
+    versions: dict[str, str]
+    kind: str = KIND
+
+
+@dataclass(frozen=True)
+class VtabRecord:
+    """A run of train_vtab.py. method: with its tag. accuracies in percent; test_accuracy is None where the test images
+    stayed closed. selection: the curves on val200 and what was chosen from them (classification.protocol.Selection).
+    arguments: everything that the result depends on. seconds: by part of the run."""
+
+    KIND: ClassVar[str] = "vtab"
+
+    task: str
+    group: str
+    synthetic: bool
+    official_split: bool
+    method: str
+    seed: int
+    model: str
+    normalization: dict[str, list[float]]
+    selected_epoch: int
+    selected_settings: dict[str, Any]
+    val_accuracy: float
+    test_accuracy: float | None
+    selection: dict[str, Any]
+    launch: Launch | None
+    images: dict[str, int]
+    parameters: dict[str, int] | None
+    data: str
+    arguments: dict[str, Any]
+    processes: int
+    mixed_precision: str
+    device: str
+    seconds: dict[str, float]
+    finished: str
+    versions: dict[str, str]
+    retrain_losses: list[float] = field(default_factory=list)
+    optimizer_steps: int | None = None
+    kind: str = KIND
+
+
+Record = DreamBoothRecord | VtabRecord
+_R = TypeVar("_R")
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record as JSON, whole or not at all."""
+    write_json(path, dataclasses.asdict(record))
+
+
+def record_file(folder: Path) -> Path | None:
+    """The record in a folder, the full result before one of val200 alone; None where there is none."""
+    return next((folder / name for name in RECORDS if (folder / name).is_file()), None)
+
+
+def read_record(path: Path) -> Record:
+    """The record in a file. Raises InputError when it is missing, cut short or of another version of dash-vision."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({error}); finish the run again") from None
+    kinds = {cls.KIND: cls for cls in (DreamBoothRecord, VtabRecord)}
+    kind = content.get("kind") if isinstance(content, dict) else None
+    if not isinstance(kind, str) or kind not in kinds:
+        raise InputError(f"{path} is no record of a run of dash-vision; give the output folder of a run")
+    try:
+        record = _typed(kinds[kind], content)
+        _check(record)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise InputError(f"{path} is of another version of dash-vision ({error}); make the run again") from None
+    return record
+
+
+def _check(record: Record) -> None:
+    """Raises ValueError for numbers that no run can have."""
+    if isinstance(record, VtabRecord):
+        accuracies = [record.val_accuracy, *([] if record.test_accuracy is None else [record.test_accuracy])]
+        if not all(0 <= accuracy <= 100 for accuracy in accuracies):
+            raise ValueError("accuracies are percentages, 0 to 100")
+        curves, candidate = record.selection["curves"], record.selection["candidate"]
+        if not curves[candidate]:
+            raise ValueError("the curve of the selected candidate is empty")
+    if record.launch is not None and record.launch.step < 1:
+        raise ValueError(f"the launch was after step {record.launch.step}")
+    if not record.method.strip():
+        raise ValueError("the method has no name")
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    """`value` of JSON as `kind`, an annotation of the classes above. Raises KeyError, TypeError or ValueError."""
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(typing.cast(type, kind), value)
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return None if value is None else _typed(next(a for a in inner if a is not type(None)), value)
+    if origin is list and isinstance(value, list):
+        return [_typed(inner[0], item) for item in value]
+    if origin is dict and isinstance(value, Mapping):
+        return {str(key): _typed(inner[1], item) for key, item in value.items()}
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if kind in (int, str, bool) and type(value) is kind:
+        return value
+    raise TypeError(f"{str(value)[:40]!r} is no {getattr(kind, '__name__', kind)}")
+
+
+def _dataclass(kind: type[_R], value: Any) -> _R:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{str(value)[:40]!r} is no object")
+    hints = typing.get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(typing.cast(Any, kind))]
+    missing = [name for name in names if name not in value]
+    if missing or len(value) > len(names):
+        raise KeyError(missing[0] if missing else next(iter(value.keys() - set(names))))
+    return kind(**{name: _typed(hints[name], value[name]) for name in names})
