@@ -10,7 +10,10 @@ from typing import Any
 
 from ..core.config import SELECTIONS
 from ..files.errors import InputError
+from ..pictures.folder import subfolder_names
+from ..pictures.names import FolderName, name_of
 from ..runs.settings import option
+from .folders import check_folders
 
 BASE, DATA, DASH, TRAIN, OPTIM, PRIOR, SAVE, SHOW, MACHINE = (
     "base model",
@@ -83,7 +86,7 @@ class DreamBoothConfig:
     random_flip: bool = option(False, DATA, "also train on mirrored pictures")
     aspect_ratio_buckets: bool = option(False, DATA, "keep pictures' shapes instead of cutting squares")
     num_crop_variants: int = option(8, DATA, "random crops of each picture that are encoded and cached")
-    use_captions: bool = option(True, DATA, "use NAME.txt or metadata.jsonl beside the pictures as their prompts")
+    use_captions: bool = option(True, DATA, "use NAME.txt, NAME.caption, metadata.jsonl or .csv as prompts")
     latent_cache_dir: str | None = option(
         None, DATA, "keep encoded pictures in this folder for later runs", metavar="DIR"
     )
@@ -140,7 +143,7 @@ class DreamBoothConfig:
     class_data_dir: str | None = option(
         None,
         PRIOR,
-        "folder of class pictures; missing ones are generated",
+        "folder of class pictures; missing ones are generated in its subfolder generated",
         metavar="DIR",
         shown_default="OUTPUT_DIR/class_images",
     )
@@ -225,6 +228,7 @@ class DreamBoothConfig:
             raise InputError("--validation_prompt is empty; give a prompt, or leave it out")
         if self.output_dir and Path(self.output_dir).is_file():
             raise InputError(f"--output_dir {self.output_dir} is a file; give a folder")
+        check_folders(self.instance_data_dir, self.output_dir, self.class_data_dir)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -243,6 +247,7 @@ def _at_least(config: DreamBoothConfig, least: int, *names: str) -> None:
 # -- prompts from names
 
 RARE_WORD = "sks"
+RARE_WORDS = (RARE_WORD, "ohwx", "zwx")  # those that guides name; a folder's name that begins with one has its own
 
 
 @dataclass(frozen=True)
@@ -257,35 +262,58 @@ class Prompts:
 def derive_prompts(config: DreamBoothConfig) -> Prompts:
     """Prompts from the folder's name where the user gave none.
 
-    "cat/" gives "a photo of sks cat" and the class prompt "a photo of cat"; "my_dogs-2" gives "my dogs". Raises
-    InputError when a name holds no letters.
+    "cat/" gives "a photo of sks cat" and the class prompt "a photo of cat"; "10_sks dog/" gives "a photo of sks dog"
+    and "a photo of dog". Raises InputError when a name holds no letters, and for subfolders of several subjects that
+    leave the class open.
     """
+    names = subfolder_names(config.instance_data_dir) or [name_of(config.instance_data_dir)]
     if config.instance_prompt is None:
-        kind = class_name(config.instance_data_dir)
+        subject, kind = subject_and_class(names[0])
         if not kind:
             raise InputError(
                 f"cannot derive a prompt from the folder name of {config.instance_data_dir}; "
                 f'give one: --instance_prompt "a photo of {RARE_WORD} cat"'
             )
-        instance = f"a photo of {RARE_WORD} {kind}"
+        instance, class_ = f"a photo of {subject}", config.class_prompt or f"a photo of {kind}"
+        kinds = dict.fromkeys(subject_and_class(name)[1] for name in names)
+        if config.with_prior_preservation and config.class_prompt is None and len(kinds) > 1:
+            raise InputError(
+                f"the subfolders of {config.instance_data_dir} are of several classes ({', '.join(kinds)}); give a "
+                "--class_prompt that fits all of them, or train one subfolder at a time"
+            )
     else:
         instance = " ".join(config.instance_prompt.split())
+        class_ = config.class_prompt or " ".join(word for word in instance.split() if word not in RARE_WORDS)
     match = re.fullmatch(r"(?:an? )?(?:photo|picture|image|painting|drawing) of (.+)", instance, re.IGNORECASE)
-    subject = match.group(1) if match else None
-    class_ = config.class_prompt or " ".join(word for word in instance.split() if word != RARE_WORD)
+    subject_in_prompt = match.group(1) if match else None
     if config.with_prior_preservation and class_ == instance:
         raise InputError(
             f'the class prompt would be the instance prompt, "{instance}", and the class would learn the subject\'s '
             'name; give --class_prompt, such as "a photo of a dog"'
         )
-    return Prompts(instance, class_, subject)
+    return Prompts(instance, class_, subject_in_prompt)
+
+
+def subject_and_class(name: FolderName) -> tuple[str, str]:
+    """("sks cat", "cat") of the folder "cat".
+
+    The words of "sks cat" and of kohya's "10_sks cat" have their rare word in front: it is kept, and is none of the
+    class. A single word of that kind, as in "10_zwx", stands for both, since it tells no class.
+    """
+    first, _, rest = name.words.partition(" ")
+    if name.repeats or first in RARE_WORDS:
+        return name.words, rest or name.words
+    return f"{RARE_WORD} {name.words}", name.words
+
+
+def folder_prompt(name: FolderName) -> str:
+    """The instance prompt of the pictures in a folder of that name."""
+    return f"a photo of {subject_and_class(name)[0]}"
 
 
 def class_name(folder: str) -> str:
-    """The words in a folder's name: "../data/my_dogs-2/" gives "my dogs"."""
-    name = Path(folder).expanduser().resolve()
-    stem = name.stem if name.is_file() else name.name
-    return " ".join(re.findall(r"[^\W\d_]+", stem)).lower()
+    """What is on the pictures in a folder, by its name: "../data/my_dogs-2/" gives "my dogs"."""
+    return subject_and_class(name_of(folder))[1]
 
 
 def default_validation_prompts(prompts: Prompts) -> list[str]:

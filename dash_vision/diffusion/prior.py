@@ -1,9 +1,14 @@
-"""Class pictures for prior preservation: made once by the base itself, then reused."""
+"""Class pictures for prior preservation: the user's own, and as many as are missing made once by the base itself.
+
+CLASS_DATA_DIR/             the user's own pictures, of any kind that can be read; nothing is ever written here
+CLASS_DATA_DIR/generated/   0000.png and so on, and made_for.json: of which prompt and base they are
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,27 +19,21 @@ from ..bases.families import Base
 from ..bases.sampling import Sampling, sample
 from ..files.atomic import replacing, write_json
 from ..files.errors import InputError
+from ..pictures.folder import InstanceImage, Listing, PictureFile, check_folder, decode_files, list_folder
 from .config import DreamBoothConfig
 
-
-def _record(folder: Path) -> Path:
-    """What the generated pictures in a folder are of: a file beside it, since inside it would be a stray one."""
-    return folder.with_name(folder.name + ".json")
+GENERATED = "generated"
+RECORD_NAME = "made_for.json"
 
 
-def _check_origin(folder: Path, now: dict[str, object]) -> None:
-    """Raises InputError when the folder's generated pictures are of something else. A user's own have no record."""
-    if not _record(folder).is_file():
-        return
-    try:
-        was = json.loads(_record(folder).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        was = None
-    if was != now:
-        raise InputError(
-            f"the class pictures in {folder} were generated for {was}, this run wants {now}; give another "
-            f"--class_data_dir, or delete that folder and {_record(folder).name}"
-        )
+def check_pictures(config: DreamBoothConfig) -> None:
+    """Look at all pictures that are there, without decoding one: before minutes are spent on loading a base.
+
+    Raises InputError for what `read_folder` would refuse by its names, captions, headers and ends.
+    """
+    check_folder(list_folder(config.instance_data_dir, captions=config.use_captions))
+    if config.class_data_dir and Path(config.class_data_dir).expanduser().exists():
+        check_folder(_own(Path(config.class_data_dir).expanduser(), config))
 
 
 def class_images(
@@ -45,40 +44,86 @@ def class_images(
     accelerator: Accelerator,
     dtype: torch.dtype,
     say: Callable[[str], None],
-) -> None:
-    """Make sure that `folder` holds config.num_class_images pictures of `prompt`; generate what is missing.
+) -> tuple[InstanceImage, ...]:
+    """config.num_class_images pictures of `prompt`: those in `folder`, then those in its subfolder `generated`, which
+    are made where they are missing.
 
-    Pictures that are there, the user's own included, are counted and kept. The missing ones are shared out over the
-    processes; number n has the same noise whoever makes it.
+    The missing ones are shared out over the processes; number n has the same noise whoever makes it. Raises InputError
+    for own pictures that cannot be used, and for generated ones of something else.
     """
-    wanted = config.num_class_images
-    origin: dict[str, object] = {"prompt": prompt, "base": base.name, "resolution": config.resolution}
+    wanted, generated = config.num_class_images, folder / GENERATED
     folder.mkdir(parents=True, exist_ok=True)
-    _check_origin(folder, origin)
-    there = [p for p in folder.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")]
+    own = _read(_own(folder, config), config, say)
+    files = [generated / f"{number:04d}.png" for number in range(wanted - len(own))]
+    origin: dict[str, object] = {"prompt": prompt, "base": base.name, "resolution": config.resolution}
+    if files:
+        _check_origin(generated, origin)
+    missing = [number for number, file in enumerate(files) if not file.is_file()]
     accelerator.wait_for_everyone()  # all count before one writes
-    missing = wanted - len(there)
-    if missing <= 0:
-        say(f'class pictures: {len(there)} in {folder}, as wanted; none generated ("{prompt}")')
+    if missing:
+        have = f"class pictures: {wanted - len(missing)} in {folder}"
+        say(f'{have}; generating {len(missing)} of "{prompt}" in {generated}')
+        if accelerator.is_main_process:
+            generated.mkdir(exist_ok=True)
+            write_json(generated / RECORD_NAME, origin)
+        accelerator.wait_for_everyone()
+        _generate(base, generated, prompt, missing, config, accelerator, dtype)
+        accelerator.wait_for_everyone()
+    else:
+        say(f'class pictures: {wanted} in {folder}, as wanted; none generated ("{prompt}")')
+    made = Listing(generated, tuple(PictureFile(file, None, f"{GENERATED}/{file.name}") for file in files), ())
+    return (*own, *_read(made, config, say))
+
+
+def _own(folder: Path, config: DreamBoothConfig) -> Listing:
+    """As many of the user's own pictures in the folder as are used."""
+    own = list_folder(folder, captions=config.use_captions, skip=(GENERATED,), may_be_empty=True)
+    return replace(own, files=own.files[: config.num_class_images])
+
+
+def _read(listing: Listing, config: DreamBoothConfig, say: Callable[[str], None]) -> tuple[InstanceImage, ...]:
+    assert config.resolution is not None
+    pictures = decode_files(listing, resolution=config.resolution)
+    for note in pictures.notes:
+        say(f"note: class pictures: {note}")
+    return pictures.images
+
+
+def _check_origin(folder: Path, now: dict[str, object]) -> None:
+    """Raises InputError when the pictures in `folder` were not generated for the same thing."""
+    if not any(folder.glob("*.png")):
         return
-    names = {p.stem for p in there}
-    numbers = [n for n in range(wanted) if f"{n:04d}" not in names][:missing]
-    mine = numbers[accelerator.process_index :: accelerator.num_processes]
-    say(f'class pictures: {len(there)} in {folder}; generating {missing} of "{prompt}"')
-    if accelerator.is_main_process:
-        write_json(_record(folder), origin)
+    try:
+        was = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        was = None
+    if was != now:
+        what = f"were generated for {was}" if was else f"are of unknown origin ({RECORD_NAME} is missing)"
+        raise InputError(
+            f"the class pictures in {folder} {what}, this run wants {now}; give another --class_data_dir, or delete "
+            "that folder"
+        )
+
+
+def _generate(
+    base: Base,
+    folder: Path,
+    prompt: str,
+    numbers: Sequence[int],
+    config: DreamBoothConfig,
+    accelerator: Accelerator,
+    dtype: torch.dtype,
+) -> None:
+    """Make this process's share of the pictures of those numbers."""
     assert config.num_inference_steps is not None
     assert config.guidance_scale is not None
     assert config.resolution is not None
-    how = Sampling(
-        config.num_inference_steps,
-        config.guidance_scale,
-        (config.resolution, config.resolution),
-        config.sample_batch_size,
-    )
-    with tqdm(total=len(mine), desc="class pictures", disable=not accelerator.is_main_process) as bar:
-        for start in range(0, len(mine), how.batch_size):
-            part = mine[start : start + how.batch_size]
+    size = (config.resolution, config.resolution)
+    how = Sampling(config.num_inference_steps, config.guidance_scale, size, config.sample_batch_size)
+    share = numbers[accelerator.process_index :: accelerator.num_processes]
+    with tqdm(total=len(share), desc="class pictures", disable=not accelerator.is_main_process) as bar:
+        for start in range(0, len(share), how.batch_size):
+            part = share[start : start + how.batch_size]
             seeds = [(config.seed, 1_000_000 + n) for n in part]
             pictures = sample(base, [prompt] * len(part), seeds, how, accelerator.device, dtype, bar.update)
             for n, picture in zip(part, pictures, strict=True):

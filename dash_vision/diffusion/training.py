@@ -43,10 +43,10 @@ from ..files.fingerprints import compare_probes
 from ..pictures.folder import InstanceImage, read_folder
 from ..runs.signals import StopRequest, catching_signals
 from . import config as settings
-from .config import DreamBoothConfig, derive_prompts
+from .config import DreamBoothConfig, derive_prompts, folder_prompt
 from .data import Batch, Example, Framing, Order, draw_batch, encode_examples, join
 from .outputs import save_results
-from .prior import class_images
+from .prior import check_pictures, class_images
 
 # What a checkpoint and the run that goes on from it must agree in: a change would make it another run.
 _GROUPS = (settings.DATA, settings.DASH, settings.TRAIN, settings.OPTIM, settings.PRIOR)
@@ -144,7 +144,7 @@ class DreamBoothRun:
     def _load_base(self) -> Base:
         c = self.config
         # Missing pictures are the commonest mistake: found before minutes are spent on loading a model.
-        read_folder(c.instance_data_dir, resolution=c.resolution or 1)
+        check_pictures(c)
         with self.accelerator.main_process_first():  # one process fetches, the others find it in the cache
             base = load_base(
                 c.pretrained_model_name_or_path,
@@ -196,7 +196,9 @@ class DreamBoothRun:
 
     def _read(self, folder: str) -> tuple[InstanceImage, ...]:
         assert self.config.resolution is not None
-        found = read_folder(folder, resolution=self.config.resolution, captions=self.config.use_captions)
+        c = self.config
+        prompt = None if c.instance_prompt else folder_prompt
+        found = read_folder(folder, resolution=self.config.resolution, captions=c.use_captions, prompt=prompt)
         for note in found.notes:
             self.say(f"note: {note}")
         return found.images
@@ -214,9 +216,7 @@ class DreamBoothRun:
             return ()
         folder = Path(c.class_data_dir or self.output / "class_images").expanduser()
         with self._timed("class images"):
-            class_images(self.base, folder, self.prompts.class_, c, self.accelerator, self._dtype(), self.say)
-        self.accelerator.wait_for_everyone()
-        return self._read(str(folder))[: c.num_class_images]
+            return class_images(self.base, folder, self.prompts.class_, c, self.accelerator, self._dtype(), self.say)
 
     def _encode(self, pictures: tuple[InstanceImage, ...], prompt: str, what: str) -> list[Example]:
         c = self.config

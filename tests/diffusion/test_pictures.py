@@ -30,7 +30,7 @@ def test_buckets_captions_and_prior_preservation_train_together(bases, tmp_path)
     assert [e.prompt for e in run.examples] == ["a photo of sks dog", "a wide sks dog", "a photo of sks dog"]
     assert len({e.views[0].size for e in run.examples}) == 3
     assert {e.prompt for e in run.class_examples} == {"a photo of dog"}
-    made = sorted((tmp_path / "out/class_images").iterdir())
+    made = sorted((tmp_path / "out/class_images/generated").glob("*.png"))
     assert len(made) == 2
     assert any("generating 2" in line for line in lines)
     before = [np.asarray(Image.open(p)).astype(int) for p in made]
