@@ -7,6 +7,8 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files.errors import InputError, one_line
+
 _REPEATS = re.compile(r"([1-9][0-9]{0,3})_(.+)", re.DOTALL)  # no date: 20240131_cat is a name
 _JOINERS = "'\u2019\u200c\u200d"  # apostrophes, and what joins or parts letters of Persian and Indian words
 
@@ -30,7 +32,10 @@ def folder_name(name: str) -> FolderName:
 
 def name_of(folder: str | Path) -> FolderName:
     """The name of the folder at a path, or of the picture file at it, without its suffix."""
-    path = Path(folder).expanduser().resolve()
+    try:
+        path = Path(folder).expanduser().resolve()
+    except (ValueError, RuntimeError):  # a zero byte in the name; "~nobody"
+        raise InputError(f"{one_line(folder)} is no path; give the folder of the pictures") from None
     return folder_name(path.stem if path.is_file() else path.name)
 
 
