@@ -88,5 +88,3 @@ def qwen_vae(seed=0):
     redraw(vae, seed)
     mean, std = torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
     return calibrate(vae, vae.quant_conv, lambda v: v.encode(pictures(seed)[:, :, None]).latent_dist.mode(), mean, std)
-
-
