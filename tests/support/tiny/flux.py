@@ -8,7 +8,10 @@ from tests.support.tiny.words import clip_tokenizer, t5_tokenizer
 
 
 def save_flux(folder, seed=0, guidance_embeds=True):
-    """A tiny FluxPipeline in `folder`: 16 latent channels, factor 2, grid 4; with guidance as dev, without as schnell."""
+    """A tiny FluxPipeline in `folder`: 16 latent channels, factor 2, grid 4.
+
+    With guidance it is as dev, without it as schnell.
+    """
     tokenizer, tokenizer_2 = clip_tokenizer(), t5_tokenizer()
     pipeline = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(

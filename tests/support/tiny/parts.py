@@ -1,4 +1,4 @@
-"""What the tiny pipelines share: seeded weights, autoencoders whose latents have the statistics that the pipeline expects."""
+"""What the tiny pipelines share: seeded weights, and autoencoders whose latents have the expected statistics."""
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage

@@ -1,14 +1,27 @@
 """Tokenizers that need no files: bytes, the words of the pipelines' templates, and special tokens."""
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, decoders
+from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast, Qwen2TokenizerFast, T5TokenizerFast
 
-# Qwen-Image and Krea 2 put this before every prompt and drop its 34 tokens afterwards.
-TEMPLATE = (
-    "system Describe the image by detailing the color shape size texture quantity text spatial relationships of the"
-    " objects and background user assistant think"
-)
+# Qwen-Image and Krea 2 put a template before every prompt and drop its 34 tokens afterwards, and Krea 2 counts 5 tokens
+# behind the prompt. So these words have to be one token each, with a space before them (Ġ) or without.
+TEMPLATE = [
+    "system",
+    "Describe",
+    "user",
+    "assistant",
+    "Ġthe",
+    "Ġimage",
+    "Ġby",
+    "Ġdetailing",
+    "Ġcolor",
+    "Ġshape",
+    "Ġsize",
+]
+TEMPLATE += ["Ġtexture", "Ġquantity", "Ġtext", "Ġspatial", "Ġrelationships", "Ġof", "Ġobjects", "Ġand", "Ġbackground"]
+
 QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 QWEN_SPECIAL += ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
@@ -24,8 +37,9 @@ QWEN_CHAT = """{% for message in messages %}<|im_start|>{{ message.role }}
 MISTRAL_SPECIAL = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "<pad>")
 MISTRAL_SPECIAL += ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
 
-MISTRAL_CHAT = """<s>{% for message in messages %}{% set word = 'SYSTEM_PROMPT' if message.role == 'system' else 'INST' %}\
-[{{ word }}]{% for block in message.content %}{{ block.text }}{% endfor %}[/{{ word }}]{% endfor %}"""
+MISTRAL_CHAT = """<s>{% for message in messages %}\
+{% set word = 'SYSTEM_PROMPT' if message.role == 'system' else 'INST' %}[{{ word }}]\
+{% for block in message.content %}{{ block.text }}{% endfor %}[/{{ word }}]{% endfor %}"""
 
 
 def byte_vocabulary(special):
@@ -36,12 +50,11 @@ def byte_vocabulary(special):
 def with_words(vocabulary):
     """The vocabulary with the words of the template, and the merges that build each from its letters."""
     merges, vocabulary = [], dict(vocabulary)
-    for word in TEMPLATE.split():
-        for letters in (word, "Ġ" + word):
-            for end in range(2, len(letters) + 1):
-                if letters[:end] not in vocabulary:
-                    vocabulary[letters[:end]] = len(vocabulary)
-                    merges.append((letters[: end - 1], letters[end - 1]))
+    for word in TEMPLATE:
+        for end in range(2, len(word) + 1):
+            if word[:end] not in vocabulary:
+                vocabulary[word[:end]] = len(vocabulary)
+                merges.append((word[: end - 1], word[end - 1]))
     return vocabulary, merges
 
 
@@ -68,9 +81,6 @@ def t5_tokenizer():
 
 
 def mistral_tokenizer():
-    from tokenizers import Tokenizer, decoders
-    from tokenizers.models import BPE
-
     backend = Tokenizer(BPE(vocab=byte_vocabulary(MISTRAL_SPECIAL), merges=[]))
     backend.pre_tokenizer, backend.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True) for token in MISTRAL_SPECIAL])
