@@ -24,6 +24,7 @@ from tests.support.bases import save_base
 from tests.support.models import trained
 from tests.support.pictures import save_pictures
 from tests.support.shared import shared, shared_run
+from tests.support.tiny import PIPELINES
 from tests.support.vtab import PEFT_CONFIGS, write_task
 
 
@@ -62,6 +63,18 @@ def bases(tmp_path_factory):
 
     with shared(tmp_path_factory, "bases", make) as root:
         yield root
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """Folders of tiny pipelines by their name in tests.support.tiny.PIPELINES; to be read only."""
+    with ExitStack() as stack:
+
+        @cache
+        def folder(name):
+            return stack.enter_context(shared(tmp_path_factory, f"tiny-{name}", PIPELINES[name]))
+
+        yield folder
 
 
 @pytest.fixture

@@ -4,6 +4,11 @@ Pictures of 16 x 16 pixels are the smallest that serve all: every autoencoder ha
 but SDXL's join 2 x 2 latents.
 """
 
+import json
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+
 from tests.support.tiny.flux import save_flux
 from tests.support.tiny.flux2 import save_flux2_dev, save_flux2_klein
 from tests.support.tiny.krea2 import save_krea2
@@ -29,3 +34,12 @@ PIPELINES = {
     "krea2": save_krea2,
     "sdxl-v": save_sdxl_v,
 }
+
+
+def load_tiny(folder, **options):
+    """The pipeline in `folder`; parts that it was saved without have to be named to diffusers."""
+    index = json.loads((Path(folder) / "model_index.json").read_text())
+    absent = {name: None for name, value in index.items() if value == [None, None]}
+    pipeline = DiffusionPipeline.from_pretrained(folder, **absent, **options)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

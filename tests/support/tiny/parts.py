@@ -55,7 +55,7 @@ def calibrate(vae, last, encode, mean, std):
 
 
 def kl_vae(scaling_factor, shift_factor, seed=0, channels=16):
-    """AutoencoderKL, factor 2, without the two 1 x 1 convolutions (as FLUX.1, SD 3 and Z-Image have it)."""
+    """AutoencoderKL, factor 2, without the two 1 x 1 convolutions between (as FLUX.1, SD 3 and Z-Image have it)."""
     vae = AutoencoderKL(
         **BLOCKS,
         latent_channels=channels,

@@ -1,9 +1,9 @@
 """SDXL with v-prediction and zero terminal SNR, as NoobAI's v-prediction model is."""
 
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
 from tests.support.models import sdxl_unet
-from tests.support.tiny.parts import BLOCKS, redraw
+from tests.support.tiny.parts import kl_vae, redraw
 from tests.support.tiny.text import clip
 from tests.support.tiny.words import clip_tokenizer
 
@@ -14,7 +14,7 @@ def save_sdxl_v(folder, seed=0):
     # Widths 8 and 32 join to the UNet's 40; the second one's projection is its pooled 32.
     pipeline = StableDiffusionXLPipeline(
         scheduler=scheduler(),
-        vae=redraw(AutoencoderKL(**BLOCKS, latent_channels=4, scaling_factor=0.13025), seed),
+        vae=kl_vae(0.13025, 0.0, seed, channels=4),
         text_encoder=clip(tokenizer, 8, seed + 1),
         tokenizer=tokenizer,
         text_encoder_2=clip(tokenizer, 32, seed + 2, projection=32),
