@@ -1,5 +1,7 @@
 """The tiny pipelines that other tests train: they load, encode and sample, and nothing in them is dead."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -14,14 +16,7 @@ every_pipeline = pytest.mark.parametrize("name", PIPELINES)
 @pytest.fixture(scope="session")
 def loaded(tiny):
     """Pipelines by name."""
-    pipelines = {}
-
-    def load(name):
-        if name not in pipelines:
-            pipelines[name] = load_tiny(tiny(name))
-        return pipelines[name]
-
-    return load
+    return cache(lambda name: load_tiny(tiny(name)))
 
 
 def sample(pipeline, prompt=PROMPT, seed=0, output_type="pt"):
