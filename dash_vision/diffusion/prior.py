@@ -6,15 +6,17 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..bases.families import Base
+from ..bases.loading import Base
 from ..bases.sampling import Sampling, sample
 from ..files.atomic import replacing, write_json
 from ..files.errors import InputError
-from .config import DreamBoothConfig
+from ..runs.runtime import Runtime
+from .plan import Plan
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_FIRST_NOISE = 1_000_000  # the numbers below are those of samples.png
 
 
 def _record(folder: Path) -> Path:
@@ -37,50 +39,41 @@ def _check_origin(folder: Path, now: dict[str, object]) -> None:
         )
 
 
-def class_images(
-    base: Base,
-    folder: Path,
-    prompt: str,
-    config: DreamBoothConfig,
-    accelerator: Accelerator,
-    dtype: torch.dtype,
-    say: Callable[[str], None],
-) -> None:
-    """Make sure that `folder` holds config.num_class_images pictures of `prompt`; generate what is missing.
+def make_class_images(base: Base, plan: Plan, runtime: Runtime, say: Callable[[str], None]) -> None:
+    """Make sure that the plan's class folder holds num_class_images pictures of the class prompt.
 
     Pictures that are there, the user's own included, are counted and kept. The missing ones are shared out over the
-    processes; number n has the same noise whoever makes it.
+    processes; number n has the same noise whoever makes it. Raises InputError when the folder's pictures were generated
+    for something else.
     """
-    wanted = config.num_class_images
-    origin: dict[str, object] = {"prompt": prompt, "base": base.name, "resolution": config.resolution}
+    wanted, folder, prompt = plan.settings.num_class_images, plan.class_folder, plan.prompts.class_
+    origin: dict[str, object] = {"prompt": prompt, "base": base.name, "resolution": plan.resolution}
     folder.mkdir(parents=True, exist_ok=True)
     _check_origin(folder, origin)
-    there = [p for p in folder.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")]
-    accelerator.wait_for_everyone()  # all count before one writes
-    missing = wanted - len(there)
+    present = [p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES]
+    runtime.wait()  # all count before one writes
+    missing = wanted - len(present)
     if missing <= 0:
-        say(f'class pictures: {len(there)} in {folder}, as wanted; none generated ("{prompt}")')
+        say(f'class pictures: {len(present)} in {folder}, as wanted; none generated ("{prompt}")')
         return
-    names = {p.stem for p in there}
+    names = {p.stem for p in present}
     numbers = [n for n in range(wanted) if f"{n:04d}" not in names][:missing]
-    mine = numbers[accelerator.process_index :: accelerator.num_processes]
-    say(f'class pictures: {len(there)} in {folder}; generating {missing} of "{prompt}"')
-    if accelerator.is_main_process:
+    say(f'class pictures: {len(present)} in {folder}; generating {missing} of "{prompt}"')
+    if runtime.main:
         write_json(_record(folder), origin)
-    assert config.num_inference_steps is not None
-    assert config.guidance_scale is not None
-    assert config.resolution is not None
-    how = Sampling(
-        config.num_inference_steps,
-        config.guidance_scale,
-        (config.resolution, config.resolution),
-        config.sample_batch_size,
-    )
-    with tqdm(total=len(mine), desc="class pictures", disable=not accelerator.is_main_process) as bar:
-        for start in range(0, len(mine), how.batch_size):
-            part = mine[start : start + how.batch_size]
-            seeds = [(config.seed, 1_000_000 + n) for n in part]
-            pictures = sample(base, [prompt] * len(part), seeds, how, accelerator.device, dtype, bar.update)
+    _generate(base, plan, numbers[runtime.rank :: runtime.world], runtime)
+
+
+def _generate(base: Base, plan: Plan, numbers: list[int], runtime: Runtime) -> None:
+    """Draw the class pictures of these numbers, and write each to its file."""
+    size, at_once = (plan.resolution, plan.resolution), plan.settings.sample_batch_size
+    how = Sampling(plan.num_inference_steps, plan.guidance_scale, size, at_once)
+    with tqdm(total=len(numbers), desc="class pictures", disable=not runtime.main) as bar:
+        for start in range(0, len(numbers), at_once):
+            part = numbers[start : start + at_once]
+            seeds = [(plan.settings.seed, _FIRST_NOISE + n) for n in part]
+            prompts = [plan.prompts.class_] * len(part)
+            pictures = sample(base, prompts, seeds, how, runtime.device, runtime.dtype, bar.update)
             for n, picture in zip(part, pictures, strict=True):
-                with replacing(folder / f"{n:04d}.png") as temporary:
+                with replacing(plan.class_folder / f"{n:04d}.png") as temporary:
                     picture.save(temporary, format="PNG")
