@@ -43,7 +43,6 @@ from safetensors.torch import load_file
 import dash_vision.classification.loop
 import dash_vision.classification.trained
 import dash_vision.diffusion.outputs
-import dash_vision.diffusion.training
 import dash_vision.files.checkpoint
 import train_dreambooth
 import train_vtab
@@ -242,8 +241,8 @@ def steps_kept(trainer: Trainer, out: Path) -> tuple[int, int]:
 
 def progress(state: dict[str, Any]) -> int:
     """Optimizer steps in a checkpoint of either trainer."""
-    if "step" in state:
-        return int(state["step"])
+    if "training" in state:
+        return int(state["training"]["step"])
     trainer, frozen = state["trainer"], state["selection"] is not None
     return (1000 if frozen else 0) + (trainer["step"] if trainer else 0)
 
@@ -593,23 +592,22 @@ def launch_and_remove(cycles: int) -> list[int]:
 
 def many_steps(folder: Path, steps: int) -> list[int]:
     """DreamBooth steps through the launch and beyond."""
-    from accelerate import Accelerator
-
     from dash_vision.diffusion.config import DreamBoothConfig
-    from dash_vision.diffusion.training import DreamBoothRun
+    from dash_vision.diffusion.setup import prepare
+    from dash_vision.runs.loop import train
+    from dash_vision.runs.runtime import make_runtime
     from dash_vision.runs.settings import parse
+    from dash_vision.runs.signals import StopRequest
 
     save_base(folder / "sd")
     save_pictures(folder / "cat", count=3)
     words = ["--instance_data", folder / "cat", "--pretrained_model_name_or_path", folder / "sd"]
     words += ["--output_dir", folder / "out", "--max_train_steps", 10 * steps, "--prelaunch_steps", 2]
     config = parse(DreamBoothConfig, "", "", [str(word) for word in words])
-    run = DreamBoothRun(config, Accelerator(cpu=True), lambda line: None)
+    job = prepare(config, make_runtime("no", "cpu"), lambda line: None)
 
     def step(number: int) -> None:
-        run._one_step()
-        run.schedule.step()
-        run._pending.clear()  # what a look at the loss empties every ten steps
+        train(job, job.training, job.runtime, job.training.step + 1, StopRequest())
 
     return growth(step, steps)
 

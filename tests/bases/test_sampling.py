@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dash_vision.bases.families import decode_latents, load_base
-from dash_vision.bases.sampling import Sampling, sample, starting_noise
+from dash_vision.bases.loading import load_base
+from dash_vision.bases.sampling import Sampling, decode_latents, sample, starting_noise
 from tests.support.dreambooth import settings, train
 
 

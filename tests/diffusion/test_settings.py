@@ -63,7 +63,7 @@ def test_bad_settings_files(tmp_path, text, words, capsys):
 
 
 def test_pictures_are_looked_at_before_a_model_is_loaded(bases, tmp_path, monkeypatch):
-    monkeypatch.setattr("dash_vision.diffusion.training.load_base", lambda *a: pytest.fail("loaded a model"))
+    monkeypatch.setattr("dash_vision.diffusion.setup.load_base", lambda *a: pytest.fail("loaded a model"))
     with pytest.raises(InputError, match="no folder"):
         prepare(settings(bases, tmp_path / "out", instance_data_dir=str(tmp_path / "dgo"), instance_prompt="x"))
 
