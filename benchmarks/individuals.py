@@ -214,7 +214,7 @@ def draw(case: Case, folder: Path, base: Base, settings: dict[str, Any], adapter
     size = (base.resolution, base.resolution)
     how = Sampling(settings["num_inference_steps"], settings["guidance_scale"], size, len(prompts))
     loaded = load_adapter(base.denoiser, adapter) if adapter else None
-    pictures = sample(base, prompts, [(case.seed, i) for i in range(len(prompts))], how, torch.device("cpu"))
+    pictures = sample(base, prompts, case.seed, range(len(prompts)), how, torch.device("cpu"))
     if loaded:
         loaded.remove()
     for file, picture in zip(files, pictures, strict=True):

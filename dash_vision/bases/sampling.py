@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 def sample(
     base: Base,
     prompts: Sequence[str],
-    noise_seeds: Sequence[tuple[int, int]],
+    seed: int,
+    numbers: Sequence[int],
     how: Sampling,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
@@ -32,10 +33,10 @@ def sample(
 ) -> list[Image.Image]:
     """One picture per prompt, by the base's own sampler.
 
-    noise_seeds: (seed, number) of each picture's starting noise; equal pairs give equal noise, whatever the batch and
-    the device. The denoiser computes in `dtype`; the VAE decodes in float32. The text encoders are on the device only
-    before the denoiser is. When memory does not suffice for a batch, it is halved. `tick(n)` is called for every n
-    pictures done. Raises RunError when a picture holds values that are not finite.
+    seed, numbers: of each picture's starting noise, see `starting_noise`. The denoiser computes in `dtype`; the VAE
+    decodes in float32. The text encoders are on the device only before the denoiser is. When memory does not suffice
+    for a batch, it is halved. `tick(n)` is called for every n pictures done. Raises RunError when a picture holds
+    values that are not finite.
     """
     pictures: list[Image.Image] = []
     size = how.batch_size
@@ -44,7 +45,7 @@ def sample(
         while len(pictures) < len(prompts):
             rest = slice(len(pictures), len(pictures) + size)
             try:
-                latents = _denoise(base, conditions[rest], noise_seeds[rest], how, device, dtype)
+                latents = _denoise(base, conditions[rest], seed, numbers[rest], how, device, dtype)
                 pictures += to_pictures(decode_latents(base, latents))
             except torch.cuda.OutOfMemoryError:
                 torch.cuda.empty_cache()
@@ -57,10 +58,14 @@ def sample(
     return pictures
 
 
-def starting_noise(base: Base, seeds: Sequence[tuple[int, int]], size: tuple[int, int]) -> Tensor:
-    """Standard normal latents [N, C, h, w], float32 on the CPU, each from its own (seed, number)."""
+def starting_noise(base: Base, seed: int, numbers: Sequence[int], size: tuple[int, int]) -> Tensor:
+    """Standard normal latents [N, C, h, w], float32 on the CPU, for pictures of `size`, (width, height) in pixels.
+
+    Each follows from the seed and its number alone, whatever the batch and the device: wherever a picture of (seed,
+    number) is drawn, it starts from the same noise.
+    """
     shape = base.family.latent_shape(base.pipeline, size)
-    return torch.stack([torch.randn(shape, generator=stream(seed, "sample", n)) for seed, n in seeds])
+    return torch.stack([torch.randn(shape, generator=stream(seed, "sample", n)) for n in numbers])
 
 
 def _conditions(base: Base, prompts: Sequence[str], device: torch.device) -> list[dict[str, Tensor]]:
@@ -76,14 +81,15 @@ def _conditions(base: Base, prompts: Sequence[str], device: torch.device) -> lis
 def _denoise(
     base: Base,
     conditions: Sequence[dict[str, Tensor]],
-    seeds: Sequence[tuple[int, int]],
+    seed: int,
+    numbers: Sequence[int],
     how: Sampling,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor:
     # Samplers that add noise on the way draw it from this generator: per batch, so that the same call repeats itself.
-    extra = stream(seeds[0][0], "sampler", seeds[0][1])
-    noise = starting_noise(base, seeds, how.size).to(device, dtype)
+    extra = stream(seed, "sampler", numbers[0])
+    noise = starting_noise(base, seed, numbers, how.size).to(device, dtype)
     inputs = {key: value.to(dtype) for key, value in base.family.join(conditions).items()}
     enabled = dtype != torch.float32
     with torch.autocast(device.type, dtype=dtype if enabled else torch.bfloat16, enabled=enabled):

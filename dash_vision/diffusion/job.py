@@ -79,11 +79,7 @@ class DreamBoothJob:
     def loss(self, batch: int) -> Tensor:
         """The loss of this process's share of batch number `batch`, a scalar: instance pictures, and class pictures
         under prior preservation."""
-        accumulation = self.training.accumulation
-        if batch % accumulation == 0:
-            step = batch // accumulation
-            torch.manual_seed(self.plan.settings.seed + 1 + step * self.runtime.world + self.runtime.rank)  # dropout
-            self._show(step)
+        self._show(batch // self.training.accumulation)
         losses = [self._loss(part) for part in self.batches(batch)]
         return sum(losses[1:], losses[0])
 
@@ -124,7 +120,7 @@ class DreamBoothJob:
     @contextmanager
     def progress(self) -> Iterator[None]:
         """A bar of the steps while inside."""
-        launched = self.training.launch is not None
+        launched = self.training.schedule is not None and self.training.schedule.launched
         phase = "dash" if launched else "pre-launch" if self.plan.settings.dash_k else "LoRA"
         self._clock, self._first = time.perf_counter(), self.training.step
         with tqdm(

@@ -25,7 +25,7 @@ from ..runs.runtime import Runtime
 PACKAGES = ("dash-vision", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "pillow")
 
 
-def save_adapters(
+def write_adapters(
     states: Mapping[str, AdapterState], folder: Path, notes: Mapping[str, Any], layouts: Sequence[str]
 ) -> None:
     """dash_adapter.safetensors with `notes`, and plain LoRAs in `layouts` of files.lora: diffusers' in the folder, the
@@ -60,16 +60,16 @@ def draw_samples(
 ) -> Image.Image:
     """The sheet of inputs, base (with `base_row`) and trained; pictures in one column start from the same noise."""
     how = Sampling(sheet.steps, sheet.guidance, (sheet.side, sheet.side), _at_once(sheet.side, runtime.sharded))
-    seeds = [(sheet.seed, column) for column in range(len(sheet.columns))]
+    noises, seed, device = range(len(sheet.columns)), sheet.seed, runtime.device
     titles = [(sheet.method, sheet.note, True)]
     if base_row:
         titles.insert(0, ("base", base.name if base.embedded else Path(base.name).name, False))
     rows = []
-    with tqdm(total=len(titles) * len(seeds), desc="samples", leave=False, disable=not runtime.main) as bar:
+    with tqdm(total=len(titles) * len(noises), desc="samples", leave=False, disable=not runtime.main) as bar:
         for title, note, trained in titles:
             for adapter in adapters:
                 (adapter.enable if trained else adapter.disable)()
-            pictures = sample(base, sheet.columns, seeds, how, runtime.device, runtime.dtype, bar.update)
+            pictures = sample(base, sheet.columns, seed, noises, how, device, runtime.dtype, bar.update)
             rows.append(Row(title, note, pictures))
     inputs = Row("input", f"{len(sheet.inputs)} pictures, prompt: {sheet.instance_prompt}", sheet.inputs)
     footnote = f"{how.steps} steps, guidance {how.guidance:g}, seed {sheet.seed}; same starting noise within a column."

@@ -71,9 +71,10 @@ def _generate(base: Base, plan: Plan, numbers: list[int], runtime: Runtime) -> N
     with tqdm(total=len(numbers), desc="class pictures", disable=not runtime.main) as bar:
         for start in range(0, len(numbers), at_once):
             part = numbers[start : start + at_once]
-            seeds = [(plan.settings.seed, _FIRST_NOISE + n) for n in part]
+            noises = [_FIRST_NOISE + n for n in part]
             prompts = [plan.prompts.class_] * len(part)
-            pictures = sample(base, prompts, seeds, how, runtime.device, runtime.dtype, bar.update)
+            seed, device = plan.settings.seed, runtime.device
+            pictures = sample(base, prompts, seed, noises, how, device, runtime.dtype, bar.update)
             for n, picture in zip(part, pictures, strict=True):
                 with replacing(plan.class_folder / f"{n:04d}.png") as temporary:
                     picture.save(temporary, format="PNG")

@@ -18,7 +18,7 @@ from ..runs.signals import StopRequest, catching_signals
 from ..runs.versions import installed_versions
 from .checkpoints import latest_checkpoint
 from .job import DreamBoothJob
-from .outputs import PACKAGES, Sheet, draw_samples, save_adapters, save_picture, track, write_card
+from .outputs import PACKAGES, Sheet, draw_samples, save_picture, track, write_adapters, write_card
 
 
 def fit(job: DreamBoothJob) -> None:
@@ -91,7 +91,7 @@ def finish(job: DreamBoothJob) -> None:
         states = {name: adapter_state(adapter) for name, adapter in job.adapters.items()}
     if runtime.main:
         notes = {"base": job.base.name, "prompt": plan.prompts.instance, "step": job.training.step}
-        save_adapters(states, plan.output, notes, job.base.family.layouts)
+        write_adapters(states, plan.output, notes, job.base.family.layouts)
         record = describe(job)
         write_card(plan.output, record, job.base.family.pipeline_class)
         write_record(plan.output / RUN, record)  # before the pictures, which may take long or fail

@@ -26,6 +26,7 @@ from ..pictures.folder import InstanceImage, read_folder
 from ..runs.loop import Training
 from ..runs.optimizers import make_optimizer, make_rate
 from ..runs.runtime import Runtime
+from ..runs.seeds import seed_everything
 from .checkpoints import find_checkpoint, put_aside
 from .config import DreamBoothConfig
 from .job import DreamBoothJob, Material
@@ -264,10 +265,10 @@ def _place(network: nn.Module, runtime: Runtime) -> None:
 
 def _inject(plan: Plan, base: Base) -> dict[str, Adapter]:
     """Adapters by component, the denoiser first."""
-    torch.manual_seed(plan.settings.seed)
     adapters = {}
     for name, target in _targets(plan, base).items():
         config = plan.settings.dash_config(plan.rank, target)
+        seed_everything(plan.settings.seed, f"adapter of {name}")  # A begins with random numbers
         try:
             adapters[name] = inject(getattr(base.pipeline, name), config)
         except ValueError as error:
