@@ -291,11 +291,12 @@ def _make_training(
     rate = make_rate(
         s.lr_scheduler, groups[0]["lr"], plan.max_train_steps, s.lr_warmup_steps, s.lr_num_cycles, s.lr_power
     )
+    optimizer = make_optimizer(s, groups)
     return Training(
         list(networks.values()),
-        [make_optimizer(s, groups)],
+        [optimizer],
         rate,
-        DashSchedule(adapters, s.prelaunch_steps),
+        DashSchedule(adapters, s.prelaunch_steps, optimizer, s.seed),
         accumulation=s.gradient_accumulation_steps,
         max_grad_norm=s.max_grad_norm,
         seed=s.seed,

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from dash_vision.diffusion.checkpoints import latest_checkpoint
 from dash_vision.diffusion.run import finish, fit
 from dash_vision.files.errors import Stopped
 from tests.support.dreambooth import SCRIPT, before_each_batch, prepare, settings, train
@@ -95,6 +96,12 @@ def test_a_run_outlives_the_shell_that_started_it(bases, tmp_path):
     assert (out / "samples.png").exists(), log.read_text()
 
 
+def last_step(folder):
+    """Of the newest complete checkpoint."""
+    path = latest_checkpoint(folder)
+    return int(path.stem.removeprefix("checkpoint-")) if path else 0
+
+
 def test_a_killed_process_loses_nothing(bases, tmp_path):
     """SIGKILL while it trains, three times, then to the end: the files of the run that nobody disturbed."""
     train(settings(bases, tmp_path / "whole" / "out", max_train_steps=30))
@@ -106,12 +113,13 @@ def test_a_killed_process_loses_nothing(bases, tmp_path):
         *("--resume_from_checkpoint", "latest"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    for wanted in (3, 5):
+    for wanted in (3, 11, 19):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not list((tmp_path / "out").glob(f"checkpoint-{wanted}*.safetensors")):
-            pass
+        while process.poll() is None and last_step(tmp_path / "out") < wanted:
+            time.sleep(0.001)
         process.kill()
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
+        assert wanted <= last_step(tmp_path / "out") < 30
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "resumed from" in done.stdout
