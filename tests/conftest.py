@@ -13,6 +13,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import json
 import signal
+from contextlib import ExitStack
+from functools import cache
 
 import pytest
 import torch
@@ -21,8 +23,8 @@ from tests.support.adapters import CONFIG, net
 from tests.support.bases import save_base
 from tests.support.models import trained
 from tests.support.pictures import save_pictures
-from tests.support.shared import shared
-from tests.support.vtab import PEFT_CONFIGS, trained_run, write_task
+from tests.support.shared import shared, shared_run
+from tests.support.vtab import PEFT_CONFIGS, write_task
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -82,17 +84,20 @@ def saved(tmp_path):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """Finished runs by method: (folder, run, result)."""
-    made = {}
+    """Finished VTAB runs by method: (folder with the data, run, what execute() returned); to be read only."""
+    with ExitStack() as stack:
 
-    def run(method):
-        if method not in made:
-            folder = tmp_path_factory.mktemp(method)
-            settings = {"methods": [method]}
-            if method in PEFT_CONFIGS:
-                (folder / f"{method}.json").write_text(json.dumps(PEFT_CONFIGS[method]))
-                settings = {"methods": [], "peft_config": [str(folder / f"{method}.json")]}
-            made[method] = (folder, *trained_run(folder, selection="last", learning_rate=3e-3, **settings))
-        return made[method]
+        @cache
+        def of(method):
+            def settings(root):
+                common = {"selection": "last", "learning_rate": 3e-3}
+                if method not in PEFT_CONFIGS:
+                    return {**common, "methods": [method]}
+                file = root / f"{method}.json"
+                if not file.exists():
+                    file.write_text(json.dumps(PEFT_CONFIGS[method]))
+                return {**common, "methods": [], "peft_config": [str(file)]}
 
-    return run
+            return stack.enter_context(shared_run(tmp_path_factory, f"finished-{method}", settings))
+
+        yield of

@@ -1,17 +1,16 @@
 """Devices, precision and processes of a VTAB run."""
 
-import os
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from dash_vision.classification.drop_path import DropPaths
 from dash_vision.classification.runtime import Runtime, make_runtime
 from dash_vision.files.errors import InputError
+from tests.support.processes import spread
 from tests.support.vtab import trainer_of
 
 
@@ -58,15 +57,11 @@ def test_stochastic_depth_is_timms_and_independent_of_the_number_of_processes():
 
 
 def _work(rank, world, folder):
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "WORLD_SIZE": str(world)}
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     trainer = trainer_of(Path(folder), Runtime(torch.device("cpu"), rank=rank, world=world), **_SHARED)
     trainer.fit(3)
     weights = {name: p.detach() for name, p in trainer.tuned.trainable().items()}
     torch.save((weights, [(s.train_loss, s.val_loss) for s in trainer.curve]), f"{folder}/{rank}.pt")
     dist.barrier()
-    dist.destroy_process_group()
 
 
 # Batches of 23 and 1: in the last one, one process has nothing to do.
@@ -76,7 +71,7 @@ _SHARED = {"batch_size": 23, "drop_path": 0.5, "prelaunch_steps": 3}
 def test_two_processes_compute_what_one_does(data):
     alone = trainer_of(data, **_SHARED)
     alone.fit(3)
-    mp.spawn(_work, (2, str(data)), nprocs=2)
+    spread(_work, 2, data)
     for rank in range(2):
         weights, losses = torch.load(data / f"{rank}.pt")
         for name, parameter in alone.tuned.trainable().items():

@@ -16,7 +16,8 @@ from dash_vision.files.errors import InputError
 from dash_vision.files.native import read_native
 from dash_vision.runs.signals import StopRequest
 from tests.support.paths import ROOT
-from tests.support.vtab import CPU, one_run, write_task
+from tests.support.shared import shared_run
+from tests.support.vtab import CPU, one_run
 
 
 class StopAt(StopRequest):
@@ -39,17 +40,16 @@ def outcome(result):
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
     """(folder with the data, run, result) of a run that nothing stopped."""
-    folder = tmp_path_factory.mktemp("whole")
-    write_task(folder / "data")
-    run = one_run(folder, selection="last", dropout=0.1)
-    return folder, run, execute(run, CPU)
+    with shared_run(tmp_path_factory, "whole-run", lambda root: {"selection": "last", "dropout": 0.1}) as found:
+        yield found
 
 
 # 12 steps on train800 (3 an epoch, launch after 5), then up to 20 on train800val200 (5 an epoch).
 @pytest.mark.parametrize("step", [0, 2, 5, 9, 12, 14, 18])
 def test_a_stopped_run_goes_on_exactly(tmp_path, whole_run, step):
     folder, whole, expected = whole_run
-    run = one_run(folder, output_dir=str(tmp_path / "parts"), selection="last", dropout=0.1)
+    own = {"output_dir": str(tmp_path / "parts"), "cache_dir": str(tmp_path / "cache")}
+    run = one_run(folder, **own, selection="last", dropout=0.1)
     with pytest.raises(Interrupted, match="stopped in epoch"):
         execute(run, CPU, StopAt(step))
     assert [p.name for p in run.folder.iterdir()] == [CHECKPOINT]

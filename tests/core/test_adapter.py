@@ -10,8 +10,8 @@ from torch import nn
 from dash_vision import DashConfig, inject
 from dash_vision.core.layer import DashLinear
 from tests.support import reference
+from tests.support.layers import Net, arrays, frozen
 from tests.support.models import trained
-from tests.support.networks import Net, arrays, frozen
 
 
 def test_only_the_adapter_trains():

@@ -139,8 +139,10 @@ def test_nothing_is_prepared_where_no_launch_comes(counted):
     adapter = untrained()
     adapter.launch()
     del counted[:]
-    adapter.prepare()
-    inject(nn.Sequential(nn.Linear(4, 4)), DashConfig(rank=2, dash_k=0, target=["0"])).prepare()
+    plain = inject(nn.Sequential(nn.Linear(4, 4)), DashConfig(rank=2, dash_k=0, target=["0"]))
+    for each in (adapter, plain):
+        each.prepare()
+        each.decompositions.wait()
     assert counted == []
 
 

@@ -10,8 +10,8 @@ from torch import nn
 from dash_vision import DashConfig, inject
 from dash_vision.core.directions import change_rates, singular_directions, top_directions
 from tests.support import reference
+from tests.support.layers import Net, arrays, frozen
 from tests.support.models import trained
-from tests.support.networks import Net, arrays, frozen
 
 
 @pytest.mark.parametrize("shape", [(30, 30), (50, 20), (20, 50), (1, 9), (9, 1)])

@@ -1,17 +1,13 @@
 """Two gloo processes: equal directions on every rank, DDP without find_unused_parameters, failure on all ranks."""
 
-import os
-import sys
-import traceback
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from dash_vision import DashConfig, DashSchedule, inject
 from tests.support.networks import batch, net
+from tests.support.processes import spread
 
 WORLD = 2
 
@@ -25,7 +21,7 @@ def train(model, adapter, schedule, shard):
         schedule.step()
 
 
-def _trains(rank, folder):
+def _trains(rank, world, folder):
     model = net()
     adapter = inject(model, DashConfig(rank=2, dash_k=3, target=["0", "2", "4"]))
     wrapped = nn.parallel.DistributedDataParallel(model)
@@ -38,7 +34,7 @@ def _trains(rank, folder):
     torch.save((adapter.state_dict(), decomposed), f"{folder}/{rank}.pt")
 
 
-def _fails(rank, folder):
+def _fails(rank, world, folder):
     model = net()
     adapter = inject(model, DashConfig(rank=2, dash_k=3, target=["0", "2", "4"]))
     if rank == 1:
@@ -54,21 +50,9 @@ def _fails(rank, folder):
         file.write(message)
 
 
-def _run(rank, job, folder):
-    try:
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
-        job(rank, folder)
-        dist.destroy_process_group()
-    except Exception:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
-
-
 @pytest.mark.skipif(not dist.is_available(), reason="this torch was built without torch.distributed")
 def test_two_processes_train_like_one(tmp_path):
-    mp.start_processes(_run, (_trains, str(tmp_path)), nprocs=WORLD, start_method="fork")
+    spread(_trains, WORLD, tmp_path)
     (first, done0), (second, done1) = (torch.load(tmp_path / f"{r}.pt") for r in range(WORLD))
     for key, tensor in first.items():
         assert torch.equal(tensor, second[key]), key
@@ -85,7 +69,7 @@ def test_two_processes_train_like_one(tmp_path):
 
 @pytest.mark.skipif(not dist.is_available(), reason="this torch was built without torch.distributed")
 def test_a_failure_on_one_rank_is_an_error_on_all(tmp_path):
-    mp.start_processes(_run, (_fails, str(tmp_path)), nprocs=WORLD, start_method="fork")
+    spread(_fails, WORLD, tmp_path)
     messages = [(tmp_path / f"{r}.txt").read_text() for r in range(WORLD)]
     assert messages[0] == messages[1]
     assert "NaN" in messages[0]

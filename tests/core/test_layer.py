@@ -10,8 +10,8 @@ from torch import nn
 from dash_vision import DashConfig, inject
 from dash_vision.core.layer import DashConv2d
 from tests.support import reference
+from tests.support.layers import Net, arrays, frozen
 from tests.support.models import trained
-from tests.support.networks import Net, arrays, frozen
 
 
 @pytest.mark.parametrize("name", ["linear", "bare", "gpt"])

@@ -1,27 +1,19 @@
 """FSDP (torch's fully_shard) on two and four gloo processes gives what one process with the whole model gives."""
 
 import copy
-import os
-import sys
-import traceback
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from dash_vision import DashConfig, DashSchedule, export_lora, inject, load_adapter
 from dash_vision.core.sharding import is_sharded, load_optimizer, shard, whole_state
 from dash_vision.core.weights import weight_matrix
 from tests.support.networks import batch, net
+from tests.support.processes import spread
 
 LOWEST = tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 8)
-if dist.is_available():  # before processes are forked: each of them would import it by itself, for seconds
-    import torch.distributed.fsdp
-    import torch.distributed.tensor
-
-
 pytestmark = [
     pytest.mark.skipif(not dist.is_available(), reason="this torch was built without torch.distributed"),
     pytest.mark.skipif(LOWEST, reason="gloo averages, which FSDP needs, from PyTorch 2.8 on"),
@@ -138,23 +130,6 @@ def _fails(rank, world, folder, kind, k):
     assert not adapter.launched
     with open(f"{folder}/{rank}.txt", "w") as file:
         file.write(message)
-
-
-def _run(rank, job, world, folder, *more):
-    try:
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-        job(rank, world, folder, *more)
-        dist.destroy_process_group()
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
-
-
-def spread(job, world, folder, *more):
-    """`job` on `world` processes; forked, since importing torch takes longer than the job."""
-    mp.start_processes(_run, (job, world, str(folder), *more), nprocs=world, start_method="fork")
 
 
 def close(one, two, what):

@@ -10,8 +10,8 @@ from torch import nn
 from dash_vision import DashConfig, inject
 from dash_vision.core.layer import DashLinear
 from dash_vision.core.targets import find_targets
+from tests.support.layers import Net
 from tests.support.models import trained
-from tests.support.networks import Net
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from dash_vision.core.analysis import Overlap
 from dash_vision.drawing.plot import MOST_LINES, Panel, Series, _parts, draw, running_mean, svg, thinned, ticks
-from eval.directions import Layer, _over_steps
+from tests.support.charts import drawn_lines, numbers
 
 
 @pytest.mark.parametrize("window", [1, 4, 30])
@@ -35,10 +34,6 @@ def test_thinning_keeps_the_ends_and_the_order():
     assert few == sorted(few)
 
 
-def numbers(path):
-    return [tuple(map(float, pair.split())) for pair in path.removeprefix("M").rstrip("Z").split("L")]
-
-
 def test_a_chart_shows_its_numbers_at_its_ticks():
     points = [(0.0, 0.0), (25.0, 1.0), (100.0, 4.0)]
     drawing = svg(Panel("t", "x", "y", [Series("s", points)], marks=[(50.0, "half")]))
@@ -57,12 +52,6 @@ def test_a_chart_shows_its_numbers_at_its_ticks():
     sample, mark = (numbers(d) for d in re.findall(r'class="l soft" d="([^"]+)"', drawing))
     assert [x for x, _ in mark] == pytest.approx([(x0 + x2) / 2] * 2, abs=0.2)
     assert max(y for _, y in sample) < y2 < y0 <= max(y for _, y in mark)  # the legend's is above the chart
-
-
-def drawn_lines(drawing):
-    """(class, style, points) of every series' line, the legend's samples first."""
-    found = re.findall(r'<path class="l (c\d)" d="([^"]+)" stroke-width="[^"]+" opacity="[^"]+"([^/]*)/>', drawing)
-    return [(colour, style, numbers(d)) for colour, d, style in found]
 
 
 @pytest.mark.parametrize("count", [1, 8, 22, 114])
@@ -145,23 +134,6 @@ def test_long_names_are_broken_inside_the_panel(name):
         assert max(map(len, words)) * size * 0.53 < 460
         if "x" not in name:
             assert all(word[-1] in "/." for word in words[:-1])
-
-
-def test_equal_curves_with_markers_both_show():
-    points = [(20.0, 0.3), (60.0, 0.5)]
-    for shown in (points, points[:1]):  # a run that kept no checkpoint has one step
-        at = {step: Overlap(value, value) for step, value in shown}
-        panel = _over_steps([Layer("m", at, [Overlap(0.1, 0.1), Overlap(0.2, 0.2)])], [int(step) for step, _ in shown])
-        drawing = svg(panel)
-        assert [list(s.points) for s in panel.series if s.name in ("recall", "accuracy")] == [shown, shown]
-        squares = [points for colour, _, points in drawn_lines(drawing) if colour == "c0" and len(points) == 5]
-        dots = re.findall(r'class="f c1" cx="([\d.]+)" cy="([\d.]+)" r="([\d.]+)"', drawing)
-        assert len(squares) == len(dots) == 1 + len(shown)  # one in the legend
-        for square, dot in zip(squares[1:], dots[1:], strict=True):
-            x, y, radius = map(float, dot)
-            assert (min(a for a, _ in square) + max(a for a, _ in square)) / 2 == pytest.approx(x, abs=0.1)
-            assert min(a for a, _ in square) < x - radius - 1
-            assert min(b for _, b in square) < y - radius - 1
 
 
 def test_pillow_draws_the_same_places_as_svg():

@@ -31,16 +31,24 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory):
-    """dream/lora, dream/dash (the same noise) and vtab/ with two methods."""
+    """Longer runs, for curves, directions and reports.
+
+    dream/dash and dream/lora of one seed, seed-1/lora of another one, and other/ on another base, with checkpoints.
+    vtab/ with LoRA-Dash (an adapter kept of every epoch) and LoRA, full/ with full fine-tuning.
+    """
 
     def make(root):
         save_base(root / "sd")
+        save_base(root / "sd2", seed=5)
         save_pictures(root / "cat")
         few = {"max_train_steps": 6, "prelaunch_steps": 2, "num_inference_steps": 2}
+        few |= {"checkpointing_steps": 2, "checkpoints_total_limit": 9}
         train(settings(root, root / "dream" / "dash", **few))
         train(settings(root, root / "dream" / "lora", dash_k=0, **few))
-        for method in ("dash", "lora"):
-            trained_run(root, methods=[method], output_dir=str(root / "vtab"))
+        train(settings(root, root / "seed-1" / "lora", dash_k=0, seed=1, **few))
+        train(settings(root, root / "other", base="sd2", **few))
+        for method, out, every in (("dash", "vtab", 1), ("lora", "vtab", 0), ("full", "full", 0)):
+            trained_run(root, methods=[method], output_dir=str(root / out), keep_every=every, selection="last")
 
     with shared(tmp_path_factory, "recorded", make) as root:
         yield root
@@ -49,14 +57,21 @@ def recorded(tmp_path_factory):
 @pytest.fixture(scope="session")
 def page(recorded, tmp_path_factory):
     """The page that reports the recorded runs."""
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    assert main(["report", str(recorded / "dream"), str(recorded / "vtab"), "-o", str(path)]) == 0
-    return path
+
+    def make(root):
+        words = ["report", str(recorded / "dream"), str(recorded / "vtab"), "-o", str(root / "report.html")]
+        assert main(words) == 0
+
+    with shared(tmp_path_factory, "page", make) as root:
+        yield root / "report.html"
 
 
 @pytest.fixture(scope="session")
 def done(runs, tmp_path_factory):
     """The folder of a measured subject."""
-    out = tmp_path_factory.mktemp("done")
-    assert main(words(runs, out)) == 0
-    return out
+
+    def make(root):
+        assert main(words(runs, root)) == 0
+
+    with shared(tmp_path_factory, "subject", make) as root:
+        yield root

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -28,15 +29,17 @@ def test_differences_are_paired():
     assert found == pytest.approx((0.01, 0.01, 0.01))
 
 
-def test_the_tables_name_what_was_measured(runs, done, capsys):
-    assert main(words(runs, done)) == 0
+def test_the_tables_name_what_was_measured(runs, done, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(done, out)
+    assert main(words(runs, out)) == 0
     said = capsys.readouterr().out
     assert re.search(r"CLIP-I and CLIP-T by CLIP \S+", said)
     assert "CLIP-T compares with the prompt without the rare word" in said
     assert "DINO was left out" in said
     rows = [line.split("|")[1].strip() for line in said.splitlines() if line.startswith("|")]
     assert rows == ["", "---", "real pictures (ceiling)", "still", "dash", FLOOR, "", "---", "dash - still"]
-    assert "| a red sks cat |" in (done / "subject.md").read_text()
+    assert "| a red sks cat |" in (out / "subject.md").read_text()
 
 
 @pytest.mark.parametrize(

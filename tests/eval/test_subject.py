@@ -23,14 +23,19 @@ from tests.support.paths import ROOT
 # -- drawing
 
 
-def test_pictures_are_equal_where_noise_and_weights_are(done):
+def test_pictures_are_equal_where_noise_and_weights_are(runs, done, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(done, out)
+    assert main(words(runs, out, "--adapter", f"lora={runs / 'lora'}")) == 0
+
     def tile(method, name):
-        with Image.open(done / "pictures" / method / name) as picture:
+        with Image.open(out / "pictures" / method / name) as picture:
             return picture.tobytes()
 
-    names = sorted(p.name for p in (done / "pictures/dash").glob("*.png"))
+    names = sorted(p.name for p in (out / "pictures/dash").glob("*.png"))
     assert names == ["00-00.png", "00-01.png", "01-00.png", "01-01.png"]
     for name in names:
+        assert tile("still", name) == tile("lora", name)  # neither has learned anything
         assert tile("still", name) != tile("dash", name)
     assert tile("still", "00-00.png") != tile("still", "00-01.png")
     record = json.loads((done / "pictures/still/made.json").read_text())
@@ -156,8 +161,9 @@ def test_the_base_is_looked_at_and_recorded(runs, done, capsys, tmp_path):
     assert json.loads((done / "subject.json").read_text())["base"] == str(runs / "sd")
 
 
-def test_a_missing_adapter_costs_itself_only(runs, done, capsys):
-    assert main(words(runs, done, "--adapter", "x=nowhere")) == 1
+def test_a_missing_adapter_costs_itself_only(runs, done, tmp_path, capsys):
+    shutil.copytree(done, tmp_path / "out")
+    assert main(words(runs, tmp_path / "out", "--adapter", "x=nowhere")) == 1
     said = capsys.readouterr()
     assert said.err.splitlines()[-1].startswith("error: left out: x: there is no folder nowhere")
     assert "| dash - still |" in said.out

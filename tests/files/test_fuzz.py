@@ -13,7 +13,8 @@ from dash_vision import DashConfig, InputError, load_adapter, save_adapters
 from dash_vision.files.checkpoint import load_checkpoint, save_checkpoint
 from dash_vision.files.errors import one_line
 from dash_vision.files.native import read_native
-from tests.malformed import header_of, network, save_sealed
+from tests.malformed.adapters import network
+from tests.malformed.files import header_of, save_sealed
 from tests.support.fuzz import FUZZ, any_file
 from tests.support.models import trained
 

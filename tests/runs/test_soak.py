@@ -1,4 +1,4 @@
-"""Runs killed, stopped, starved and spread over processes lose nothing: tests/soak.py, in short."""
+"""Runs killed, stopped, starved and spread over processes lose nothing: tests/soak, in short."""
 
 import os
 import re

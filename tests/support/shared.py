@@ -3,8 +3,11 @@
 import fcntl
 import json
 import os
+import pickle
 import shutil
 from contextlib import contextmanager
+
+from tests.support.vtab import one_run, trained_run
 
 
 @contextmanager
@@ -28,6 +31,18 @@ def shared(tmp_path_factory, name, make):
     before, after = json.loads(listing.read_text()), contents(folder)
     changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
     assert not changed, f"tests have changed {folder}, which is shared: {changed}"
+
+
+@contextmanager
+def shared_run(tmp_path_factory, name, settings):
+    """(folder with the data, run, what execute() returned) of a VTAB run with `settings(folder)`."""
+
+    def make(root):
+        _, returned = trained_run(root, **settings(root))
+        (root / "returned.pickle").write_bytes(pickle.dumps(returned))
+
+    with shared(tmp_path_factory, name, make) as root:
+        yield root, one_run(root, **settings(root)), pickle.loads((root / "returned.pickle").read_bytes())
 
 
 def contents(folder):
