@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..files.readers import About
 from ..pictures.crops import CropInfo
 from .noise import NoiseOptions, NoiseProcess
 
@@ -68,6 +69,9 @@ class Family(Protocol):
 
     def check(self, name: str, pipeline: Any) -> None:
         """Raises InputError for a relative that would train without an error, but for a wrong target."""
+
+    def about(self, pipeline: Any) -> About:
+        """What a LoRA file says of its base, for the programs that read one."""
 
     def set_prediction(self, pipeline: Any, prediction_type: str) -> None:
         """Say what the base predicts, where its files do not. Raises InputError where there is no such choice."""

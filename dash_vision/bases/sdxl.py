@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..files.readers import SDXL, About
 from ..pictures.crops import CropInfo
 from .family import Conditions, Defaults, Target
 from .stable_diffusion import StableDiffusion
@@ -35,6 +37,10 @@ class StableDiffusionXL(StableDiffusion):
     def loading_options(self) -> dict[str, Any]:
         """Nothing."""
         return {}
+
+    def about(self, pipeline: Any) -> About:
+        """See Family."""
+        return replace(SDXL, prediction=self._prediction(pipeline))
 
     def denoise(self, network: nn.Module, noisy: Tensor, times: Tensor, conditions: Mapping[str, Any]) -> Tensor:
         """See Family."""

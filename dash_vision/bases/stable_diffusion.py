@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..files.errors import InputError
+from ..files.readers import SD1, SD2, UNKNOWN, About
 from ..pictures.crops import CropInfo
 from .devices import placed
 from .family import Conditions, Defaults, Family, Sampling, Target
@@ -70,6 +72,16 @@ class StableDiffusion(Family):
                 f"the base {name} predicts {prediction!r}; dash-vision trains bases that predict epsilon or "
                 "v_prediction"
             )
+
+    def about(self, pipeline: Any) -> About:
+        """See Family. The width of the text encoder tells 1.x from 2.x, and both from a base of another size."""
+        kind = {768: SD1, 1024: SD2}.get(pipeline.unet.config.cross_attention_dim, UNKNOWN)
+        return replace(kind, prediction=self._prediction(pipeline))
+
+    @staticmethod
+    def _prediction(pipeline: Any) -> str:
+        """As ModelSpec calls it."""
+        return "v" if pipeline.scheduler.config.prediction_type == "v_prediction" else "epsilon"
 
     def set_prediction(self, pipeline: Any, prediction_type: str) -> None:
         """See Family."""

@@ -18,6 +18,7 @@ from ..drawing.sheet import Row, draw_sheet
 from ..files.atomic import replacing, write_text
 from ..files.lora import DIFFUSERS_NAME, export_states
 from ..files.native import NATIVE_NAME, AdapterState, write_native
+from ..files.readers import About, remarks
 from ..miniature import MINIATURE
 from ..runs.record import METHODS, DreamBoothRecord
 from ..runs.runtime import Runtime
@@ -26,13 +27,18 @@ PACKAGES = ("dash-vision", "torch", "diffusers", "transformers", "accelerate", "
 
 
 def write_adapters(
-    states: Mapping[str, AdapterState], folder: Path, notes: Mapping[str, Any], layouts: Sequence[str]
-) -> None:
-    """dash_adapter.safetensors with `notes`, and plain LoRAs in `layouts` of files.lora: diffusers' in the folder, the
-    others in one of their name."""
+    states: Mapping[str, AdapterState], folder: Path, notes: Mapping[str, Any], layouts: Sequence[str], about: About
+) -> list[str]:
+    """dash_adapter.safetensors with `notes`, and plain LoRAs in `layouts` of files.lora, which say `about` their base:
+    diffusers' in the folder, the others in one of their name. Returns a sentence for each program that would leave out
+    a part of what is written for it."""
     write_native(dict(states), folder / NATIVE_NAME, dict(notes))
+    layers = {name: list(state.kinds) for name, state in states.items()}
+    notices = []
     for layout in layouts:
-        export_states(states, folder if layout == "diffusers" else folder / layout, layout)
+        export_states(states, folder if layout == "diffusers" else folder / layout, layout, about=about)
+        notices += remarks(layers, layout, about) if layout != "diffusers" else []
+    return notices
 
 
 # -- pictures

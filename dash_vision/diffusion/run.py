@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from PIL import Image
 
 from ..core.loading import adapter_state
 from ..files.errors import RunError, Stopped
 from ..files.fingerprints import fingerprint
+from ..files.native import AdapterState
 from ..runs.loop import train
 from ..runs.record import RUN, BaseRecord, DreamBoothRecord, Launch, write_record
 from ..runs.runtime import device_name
@@ -90,8 +92,7 @@ def finish(job: DreamBoothJob) -> None:
     if runtime.main or runtime.sharded:
         states = {name: adapter_state(adapter) for name, adapter in job.adapters.items()}
     if runtime.main:
-        notes = {"base": job.base.name, "prompt": plan.prompts.instance, "step": job.training.step}
-        write_adapters(states, plan.output, notes, job.base.family.layouts)
+        _write_adapters(job, states)
         record = describe(job)
         write_card(plan.output, record, job.base.family.pipeline_class)
         write_record(plan.output / RUN, record)  # before the pictures, which may take long or fail
@@ -101,6 +102,15 @@ def finish(job: DreamBoothJob) -> None:
         write_record(plan.output / RUN, describe(job))
     runtime.wait()
     job.close()
+
+
+def _write_adapters(job: DreamBoothJob, states: dict[str, AdapterState]) -> None:
+    plan, family = job.plan, job.base.family
+    notes = {"base": job.base.name, "prompt": plan.prompts.instance, "step": job.training.step}
+    subject = plan.prompts.subject or plan.prompts.instance
+    about = replace(family.about(job.base.pipeline), resolution=plan.resolution, trigger=subject)
+    for notice in write_adapters(states, plan.output, notes, family.layouts, about):
+        job.say(f"note: {notice}")
 
 
 def draw(job: DreamBoothJob, name: str, base_row: bool) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dash_vision import load_adapter
@@ -134,3 +135,14 @@ def test_an_output_folder_that_cannot_be_written(bases, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write to --output_dir"):
         prepare(settings(bases, tmp_path / "file" / "out"))
+
+
+@pytest.mark.parametrize(("base", "prediction"), [("sd", "epsilon"), ("sd-v", "v")])
+def test_files_say_what_their_base_predicts_and_which_words_call_the_subject(bases, tmp_path, base, prediction):
+    train(settings(bases, tmp_path / "out", base, max_train_steps=5))
+    for file in ("pytorch_lora_weights.safetensors", "kohya/out.safetensors"):
+        with safe_open(tmp_path / "out" / file, "pt") as opened:
+            metadata = opened.metadata()
+        assert metadata["modelspec.prediction_type"] == prediction
+        assert metadata["modelspec.resolution"] == "16x16"
+        assert metadata["modelspec.trigger_phrase"] == "sks cat"
