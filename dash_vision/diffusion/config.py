@@ -18,6 +18,7 @@ from ..runs.settings import (
     option,
     positive,
 )
+from .folders import check_folders
 
 BASE, DATA, TRAIN, PRIOR, SHOW = (
     "base model",
@@ -92,7 +93,7 @@ class DataArgs:
     random_flip: bool = option(False, DATA, "also train on mirrored pictures")
     aspect_ratio_buckets: bool = option(False, DATA, "keep pictures' shapes instead of cutting squares")
     num_crop_variants: int = option(8, DATA, "random crops of each picture that are encoded and cached")
-    use_captions: bool = option(True, DATA, "use NAME.txt or metadata.jsonl beside the pictures as their prompts")
+    use_captions: bool = option(True, DATA, "use NAME.txt, NAME.caption, metadata.jsonl or .csv as prompts")
     latent_cache_dir: str | None = option(
         None, DATA, "keep encoded pictures in this folder for later runs", metavar="DIR"
     )
@@ -133,7 +134,7 @@ class PriorArgs:
     class_data_dir: str | None = option(
         None,
         PRIOR,
-        "folder of class pictures; missing ones are generated",
+        "folder of class pictures; missing ones are generated in its subfolder generated",
         metavar="DIR",
         shown_default="OUTPUT_DIR/class_images",
     )
@@ -205,6 +206,7 @@ class DreamBoothConfig(
             raise InputError("--instance_data is missing; give the folder with pictures of your subject")
         self._check_idle()
         self._check_prompts()
+        check_folders(self.instance_data_dir, self.output_dir, self.class_data_dir)
 
     def _check_idle(self) -> None:
         """Raises InputError for a setting that is given and does nothing."""

@@ -187,7 +187,7 @@ class DreamBoothJob:
         }
 
     def _identity(self) -> dict[str, Any]:
-        pictures = [[e.name, len(e.views), e.prompt] for e in self.material.examples]
+        pictures = [[e.name, len(e.views), e.prompt, e.repeats] for e in self.material.examples]
         return self.plan.identity() | {"mixed_precision": self.runtime.precision, "instance_data": pictures}
 
     def restore(self, path: Path) -> None:

@@ -41,11 +41,12 @@ class View:
 
 @dataclass(frozen=True)
 class Example:
-    """A picture in all its views, with the prompt it is trained under."""
+    """A picture in all its views, with the prompt it is trained under. It is drawn `repeats` times in an epoch."""
 
     name: str
     prompt: str
     views: tuple[View, ...]
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,10 @@ def encode_examples(
             encoded = [_encode(base, pixels, device, cache, vae_key) for pixels, _ in views]
             examples.append(
                 Example(
-                    picture.path.name,
+                    picture.name,
                     picture.caption or prompt,
                     tuple(View(*latents, info, size) for latents, (_, info) in zip(encoded, views, strict=True)),
+                    picture.repeats,
                 )
             )
     return examples
@@ -142,7 +144,7 @@ class Order:
         self.batch_size, self.seed, self.name = batch_size, seed, name
         groups: dict[tuple[int, int], list[int]] = {}
         for i, example in enumerate(examples):
-            groups.setdefault(example.views[0].size, []).append(i)
+            groups.setdefault(example.views[0].size, []).extend([i] * example.repeats)
         self.groups = list(groups.values())
 
     def batch(self, number: int) -> list[tuple[int, int]]:

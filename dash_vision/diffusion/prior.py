@@ -1,9 +1,14 @@
-"""Class pictures for prior preservation: made once by the base itself, then reused."""
+"""Class pictures for prior preservation: the user's own, and as many as are missing made once by the base itself.
+
+CLASS_DATA_DIR/             the user's own pictures, of any kind that can be read; nothing is ever written here
+CLASS_DATA_DIR/generated/   0000.png and so on, and made_for.json: of which prompt and base they are
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -12,59 +17,84 @@ from ..bases.loading import Base
 from ..bases.sampling import Sampling, sample
 from ..files.atomic import replacing, write_json
 from ..files.errors import InputError
+from ..pictures.folder import InstanceImage, Listing, PictureFile, check_folder, decode_files, list_folder
 from ..runs.runtime import Runtime
+from .config import DreamBoothConfig
 from .plan import Plan
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+GENERATED = "generated"
+RECORD_NAME = "made_for.json"
 _FIRST_NOISE = 1_000_000  # the numbers below are those of samples.png
 
 
-def _record(folder: Path) -> Path:
-    """What the generated pictures in a folder are of: a file beside it, since inside it would be a stray one."""
-    return folder.with_name(folder.name + ".json")
+def check_class_pictures(settings: DreamBoothConfig) -> None:
+    """Look at the user's own class pictures, without decoding one. Raises InputError as `check_folder`."""
+    if settings.class_data_dir and Path(settings.class_data_dir).expanduser().exists():
+        check_folder(_own(Path(settings.class_data_dir).expanduser(), settings))
+
+
+def class_images(base: Base, plan: Plan, runtime: Runtime, say: Callable[[str], None]) -> tuple[InstanceImage, ...]:
+    """num_class_images pictures of the class prompt: those in the plan's class folder, then those in its subfolder
+    `generated`, which are made where they are missing.
+
+    The missing ones are shared out over the processes; number n has the same noise whoever makes it. Raises InputError
+    for own pictures that cannot be used, and for generated ones of something else.
+    """
+    settings, folder, prompt = plan.settings, plan.class_folder, plan.prompts.class_
+    wanted, generated = settings.num_class_images, folder / GENERATED
+    folder.mkdir(parents=True, exist_ok=True)
+    own = _read(_own(folder, settings), plan, say)
+    files = [generated / f"{number:04d}.png" for number in range(wanted - len(own))]
+    origin: dict[str, object] = {"prompt": prompt, "base": base.name, "resolution": plan.resolution}
+    if files:
+        _check_origin(generated, origin)
+    missing = [number for number, file in enumerate(files) if not file.is_file()]
+    runtime.wait()  # all count before one writes
+    if missing:
+        have = f"class pictures: {wanted - len(missing)} in {folder}"
+        say(f'{have}; generating {len(missing)} of "{prompt}" in {generated}')
+        if runtime.main:
+            generated.mkdir(exist_ok=True)
+            write_json(generated / RECORD_NAME, origin)
+        runtime.wait()
+        _generate(base, plan, generated, missing[runtime.rank :: runtime.world], runtime)
+        runtime.wait()
+    else:
+        say(f'class pictures: {wanted} in {folder}, as wanted; none generated ("{prompt}")')
+    made = Listing(generated, tuple(PictureFile(file, None, f"{GENERATED}/{file.name}") for file in files), ())
+    return (*own, *_read(made, plan, say))
+
+
+def _own(folder: Path, settings: DreamBoothConfig) -> Listing:
+    """As many of the user's own pictures in the folder as are used."""
+    own = list_folder(folder, captions=settings.use_captions, skip=(GENERATED,), may_be_empty=True)
+    return replace(own, files=own.files[: settings.num_class_images])
+
+
+def _read(listing: Listing, plan: Plan, say: Callable[[str], None]) -> tuple[InstanceImage, ...]:
+    pictures = decode_files(listing, resolution=plan.resolution)
+    for note in pictures.notes:
+        say(f"note: class pictures: {note}")
+    return pictures.images
 
 
 def _check_origin(folder: Path, now: dict[str, object]) -> None:
-    """Raises InputError when the folder's generated pictures are of something else. A user's own have no record."""
-    if not _record(folder).is_file():
+    """Raises InputError when the pictures in `folder` were not generated for the same thing."""
+    if not any(folder.glob("*.png")):
         return
     try:
-        was = json.loads(_record(folder).read_text(encoding="utf-8"))
+        was = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         was = None
     if was != now:
+        what = f"were generated for {was}" if was else f"are of unknown origin ({RECORD_NAME} is missing)"
         raise InputError(
-            f"the class pictures in {folder} were generated for {was}, this run wants {now}; give another "
-            f"--class_data_dir, or delete that folder and {_record(folder).name}"
+            f"the class pictures in {folder} {what}, this run wants {now}; give another --class_data_dir, or delete "
+            "that folder"
         )
 
 
-def make_class_images(base: Base, plan: Plan, runtime: Runtime, say: Callable[[str], None]) -> None:
-    """Make sure that the plan's class folder holds num_class_images pictures of the class prompt.
-
-    Pictures that are there, the user's own included, are counted and kept. The missing ones are shared out over the
-    processes; number n has the same noise whoever makes it. Raises InputError when the folder's pictures were generated
-    for something else.
-    """
-    wanted, folder, prompt = plan.settings.num_class_images, plan.class_folder, plan.prompts.class_
-    origin: dict[str, object] = {"prompt": prompt, "base": base.name, "resolution": plan.resolution}
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_origin(folder, origin)
-    present = [p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES]
-    runtime.wait()  # all count before one writes
-    missing = wanted - len(present)
-    if missing <= 0:
-        say(f'class pictures: {len(present)} in {folder}, as wanted; none generated ("{prompt}")')
-        return
-    names = {p.stem for p in present}
-    numbers = [n for n in range(wanted) if f"{n:04d}" not in names][:missing]
-    say(f'class pictures: {len(present)} in {folder}; generating {missing} of "{prompt}"')
-    if runtime.main:
-        write_json(_record(folder), origin)
-    _generate(base, plan, numbers[runtime.rank :: runtime.world], runtime)
-
-
-def _generate(base: Base, plan: Plan, numbers: list[int], runtime: Runtime) -> None:
+def _generate(base: Base, plan: Plan, folder: Path, numbers: Sequence[int], runtime: Runtime) -> None:
     """Draw the class pictures of these numbers, and write each to its file."""
     size, at_once = (plan.resolution, plan.resolution), plan.settings.sample_batch_size
     how = Sampling(plan.num_inference_steps, plan.guidance_scale, size, at_once)
@@ -76,5 +106,5 @@ def _generate(base: Base, plan: Plan, numbers: list[int], runtime: Runtime) -> N
             seed, device = plan.settings.seed, runtime.device
             pictures = sample(base, prompts, seed, noises, how, device, runtime.dtype, bar.update)
             for n, picture in zip(part, pictures, strict=True):
-                with replacing(plan.class_folder / f"{n:04d}.png") as temporary:
+                with replacing(folder / f"{n:04d}.png") as temporary:
                     picture.save(temporary, format="PNG")

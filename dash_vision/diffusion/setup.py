@@ -22,7 +22,7 @@ from ..core.targets import find_targets
 from ..core.weights import weight_matrix
 from ..files.atomic import FolderInUse, FolderLock
 from ..files.errors import InputError
-from ..pictures.folder import InstanceImage, read_folder
+from ..pictures.folder import InstanceImage, Listing, check_folder, decode_files, list_folder
 from ..runs.loop import Training
 from ..runs.optimizers import make_optimizer, make_rate
 from ..runs.runtime import Runtime
@@ -32,8 +32,8 @@ from .config import DreamBoothConfig
 from .job import DreamBoothJob, Material
 from .latents import Example, Framing, encode_examples, prompts_of
 from .plan import Plan, make_plan
-from .prior import make_class_images
-from .prompts import derive_prompts
+from .prior import check_class_pictures, class_images
+from .prompts import derive_prompts, folder_prompt
 
 Say = Callable[[str], None]
 
@@ -52,13 +52,13 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
     lock = _claim(output) if runtime.main else None
     checkpoint = find_checkpoint(output, settings.resume_from_checkpoint)
     # Missing pictures are the commonest mistake: found before minutes are spent on loading a model.
-    read_folder(settings.instance_data_dir, resolution=settings.resolution or 1)
+    listing = _list_pictures(settings)
     with _timed(timings, "load"):
         base = _load(settings, runtime, say)
     plan = make_plan(settings, prompts, base)
     if plan.taken():
         say(f"      defaults of this base: {', '.join(plan.taken())}")
-    pictures = _read(plan, plan.settings.instance_data_dir, say)
+    pictures = _decode(plan, listing, say)
     _announce(plan, pictures, say)
     precise = _precise_weights(plan, base, runtime)
     _place_networks(plan, base, runtime)
@@ -153,8 +153,17 @@ def _load(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> Base:
     return base
 
 
-def _read(plan: Plan, folder: str, say: Say) -> tuple[InstanceImage, ...]:
-    pictures = read_folder(folder, resolution=plan.resolution, captions=plan.settings.use_captions)
+def _list_pictures(settings: DreamBoothConfig) -> Listing:
+    """All pictures are looked at, none is decoded yet: how large they are wanted is for the base to say."""
+    prompt = None if settings.instance_prompt else folder_prompt
+    listing = list_folder(settings.instance_data_dir, captions=settings.use_captions, prompt=prompt)
+    check_folder(listing)
+    check_class_pictures(settings)
+    return listing
+
+
+def _decode(plan: Plan, listing: Listing, say: Say) -> tuple[InstanceImage, ...]:
+    pictures = decode_files(listing, resolution=plan.resolution)
     for note in pictures.notes:
         say(f"note: {note}")
     return pictures.images
@@ -179,9 +188,7 @@ def _make_material(
     class_pictures: tuple[InstanceImage, ...] = ()
     if plan.settings.with_prior_preservation:
         with _timed(timings, "class images"):
-            make_class_images(base, plan, runtime, say)
-        runtime.wait()
-        class_pictures = _read(plan, str(plan.class_folder), say)[: plan.settings.num_class_images]
+            class_pictures = class_images(base, plan, runtime, say)
     with _timed(timings, "encode"):
         examples = _encode(plan, base, pictures, plan.prompts.instance, "pictures", runtime)
         class_examples = _encode(plan, base, class_pictures, plan.prompts.class_, "class pictures", runtime)

@@ -1,4 +1,8 @@
-"""Captions beside the pictures: `NAME.txt` for one picture, or one `metadata.jsonl` for the whole folder.
+"""Captions beside the pictures: a text file for one picture, or one table for the whole folder.
+
+    01.txt, 01.caption, 01.jpg.txt, 01.jpg.caption      the caption of 01.jpg
+    metadata.jsonl                                      lines of {"file_name": "01.jpg", "text": "a cat on a mat"}
+    metadata.csv                                        a first line file_name,text and a line for each picture
 
 Everything here is text written by a user, so everything here may be wrong. Whatever the bytes are, the answer
 is a caption, no caption, or an `InputError` that names the file and the line.
@@ -6,16 +10,20 @@ is a caption, no caption, or an `InputError` that names the file and the line.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 from ..files.errors import InputError
 
-METADATA_NAME = "metadata.jsonl"
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+CAPTION_SUFFIXES = (".txt", ".caption")
 MAX_CAPTION_CHARS = 2_000
 MAX_SIDECAR_BYTES = 64 * 1024
 MAX_METADATA_BYTES = 16 * 1024 * 1024
@@ -60,10 +68,11 @@ def read_sidecar(path: Path) -> str:
 
 
 def read_metadata(path: Path, images: Collection[str]) -> dict[str, str]:
-    """Captions by picture file name, from lines of `{"file_name": "01.jpg", "text": "a cat on a mat"}`.
+    """Captions by picture file name, from a table with the columns `file_name` and `text`.
 
     Args:
-        path: the JSON-lines file. Blank lines and other keys are ignored; a blank or null text gives "".
+        path: a .csv file (commas, semicolons or tabs), else JSON lines. Blank lines and other columns are ignored; a
+            blank or null text gives "".
         images: the names of the pictures beside it. A `file_name` is only ever compared with these names and
             never opened, so no line can reach another file.
 
@@ -71,14 +80,10 @@ def read_metadata(path: Path, images: Collection[str]) -> dict[str, str]:
         InputError: names the first line that cannot be used, and why.
     """
     text = _read_utf8(path, MAX_METADATA_BYTES, "split the folder")
+    rows = _csv_rows if path.suffix.lower() == ".csv" else _json_lines
     known = {_same_name(name): name for name in images}
     captions: dict[str, str] = {}
-    # Not splitlines(): U+2028 and its like are ordinary characters inside a JSON string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"line {number} of {shown(path.name)}"
-        record = _parse_line(line, where)
+    for where, record in rows(text, shown(path.name)):
         name = _match_name(record.get("file_name"), known, where)
         if name in captions:
             raise InputError(f"{where} names {shown(name)} a second time; keep one line for each picture")
@@ -86,31 +91,71 @@ def read_metadata(path: Path, images: Collection[str]) -> dict[str, str]:
     return captions
 
 
-def read_captions(images: Sequence[Path], text_files: Sequence[Path], metadata: Path | None) -> Captions:
+def _json_lines(text: str, name: str) -> Iterator[tuple[str, dict[str, object]]]:
+    """Where each line stands, and its object."""
+    # Not splitlines(): U+2028 and its like are ordinary characters inside a JSON string.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            where = f"line {number} of {name}"
+            yield where, _parse_line(line, where)
+
+
+def _csv_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, object]]]:
+    """Where each row ends, and its fields by the names in the first row."""
+    head = text.lstrip().partition("\n")[0]
+    separator = max(",;\t", key=head.count)  # spreadsheets of many countries write semicolons
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+    try:
+        columns = [column.strip() for column in rows.fieldnames or ()]
+        if not {"file_name", "text"} <= set(columns):
+            raise InputError(
+                f"the first line of {name} has the columns {listed(map(shown, columns)) or 'of an empty file'}; "
+                "write file_name,text there"
+            )
+        rows.fieldnames = columns
+        for row in rows:
+            where = f"line {rows.line_num} of {name}"
+            if None in row:
+                raise InputError(f"{where} has more fields than the first line; put a caption with commas in quotes")
+            yield where, dict(row)
+    except csv.Error as error:
+        raise InputError(f"line {rows.line_num} of {name} is not valid CSV ({error}); put captions in quotes") from None
+
+
+def read_captions(images: Sequence[Path], text_files: Sequence[Path], tables: Sequence[Path]) -> Captions:
     """Pair pictures with their captions.
 
-    A text file belongs to every picture with the same stem; one that fits no picture is left alone (the
-    caller counts it as a stray).
+    A text file belongs to the pictures whose name, with or without its suffix, stands before its own suffix; one that
+    fits no picture is left alone (the caller counts it as a stray).
+
+    Args:
+        images: the pictures.
+        text_files: the files beside them with one of `CAPTION_SUFFIXES`.
+        tables: the files beside them with one of `METADATA_NAMES`.
 
     Raises:
         InputError: a bad caption file, or two captions for one picture.
     """
-    beside = {path.stem: path for path in text_files}
-    lines = read_metadata(metadata, [path.name for path in images]) if metadata else {}
-    used = {METADATA_NAME} if metadata else set()
+    beside: dict[str, list[Path]] = defaultdict(list)
+    for path in text_files:
+        beside[_same_name(path.stem)].append(path)
+    lines = {path: read_metadata(path, [image.name for image in images]) for path in tables}
+    used = {path.name for path in tables}
     texts: dict[str, str] = {}
     for image in images:
-        sidecar = beside.get(image.stem)
-        if sidecar is not None and image.name in lines:
+        keys = dict.fromkeys((_same_name(image.stem), _same_name(image.name)))
+        sidecars = [path for key in keys for path in beside.get(key, ())]
+        sources = [*sidecars, *(path for path in tables if image.name in lines[path])]
+        if len(sources) > 1:
+            first, second = (shown(path.name) for path in sources[:2])
             raise InputError(
-                f"{shown(image.name)} has a caption in {shown(sidecar.name)} and another in {METADATA_NAME}; "
-                "keep one of the two"
+                f"{shown(image.name)} has a caption in {first} and another in {second}; keep one of the two"
             )
-        if sidecar is not None:
-            texts[image.name] = read_sidecar(sidecar)
-            used.add(sidecar.name)
-        elif image.name in lines:
-            texts[image.name] = lines[image.name]
+        if sidecars:
+            texts[image.name] = read_sidecar(sidecars[0])
+            used.add(sidecars[0].name)
+        elif sources:
+            texts[image.name] = lines[sources[0]][image.name]
     blank = tuple(name for name, text in texts.items() if not text)
     return Captions({name: text for name, text in texts.items() if text}, tuple(sorted(used)), blank)
 

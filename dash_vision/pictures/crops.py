@@ -129,8 +129,9 @@ def variants(
     """The different views of one picture that are encoded once and then drawn from in training.
 
     There are never more than can differ: 1 for a centre crop, 2 (as it is, then mirrored) for a centre crop
-    with `flip`. Random crops give `n`, with `flip` every second one mirrored; where `size` leaves no room to
-    move they count as centre crops. Other arguments, results and errors as in `to_tensor`.
+    with `flip`. Random crops give `n`; with `flip` every second one is mirrored, and one more is made of an odd `n`, so
+    that it is half of them. Where `size` leaves no room to move, random crops count as centre crops. Other arguments,
+    results and errors as in `to_tensor`.
 
     Raises:
         ValueError: n < 1 as well.
@@ -139,7 +140,7 @@ def variants(
     if n < 1:
         raise ValueError(f"got n = {n}; at least one variant is needed")
     if crop == "random" and _cover(image.size, size) != size:
-        mirrored = [flip and i % 2 == 1 for i in range(n)]
+        mirrored = [False, True] * ((n + 1) // 2) if flip else [False] * n
     else:
         crop, mirrored = "center", [False, True] if flip else [False]
     return [

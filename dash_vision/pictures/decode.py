@@ -1,8 +1,10 @@
-"""Decode one picture file: what it is, whether it can be trusted, and its pixels as upright 8-bit RGB.
+"""Decode one picture file: what it is, whether it can be trusted, and its pixels as 8-bit RGB in sRGB.
 
     picture = read_picture(Path("cat/01.jpg"), Limits(resolution=512, min_side=16, max_side=2048))
+    picture = read_picture(Path("cat/01.jpg"))  # at its own size
 
-Whatever the bytes are, the answer is a `Picture` or `Refused` with a short reason.
+Whatever the bytes are, the answer is a `Picture` or `Refused` with a short reason. Everything in the package that
+reads pictures does it here. Threads may decode at the same time.
 """
 
 from __future__ import annotations
@@ -10,13 +12,18 @@ from __future__ import annotations
 import errno
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from threading import Lock, local
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
+
+from ..files.errors import InputError
+from .colour import profile_of, to_srgb
+from .formats import CONVERT, CONVERT_SUFFIXES, PILLOW_FORMATS, READABLE, reason_of, sniff
 
 MAX_PIXELS = 2 * 89_478_485
 """About 179 megapixels, where pillow itself refuses: 60000x60000 pixels of one colour fit in a 4 MB file."""
@@ -24,38 +31,6 @@ MAX_PIXELS = 2 * 89_478_485
 MIN_SIDE = 16
 EXTREME_RATIO = 3.0  # long side / short side; beyond it a crop shows a small part of the picture
 
-# One plugin for each kind of picture that people have. Not "all": pillow's EPS plugin would run Ghostscript.
-_PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
-READABLE = ("JPEG", "PNG", "WebP", "BMP", "TIFF", "GIF", "AVIF")
-_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
-SUFFIXES = (*_JPEG_SUFFIXES, ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
-_CONVERT = ("HEIC", "JPEG XL", "JPEG 2000", "Photoshop", "camera raw", "SVG")
-_CONVERT_SUFFIXES = {
-    **dict.fromkeys((".heic", ".heif", ".hif"), "HEIC"),
-    **dict.fromkeys((".jp2", ".j2k", ".jpf", ".jpx"), "JPEG 2000"),
-    **dict.fromkeys((".psd", ".psb"), "Photoshop"),
-    # These look like TIFF inside, and would be read as the thumbnail that the camera put in front.
-    **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"), "camera raw"),
-    ".jxl": "JPEG XL",
-    ".svg": "SVG",
-}
-_SIGNATURES = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-    (b"\xff\x0a", "JPEG XL"),
-    (b"\0\0\0\x0cJXL ", "JPEG XL"),
-    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
-    (b"8BPS", "Photoshop"),
-    (b"PK\x03\x04", "a ZIP archive; unpack it first"),
-    (b"\x1f\x8b", "a gzip archive; unpack it first"),
-    (b"%PDF", "a PDF document"),
-)
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -89,11 +64,14 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes in pixels, as explained at `images.read_folder`."""
+    """Sizes in pixels, as explained at `folder.read_folder`."""
 
     resolution: int
     min_side: int
     max_side: int
+
+
+ANY_SIZE = Limits(resolution=1, min_side=1, max_side=MAX_PIXELS)
 
 
 @dataclass
@@ -101,25 +79,84 @@ class Picture:
     """A decoded file and what was remarkable about it."""
 
     image: Image.Image
-    """RGB, 8 bit, upright; scaled down if it was much larger than needed."""
+    """RGB, 8 bit, sRGB, white where it was transparent; scaled down if it was much larger than needed."""
     original_size: tuple[int, int]
-    """(height, width) of the upright picture in the file."""
+    """(height, width) of the picture in the file, upright if that was asked for."""
     remarks: list[str]
     """Sentences with a place `{n}` for how many pictures they are true of."""
+    format: str
+    """Pillow's name of the kind of file, such as "JPEG"."""
 
 
-def read_picture(path: Path, limits: Limits) -> Picture:
+def read_picture(path: Path, limits: Limits = ANY_SIZE, upright: bool = True) -> Picture:
     """Decode one file.
+
+    Args:
+        path: the file; its content says what it is, not its name.
+        limits: what is refused, remarked or scaled down; without them any size is taken as it is.
+        upright: turn it as its EXIF orientation says.
 
     Raises:
         Refused: not a picture, of a kind to be converted first, truncated, too small, too large, unreadable.
     """
+    with _opened(path) as (file, warned):
+        return _decode(file, limits, upright, warned)
+
+
+def check_picture(path: Path, limits: Limits = ANY_SIZE) -> None:
+    """All that can be told without decoding: kind, size, whether the end of the file is there.
+
+    Raises:
+        Refused: as `read_picture`.
+    """
+    with _opened(path) as (file, _):
+        _check_end(_open_header(file, limits), file, limits)
+
+
+def open_picture(path: Path) -> Picture:
+    """`read_picture` at its own size, for a file that the user named.
+
+    Raises:
+        InputError: there is no such file, or it cannot be used; with the reason.
+    """
+    if not path.exists():
+        raise InputError(f"there is no image {path}; check the name")
+    try:
+        return read_picture(path)
+    except Refused as reason:
+        raise InputError(f"{path} cannot be read as an image ({reason}); give another file") from None
+
+
+def read_png_text(path: Path, key: str) -> str | None:
+    """A text chunk of a PNG file; None where there is none of that name.
+
+    Raises:
+        Refused: no complete PNG file.
+    """
+    with _opened(path) as (file, _):
+        if sniff(file.read(64)) != "PNG":
+            raise Refused("not a PNG file")
+        file.seek(0)
+        image = Image.open(file, formats=("PNG",))
+        image.load()  # chunks may lie behind the pixels
+        text = getattr(image, "text", {}).get(key)
+        return None if text is None else str(text)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, list[str]]]:
+    """The file, checked by its first bytes and at its beginning, and the warnings that pillow will give.
+
+    Raises:
+        Refused: for everything that goes wrong inside.
+    """
     try:
         if path.stat().st_size == 0:
             raise Refused("empty, 0 bytes")
-        with path.open("rb") as file, _strict_pillow() as caught:
+        with path.open("rb") as file, _strict_pillow() as warned:
             _check_kind(path, file.read(64))
-            return _decode(file, limits, caught)
+            file.seek(0)
+            yield file, warned
     except Refused:
         raise
     except FileNotFoundError as error:
@@ -133,51 +170,82 @@ def read_picture(path: Path, limits: Limits) -> Picture:
         raise Refused("truncated or damaged") from error
 
 
+# Both switches below belong to the whole process: the first thread that decodes sets them, the last one puts them back.
+_lock, _inside, _put_back = Lock(), 0, ExitStack()
+_heard = local()  # .texts: the warnings of this thread's picture
+
+
 @contextmanager
-def _strict_pillow() -> Iterator[list[warnings.WarningMessage]]:
-    """Pillow without its warnings (they are recorded), and without patience for truncated files.
+def _strict_pillow() -> Iterator[list[str]]:
+    """Pillow without its warnings (their texts are recorded), and without patience for truncated files.
 
     Other libraries set LOAD_TRUNCATED_IMAGES for the whole process, which fills what is missing with grey.
     """
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    global _inside
+    with _lock:
+        if _inside == 0:
+            _set_switches()
+        _inside += 1
+    texts: list[str] = []
+    _heard.texts = texts
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield caught
+        yield texts
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+        _heard.texts = None
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _put_back.close()
+
+
+def _set_switches() -> None:
+    _put_back.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    _put_back.enter_context(warnings.catch_warnings())
+    warnings.simplefilter("always")
+    pass_on = warnings.showwarning
+
+    def hear(message: Warning | str, *place: Any, **more: Any) -> None:
+        texts = getattr(_heard, "texts", None)
+        if texts is None:  # of a thread that does something else
+            pass_on(message, *place, **more)
+        else:
+            texts.append(str(message))
+
+    warnings.showwarning = hear
 
 
 def _check_kind(path: Path, head: bytes) -> None:
     """Refuse by kind what pillow would not open, or open wrongly; the content decides, then the extension."""
     kind = sniff(head)
-    if path.suffix.lower() in _CONVERT_SUFFIXES and kind in ("", "TIFF"):
-        kind = _CONVERT_SUFFIXES[path.suffix.lower()]
-    if kind in _CONVERT or (kind == "AVIF" and not features.check("avif")):
+    if path.suffix.lower() in CONVERT_SUFFIXES and kind in ("", "TIFF"):
+        kind = CONVERT_SUFFIXES[path.suffix.lower()]
+    if kind in CONVERT or (kind == "AVIF" and not features.check("avif")):
         raise Refused(f"{kind}, which has to be converted to JPEG or PNG first")
     if kind and kind not in READABLE:
         raise Refused(f"not a picture but {kind}")
 
 
-def _decode(file: BinaryIO, limits: Limits, caught: list[warnings.WarningMessage]) -> Picture:
+def _decode(file: BinaryIO, limits: Limits, upright: bool, warned: list[str]) -> Picture:
     image = _open_header(file, limits)
     _check_end(image, file, limits)
-    stored = image.size
+    stored, kind = image.size, image.format or ""
     remarks = _remark_shape(stored, limits)
-    if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO: a JPEG with previews behind it
+    if getattr(image, "is_animated", False) and kind != "MPO":  # MPO: a JPEG with previews behind it
         remarks.append(_ANIMATED)
     wanted = _shrunk(stored, limits)
-    image.draft(None, (2 * wanted[0], 2 * wanted[1]))  # a JPEG decoder can leave out detail as it goes
+    if wanted != stored:
+        image.draft(None, (2 * wanted[0], 2 * wanted[1]))  # a JPEG decoder can leave out detail as it goes
     image.load()
-    turn = _orientation(image)
-    if turn is None or any("EXIF" in str(warning.message) for warning in caught):
+    turn = _orientation(image) if upright else 1
+    if turn is None or (upright and any("EXIF" in text for text in warned)):
         remarks.append(_BROKEN_EXIF)
     rgb = _to_rgb(image, wanted, remarks)
     if turn in _TURN:
         rgb = rgb.transpose(_TURN[turn])
+    rgb.info.clear()  # a profile or a text of the file is not true of what is made of it
     height, width = (stored[0], stored[1]) if (turn or 1) >= 5 else (stored[1], stored[0])
-    return Picture(rgb, (height, width), remarks)
+    return Picture(rgb, (height, width), remarks, kind)
 
 
 def _check_end(image: Image.Image, file: BinaryIO, limits: Limits) -> None:
@@ -197,7 +265,7 @@ def _check_end(image: Image.Image, file: BinaryIO, limits: Limits) -> None:
         tiles = getattr(image, "tile", [])  # an attribute of files that pillow opened, not of images in general
         reach = [max(tile.extents[i] for tile in tiles if tile.extents) for i in (2, 3)]
         # Sorted: the tiles lie as stored, while the size may already be that of the upright picture.
-        if any(there < wanted for there, wanted in zip(sorted(reach), sorted(image.size), strict=True)):
+        if any(reached < wanted for reached, wanted in zip(sorted(reach), sorted(image.size), strict=True)):
             raise Refused("truncated or damaged")
     file.seek(place)
 
@@ -215,7 +283,7 @@ def _jpeg_ends(data: bytes) -> bool:
 def _open_header(file: BinaryIO, limits: Limits) -> Image.Image:
     """Open without decoding, and refuse by size: nothing large has been allocated yet."""
     try:
-        image = Image.open(file, formats=_PILLOW_FORMATS)
+        image = Image.open(file, formats=PILLOW_FORMATS)
     except UnidentifiedImageError as error:
         file.seek(0)
         known = sniff(file.read(64)) in READABLE
@@ -253,12 +321,14 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def _to_rgb(image: Image.Image, size: tuple[int, int], remarks: list[str]) -> Image.Image:
-    """Any pillow mode -> RGB of `size`, 8 bit; transparency is laid on white."""
+    """Any pillow mode -> RGB of `size`, 8 bit, sRGB; transparency is laid on white."""
+    profile = profile_of(image, remarks)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _grey_to_8_bit(np.asarray(image), remarks)
     # "transparency" is the one colour, or the palette entries, that a GIF or PNG declares see-through.
     clear = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
-    image = image.convert("RGBA" if clear or (image.mode == "P" and _palette_has_alpha(image)) else "RGB")
+    clear = clear or (image.mode == "P" and _palette_has_alpha(image))
+    image = to_srgb(image, profile, "RGBA" if clear else "RGB", remarks)
     if image.size != size:
         # Pillow weighs colours by their alpha here, so what hides under transparency does not bleed out.
         image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
@@ -312,51 +382,3 @@ def _white_level(values: np.ndarray) -> float | None:
         if not (values == np.rint(values)).all():
             return None
     return next((level for level in (255.0, 65535.0) if high <= level), None)
-
-
-def meant_as_image(path: Path) -> bool:
-    """By its extension or by its first bytes; whether it can be read is another question."""
-    suffix = path.suffix.lower()
-    if suffix in SUFFIXES or suffix in _CONVERT_SUFFIXES:
-        return True
-    return sniff(read_head(path)) in (*READABLE, *_CONVERT)
-
-
-def read_head(path: Path) -> bytes:
-    """The first 64 bytes, or b"" where they cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return file.read(64)
-    except OSError:
-        return b""
-
-
-def sniff(head: bytes) -> str:
-    """What the first 64 bytes say that a file is: a name in `READABLE` or `_CONVERT`, other words, or ""."""
-    for magic, name in _SIGNATURES:
-        if head.startswith(magic):
-            return name
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WebP"
-    # "BM" alone would make a bitmap of a text that begins with it: look at the zeros behind it as well.
-    if head[:2] == b"BM" and head[6:10] == bytes(4) and head[15:18] == bytes(3):
-        return "BMP"
-    if head[4:8] == b"ftyp":
-        return _sniff_brands(head)
-    if head.lstrip()[:5].lower() in (b"<!doc", b"<html"):
-        return "a web page"
-    return ""
-
-
-def _sniff_brands(head: bytes) -> str:
-    """AVIF, HEIC and video share one container and differ in the brands that it lists."""
-    brands = [head[i : i + 4] for i in range(8, min(len(head), int.from_bytes(head[:4], "big")), 4)]
-    if b"avif" in brands or b"avis" in brands:
-        return "AVIF"
-    heic = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
-    return "HEIC" if heic.intersection(brands) else "a video"
-
-
-def reason_of(error: OSError) -> str:
-    """What the operating system says, without the path: "permission denied"."""
-    return (error.strerror or "it cannot be opened").lower()

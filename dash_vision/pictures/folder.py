@@ -9,15 +9,19 @@ A file that is meant to be a picture and cannot be used stops the run, by name: 
 the user counted five is a surprise. A file that is no picture is skipped, and said. Nothing is repaired by
 guessing; a truncated photograph would otherwise be learned with its grey lower half.
 
+A folder without pictures of its own, but with subfolders such as `10_sks dog/`, is read as kohya's trainers read it:
+all those subfolders, the pictures of each as often as its number says in comparison with the others.
+
 Knows pillow, numpy and torch; no diffusers. Sizes are in pixels throughout.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import stat
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,20 +29,12 @@ from pathlib import Path
 from PIL import Image
 
 from ..files.errors import InputError
-from .captions import METADATA_NAME, Captions, listed, read_captions, shown
+from ..files.native import NATIVE_NAME
+from .captions import CAPTION_SUFFIXES, METADATA_NAMES, Captions, listed, read_captions, shown
 from .crops import Bucket, CropInfo, make_buckets, nearest_bucket, to_tensor, variants
-from .decode import (
-    MIN_SIDE,
-    READABLE,
-    SUFFIXES,
-    Limits,
-    Refused,
-    meant_as_image,
-    read_head,
-    read_picture,
-    reason_of,
-    sniff,
-)
+from .decode import MIN_SIDE, Limits, Refused, check_picture, read_picture
+from .formats import READABLE, SUFFIXES, is_hidden, meant_as_picture, read_head, reason_of, sniff
+from .names import FolderName, folder_name, name_of
 
 __all__ = [
     "Bucket",
@@ -46,12 +42,20 @@ __all__ = [
     "InputError",
     "InstanceImage",
     "InstanceSet",
+    "check_folder",
+    "decode_files",
+    "list_folder",
     "make_buckets",
     "nearest_bucket",
+    "picture_files",
     "read_folder",
+    "subfolder_names",
     "to_tensor",
     "variants",
 ]
+
+RECORD_NAME = "run.json"  # with NATIVE_NAME beside it, a folder is the output of a run
+MAX_REPEATS = 1_000  # of one subfolder for each time of another
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,15 @@ class InstanceImage:
 
     path: Path
     image: Image.Image
-    """RGB, 8 bit, upright, white where it was transparent; scaled down if it was much larger than needed."""
+    """RGB, 8 bit, sRGB, upright, white where it was transparent; scaled down if it was much larger than needed."""
     caption: str | None
     """Its own caption on one line, or None: the instance prompt is to be used."""
     original_size: tuple[int, int]
     """(height, width) of the upright picture in the file, before any scaling: what SDXL is told."""
+    name: str
+    """Its place in the folder: "01.jpg", or "10_sks dog/01.jpg"."""
+    repeats: int = 1
+    """How often it is drawn for one time of a picture that has 1."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +87,23 @@ class InstanceSet:
         return len(self.images)
 
 
-@dataclass
-class _Listing:
-    """The entries of a folder, sorted into what they are for."""
+@dataclass(frozen=True)
+class PictureFile:
+    """A file that is meant to be a picture, not looked into yet; the fields are those of `InstanceImage`."""
 
-    images: list[Path] = field(default_factory=list)
-    texts: list[Path] = field(default_factory=list)
-    metadata: Path | None = None
-    strays: list[str] = field(default_factory=list)
-    folders: list[Path] = field(default_factory=list)
+    path: Path
+    caption: str | None
+    name: str
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a folder holds."""
+
+    folder: Path
+    files: tuple[PictureFile, ...]
+    notes: tuple[str, ...]
 
 
 def read_folder(
@@ -97,57 +113,172 @@ def read_folder(
     min_side: int = MIN_SIDE,
     max_side: int | None = None,
     captions: bool = True,
+    prompt: Callable[[FolderName], str] | None = None,
 ) -> InstanceSet:
     """Read every picture in `folder`, and the captions beside them.
 
     Args:
-        folder: a folder (its subfolders are not entered), or one picture file.
-        resolution: what the model will see. A shorter side below it is noted, since it will be enlarged.
-        min_side: a shorter side below this is refused.
-        max_side: a longer side above this is scaled down to it while reading, to spare memory, but never so
-            far that the shorter side drops below 2 * resolution. None takes 4 * resolution.
-        captions: read `NAME.txt` and `metadata.jsonl`; otherwise they are skipped, and said.
+        folder: a folder (of subfolders only those of kohya's kind are entered), or one picture file.
+        resolution, min_side, max_side: as in `decode_files`.
+        captions, prompt: as in `list_folder`.
 
     Raises:
         InputError: nothing to read, pictures that cannot be used (named, up to eight), a bad caption.
     """
+    listing = list_folder(folder, captions=captions, prompt=prompt)
+    return decode_files(listing, resolution=resolution, min_side=min_side, max_side=max_side)
+
+
+def list_folder(
+    folder: str | Path,
+    *,
+    captions: bool = True,
+    prompt: Callable[[FolderName], str] | None = None,
+    skip: Collection[str] = (),
+    may_be_empty: bool = False,
+) -> Listing:
+    """The pictures of a folder and their captions, without opening a picture.
+
+    Args:
+        folder: as in `read_folder`.
+        captions: read the files that `captions` describes; otherwise they are skipped, and said.
+        prompt: where subfolders have different words in their names, makes these the caption of the pictures that have
+            none of their own. None leaves such pictures without.
+        skip: names of subfolders that are not mentioned either.
+        may_be_empty: no pictures are no error.
+
+    Raises:
+        InputError: nothing to read, a bad caption, the output folder of a run.
+    """
     root = _existing(folder)
-    listing = _list_folder(root) if root.is_dir() else _list_one_file(root)
-    if not listing.images:
-        raise InputError(_nothing_to_read(root, listing))
-    found = Captions({}, (), ())
-    if captions:
-        found = read_captions(listing.images, listing.texts, listing.metadata)
+    if holds_run(root):
+        raise InputError(
+            f"{shown(root)} is the output folder of a run ({RECORD_NAME} and {NATIVE_NAME} are in it), and its "
+            "pictures are results; give the folder of your own pictures"
+        )
+    entries = _list_entries(root, skip) if root.is_dir() else _list_one_file(root)
+    parts = [entries] if entries.images else _kohya_parts(entries) or [entries]
+    if not (entries.images or may_be_empty or parts[0] is not entries):
+        raise InputError(_nothing_to_read(root, entries))
+    notes = _part_notes(parts, entries)
+    files: list[PictureFile] = []
+    common = math.gcd(*(part.repeats for part in parts))
+    several = len({part.name.words for part in parts}) > 1
+    for part in parts:
+        text = prompt(part.name) if prompt and several else None
+        if text:
+            notes.append(f'prompt of {shown(part.prefix)}: "{text}" (from its name), where a picture has no caption')
+        texts = read_captions(part.images, part.texts, part.tables) if captions else Captions({}, (), ())
+        files += [
+            PictureFile(p, texts.texts.get(p.name) or text, part.label(p.name), part.repeats // common)
+            for p in part.images
+        ]
+        notes += [*_skip_notes(part, texts, captions), *_caption_notes(part, texts)]
+    return Listing(root, tuple(files), tuple(notes))
+
+
+def check_folder(listing: Listing, *, min_side: int = MIN_SIDE) -> None:
+    """Look at the beginning and the end of every file, without decoding it: the commonest faults in little time.
+
+    Raises:
+        InputError: pictures that cannot be used (named, up to eight).
+    """
+    limits = Limits(resolution=1, min_side=min_side, max_side=1)
+    bad = []
+    for file in listing.files:
+        try:
+            check_picture(file.path, limits)
+        except Refused as reason:
+            bad.append(f"{shown(file.name)} ({reason})")
+    _raise_bad(listing, bad)
+
+
+def decode_files(
+    listing: Listing, *, resolution: int = 512, min_side: int = MIN_SIDE, max_side: int | None = None
+) -> InstanceSet:
+    """Decode every file of a listing.
+
+    Args:
+        listing: of `list_folder`.
+        resolution: what the model will see. A shorter side below it is noted, since it will be enlarged.
+        min_side: a shorter side below this is refused.
+        max_side: a longer side above this is scaled down to it while reading, to spare memory, but never so
+            far that the shorter side drops below 2 * resolution. None takes 4 * resolution.
+
+    Raises:
+        InputError: pictures that cannot be used (named, up to eight).
+    """
     limits = Limits(resolution, min_side, max_side or 4 * resolution)
-    images, remarks = _read_all(root, listing.images, found, limits)
-    notes = [*_skip_notes(listing, found, captions), *_picture_notes(remarks), *_caption_notes(images, found)]
-    return InstanceSet(root, images, tuple(notes))
-
-
-def _read_all(
-    root: Path, paths: list[Path], captions: Captions, limits: Limits
-) -> tuple[tuple[InstanceImage, ...], dict[str, list[str]]]:
-    """Decode all files; `remarks` are file names by what was remarkable about them."""
     images: list[InstanceImage] = []
     remarks: dict[str, list[str]] = defaultdict(list)
     bad: list[str] = []
-    for path in paths:
+    for file in listing.files:
         try:
-            picture = read_picture(path, limits)
+            picture = read_picture(file.path, limits)
         except Refused as reason:
-            bad.append(f"{shown(path.name)} ({reason})")
+            bad.append(f"{shown(file.name)} ({reason})")
             continue
-        caption = captions.texts.get(path.name)
-        images.append(InstanceImage(path, picture.image, caption, picture.original_size))
+        size = picture.original_size
+        images.append(InstanceImage(file.path, picture.image, file.caption, size, file.name, file.repeats))
         for remark in picture.remarks:
-            remarks[remark].append(shown(path.name))
+            remarks[remark].append(shown(file.name))
+    _raise_bad(listing, bad)
+    return InstanceSet(listing.folder, tuple(images), (*listing.notes, *picture_notes(remarks)))
+
+
+def _raise_bad(listing: Listing, bad: list[str]) -> None:
     if bad:
         which, them = _count(len(bad), "picture"), "it" if len(bad) == 1 else "them"
-        raise InputError(f"cannot use {which} in {shown(root)}: {listed(bad)}; remove or replace {them}")
-    return tuple(images), remarks
+        raise InputError(f"cannot use {which} in {shown(listing.folder)}: {listed(bad)}; remove or replace {them}")
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """The files in a folder that are meant to be pictures, in natural order; none where there is no folder.
+
+    Raises:
+        InputError: the folder cannot be listed.
+    """
+    return _list_entries(folder).images if folder.is_dir() else []
+
+
+def subfolder_names(folder: str | Path) -> list[FolderName]:
+    """The names of the subfolders that `read_folder` would enter; none for a folder with pictures of its own, and
+    where nothing can be read."""
+    try:
+        root = _existing(folder)
+        entries = _list_entries(root) if root.is_dir() else _Entries()
+    except InputError:
+        return []
+    return [] if entries.images else [part.name for part in _kohya_parts(entries)]
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run has written its results there."""
+    return (folder / RECORD_NAME).is_file() and (folder / NATIVE_NAME).is_file()
 
 
 # The folder
+
+
+@dataclass
+class _Entries:
+    """The entries of a folder, sorted into what they are for."""
+
+    images: list[Path] = field(default_factory=list)
+    texts: list[Path] = field(default_factory=list)
+    tables: list[Path] = field(default_factory=list)
+    strays: list[str] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    name: FolderName = field(default_factory=lambda: FolderName("", None))
+    prefix: str = ""
+    """Of a subfolder: what stands before its files' names when they are shown."""
+
+    @property
+    def repeats(self) -> int:
+        return self.name.repeats or 1
+
+    def label(self, name: str) -> str:
+        return self.prefix + name
 
 
 def _existing(folder: str | Path) -> Path:
@@ -175,42 +306,57 @@ def _near_names(path: Path) -> Path | None:
     return path.parent / near[0] if near else None
 
 
-def _list_folder(root: Path) -> _Listing:
+def _list_entries(root: Path, skip: Collection[str] = ()) -> _Entries:
     try:
-        entries = sorted(root.iterdir(), key=_natural_key)
+        paths = sorted(root.iterdir(), key=_natural_key)
     except OSError as error:
         reason = reason_of(error)
         raise InputError(f"cannot list {shown(root)}: {reason}; check its permissions") from error
-    listing = _Listing()
-    for entry in entries:
-        _sort_in(entry, listing)
-    return listing
+    entries = _Entries(name=name_of(root))
+    for path in paths:
+        if path.name not in skip:
+            _sort_in(path, entries)
+    return entries
 
 
-def _sort_in(entry: Path, listing: _Listing) -> None:
-    kind = _kind(entry)
-    # .ipynb_checkpoints, .DS_Store, and the ._01.jpg of a Mac, which is no picture whatever its name says
-    if entry.name.startswith(".") or entry.name == "__MACOSX":
-        listing.strays.append(entry.name)
+def _sort_in(path: Path, entries: _Entries) -> None:
+    kind = _kind(path)
+    if is_hidden(path.name):
+        entries.strays.append(path.name)
     elif kind == "folder":
-        listing.folders.append(entry)
-    elif kind == "file" and entry.name.lower() == METADATA_NAME:
-        listing.metadata = entry
-    elif kind == "file" and entry.suffix.lower() == ".txt":
-        listing.texts.append(entry)
-    elif kind in ("file", "unreadable") and meant_as_image(entry):
-        listing.images.append(entry)
+        entries.folders.append(path)
+    elif kind == "file" and path.name.lower() in METADATA_NAMES:
+        entries.tables.append(path)
+    elif kind == "file" and path.suffix.lower() in CAPTION_SUFFIXES:
+        entries.texts.append(path)
+    elif kind in ("file", "unreadable") and meant_as_picture(path):
+        entries.images.append(path)
     else:
-        listing.strays.append(entry.name)
+        entries.strays.append(path.name)
 
 
-def _list_one_file(path: Path) -> _Listing:
+def _list_one_file(path: Path) -> _Entries:
     plain = _kind(path) == "file"
-    if not plain or not meant_as_image(path):
+    if not plain or not meant_as_picture(path):
         what = (plain and sniff(read_head(path))) or "a file that is no picture"
         raise InputError(f"{shown(path)} is {what}; give a folder of pictures, or one picture ({listed(READABLE)})")
-    sidecar = path.with_suffix(".txt")
-    return _Listing(images=[path], texts=[sidecar] if _kind(sidecar) == "file" else [])
+    beside = [path.with_name(name + suffix) for name in (path.stem, path.name) for suffix in CAPTION_SUFFIXES]
+    texts = [text for text in beside if _kind(text) == "file"]
+    return _Entries(images=[path], texts=texts, name=name_of(path))
+
+
+def _kohya_parts(entries: _Entries) -> list[_Entries]:
+    """The subfolders with kohya's repeats in their names and pictures in them."""
+    parts = []
+    for folder in entries.folders:
+        name = folder_name(folder.name)
+        if name.repeats is None or holds_run(folder):
+            continue
+        part = _list_entries(folder)
+        part.name, part.prefix = name, folder.name + "/"
+        if part.images:
+            parts.append(part)
+    return parts
 
 
 def _kind(path: Path) -> str:
@@ -233,51 +379,80 @@ def _natural_key(path: Path) -> tuple[list[str | int], str]:
 # What the user is told
 
 
-def _picture_notes(remarks: dict[str, list[str]]) -> list[str]:
+def picture_notes(remarks: dict[str, list[str]]) -> list[str]:
+    """Sentences for the user. remarks: those of `Picture`, each with the names of the pictures it is true of."""
     counts = {text: _count(len(names), "picture") for text, names in remarks.items()}
     return [f"{text.format(n=counts[text])}: {listed(names)}" for text, names in remarks.items()]
 
 
-def _skip_notes(listing: _Listing, found: Captions, captions: bool) -> list[str]:
+def _part_notes(parts: list[_Entries], entries: _Entries) -> list[str]:
+    """What becomes of repeats, and what lies beside the subfolders that are read."""
     notes = []
-    stems = {path.stem for path in listing.images}
-    unused = [path.name for path in listing.texts if path.name not in found.used]
+    numbers = [part.name.repeats for part in parts if part.name.repeats]
+    if len(parts) > 1 and len(set(numbers)) > 1:
+        common = math.gcd(*numbers)
+        if max(numbers) > MAX_REPEATS * common:
+            raise InputError(
+                f"the repeats of the subfolders are {listed(map(str, numbers))}; name them so that none is drawn more "
+                f"than {MAX_REPEATS:,} times as often as the others"
+            )
+        shares = listed(
+            f"{number // common} ({shown(part.prefix)})" for part, number in zip(parts, numbers, strict=True)
+        )
+        notes.append(f"pictures are drawn in the proportion of their subfolders' repeats: {shares}")
+    elif any(number > 1 for number in numbers):
+        why = "all pictures have the same" if len(parts) > 1 else "all pictures are in one folder"
+        notes.append(f"the {numbers[0]} repeats in the folder's name make no difference, since {why}")
+    if parts[0] is not entries:
+        entries.folders = [f for f in entries.folders if f.name + "/" not in {part.prefix for part in parts}]
+        notes += _skip_notes(entries, Captions({}, (), ()), captions=False)
+    return notes
+
+
+def _skip_notes(entries: _Entries, texts: Captions, captions: bool) -> list[str]:
+    notes = []
+    names = {name for path in entries.images for name in (path.stem, path.name)}
+    unused = [path.name for path in entries.texts if path.name not in texts.used]
     if not captions:
-        files = [name for name in unused if Path(name).stem in stems]
-        files += [listing.metadata.name] if listing.metadata else []
+        files = [name for name in unused if Path(name).stem in names]
+        files += [path.name for path in entries.tables]
         unused = [name for name in unused if name not in files]
         if files:
-            notes.append(f"did not read {_count(len(files), 'caption file')}: {listed(map(shown, files))}")
-    strays = sorted([*unused, *listing.strays], key=lambda name: _natural_key(Path(name)))
+            notes.append(f"did not read {_count(len(files), 'caption file')}: {_labels(entries, files)}")
+    strays = sorted([*unused, *entries.strays], key=lambda name: _natural_key(Path(name)))
     if strays:
         verb = "is no image" if len(strays) == 1 else "are no images"
-        notes.append(f"skipped {_count(len(strays), 'file')} that {verb}: {listed(map(shown, strays))}")
-    if listing.folders:
-        names = listed(shown(path.name) for path in listing.folders)
-        notes.append(f"did not look into {_count(len(listing.folders), 'subfolder')}: {names}")
+        notes.append(f"skipped {_count(len(strays), 'file')} that {verb}: {_labels(entries, strays)}")
+    if entries.folders:
+        folders = _labels(entries, [path.name for path in entries.folders])
+        notes.append(f"did not look into {_count(len(entries.folders), 'subfolder')}: {folders}")
     return notes
 
 
-def _caption_notes(images: Iterable[InstanceImage], found: Captions) -> list[str]:
+def _caption_notes(entries: _Entries, texts: Captions) -> list[str]:
     notes = []
-    if found.blank:
-        names = listed(map(shown, found.blank))
-        notes.append(f"{_count(len(found.blank), 'empty caption')}, using the prompt: {names}")
-    without = [shown(i.path.name) for i in images if i.caption is None and i.path.name not in found.blank]
-    if without and (found.texts or found.blank):
-        names = listed(without)
-        notes.append(f"{_count(len(without), 'picture')} without a caption, using the prompt: {names}")
+    if texts.blank:
+        names = _labels(entries, texts.blank)
+        notes.append(f"{_count(len(texts.blank), 'empty caption')}, using the prompt: {names}")
+    without = [p.name for p in entries.images if p.name not in texts.texts and p.name not in texts.blank]
+    if without and (texts.texts or texts.blank):
+        notes.append(
+            f"{_count(len(without), 'picture')} without a caption, using the prompt: {_labels(entries, without)}"
+        )
     return notes
 
 
-def _nothing_to_read(root: Path, listing: _Listing) -> str:
-    names = [path.name for path in (*listing.texts, *([listing.metadata] if listing.metadata else []))]
-    names += listing.strays
+def _labels(entries: _Entries, names: Sequence[str]) -> str:
+    return listed(shown(entries.label(name)) for name in names)
+
+
+def _nothing_to_read(root: Path, entries: _Entries) -> str:
+    names = [path.name for path in (*entries.texts, *entries.tables)] + entries.strays
     holds = [f"{_count(len(names), 'other file')} ({listed(map(shown, names))})"] if names else []
-    if listing.folders:
-        folders = listed(shown(path.name) for path in listing.folders)
-        holds.append(f"{_count(len(listing.folders), 'subfolder')} ({folders})")
-    full = next((path for path in listing.folders if _has_pictures(path)), None)
+    if entries.folders:
+        folders = listed(shown(path.name) for path in entries.folders)
+        holds.append(f"{_count(len(entries.folders), 'subfolder')} ({folders})")
+    full = next((path for path in entries.folders if _has_pictures(path)), None)
     advice = f"give {shown(full)} instead" if full else f"put pictures into it ({listed(READABLE)})"
     what = f"holds {' and '.join(holds)}" if holds else "is empty"
     return f"there are no pictures in {shown(root)}, which {what}; {advice}"

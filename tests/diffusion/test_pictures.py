@@ -5,7 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from dash_vision.pictures import folder
 from tests.support.dreambooth import prepare, settings, train
+from tests.support.pictures import save_pictures
 
 
 def test_buckets_captions_and_prior_preservation_train_together(bases, tmp_path):
@@ -30,7 +32,7 @@ def test_buckets_captions_and_prior_preservation_train_together(bases, tmp_path)
     assert [e.prompt for e in run.material.examples] == ["a photo of sks dog", "a wide sks dog", "a photo of sks dog"]
     assert len({e.views[0].size for e in run.material.examples}) == 3
     assert {e.prompt for e in run.material.class_examples} == {"a photo of dog"}
-    made = sorted((tmp_path / "out/class_images").iterdir())
+    made = sorted((tmp_path / "out/class_images/generated").glob("*.png"))
     assert len(made) == 2
     assert any("generating 2" in line for line in lines)
     before = [np.asarray(Image.open(p)).astype(int) for p in made]
@@ -90,3 +92,24 @@ def test_random_crops_are_cached_as_variants(bases, tmp_path):
         settings(bases, tmp_path / "out3", instance_data_dir=str(wide), center_crop=True, random_flip=True)
     )
     assert len(centre.material.examples[0].views) == 2
+
+
+def test_every_picture_is_decoded_once(bases, tmp_path, monkeypatch):
+    decoded, read_picture = [], folder.read_picture
+    monkeypatch.setattr(
+        folder, "read_picture", lambda path, limits: decoded.append(path.name) or read_picture(path, limits)
+    )
+    prepare(settings(bases, tmp_path / "out"))
+    assert sorted(decoded) == [f"{i}.png" for i in range(5)]
+
+
+def test_pictures_of_kohyas_folders_are_drawn_as_often_as_their_names_say(bases, tmp_path):
+    save_pictures(tmp_path / "dogs" / "30_sks dog", count=1)
+    save_pictures(tmp_path / "dogs" / "10_zwx cat", count=2)
+    job = prepare(settings(bases, tmp_path / "out", instance_data_dir=str(tmp_path / "dogs")))
+    examples = {example.name: example for example in job.material.examples}
+    drawn = [job.material.examples[index].name for number in range(5) for index, _ in job.order.batch(number)]
+    assert drawn.count("30_sks dog/0.png") == 6
+    assert drawn.count("10_zwx cat/0.png") == drawn.count("10_zwx cat/1.png") == 2
+    assert examples["30_sks dog/0.png"].prompt == "a photo of sks dog"
+    assert examples["10_zwx cat/1.png"].prompt == "a photo of zwx cat"
