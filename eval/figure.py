@@ -17,10 +17,11 @@ from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
 from dash_vision.drawing.fonts import font_for, wrapped
 from dash_vision.files.atomic import replacing
+from dash_vision.pictures.decode import Refused, read_picture
+from dash_vision.pictures.folder import picture_files, picture_notes
 from dash_vision.runs.versions import installed_versions
 
 from .runs import (
-    FORMATS,
     DreamBoothRun,
     InputError,
     check_files,
@@ -37,7 +38,6 @@ from .runs import (
 
 INK, PAPER = "#1b1f24", "#ffffff"
 TILE, GAP, ROOM, MARGIN = 256, 6, 26, 24
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 PACKAGES = ("dash-vision", "torch", "diffusers", "transformers", "pillow")
 
 
@@ -90,7 +90,7 @@ def make_figure(
     for block in blocks:  # all of them, before the first is sampled
         try:
             runs, broken = check_block(block)
-            inputs, unread = _inputs(block.subject)
+            inputs, unread = read_inputs(block.subject, say)
             ready.append((block, runs, inputs))
             problems += broken + unread
         except InputError as error:
@@ -191,29 +191,23 @@ def check_block(block: Block) -> tuple[dict[str, DreamBoothRun], list[str]]:
     return runs, problems
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """The pictures in a folder by their names' ends, sorted; none where there is no folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
-
-
-def open_picture(path: Path) -> Image.Image:
-    """A picture the right way up, RGB. Raises OSError, ValueError or SyntaxError, as pillow does, for what is none."""
-    with Image.open(path, formats=FORMATS) as picture:
-        return ImageOps.exif_transpose(picture).convert("RGB")
-
-
-def _inputs(folder: Path) -> tuple[list[Image.Image], list[str]]:
+def read_inputs(folder: Path, say: Callable[[str], None]) -> tuple[list[Image.Image], list[str]]:
     """The pictures in a folder, and a sentence for each that cannot be read. Raises InputError where none can."""
     pictures, problems = [], []
+    remarks: dict[str, list[str]] = {}
     for path in picture_files(folder):
         try:
-            pictures.append(open_picture(path))
-        except (OSError, ValueError, SyntaxError):
-            problems.append(f"{path} is no readable picture; remove or replace it")
+            picture = read_picture(path)
+        except Refused as reason:
+            problems.append(f"{path} is no readable picture ({reason}); remove or replace it")
+            continue
+        pictures.append(picture.image)
+        for remark in picture.remarks:
+            remarks.setdefault(remark, []).append(path.name)
     if not pictures:
         raise InputError(f"no picture in {folder} can be read ({problems[0]})")
+    for note in picture_notes(remarks):
+        say(f"note: {note}")
     return pictures, problems
 
 

@@ -12,18 +12,17 @@ import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from PIL import Image
 
 from dash_vision.drawing.plot import svg
 from dash_vision.drawing.sheet import last_row
 from dash_vision.files.atomic import write_text
+from dash_vision.pictures.decode import Refused, read_picture, read_png_text
+from dash_vision.pictures.formats import READABLE, sniff
 
 from .curves import all_panels
-from .runs import FORMATS, RECORDS, DreamBoothRun, InputError, Run, VtabRun, distinct, find_runs, labels, same_base
+from .runs import RECORDS, DreamBoothRun, InputError, Run, VtabRun, distinct, find_runs, labels, same_base
 from .scores import RESULT, cells, describe, read_result, rows
 from .vtab import BLANK, GROUPS, MEAN_OF_GROUPS, OTHER_SPLIT, TASKS, Columns, Row, best_cells, in_words, values
 
@@ -207,13 +206,11 @@ def _figures(paths: Sequence[Path]) -> tuple[list[Figure], list[Path], list[str]
             rest.append(path)
             continue
         try:
-            with Image.open(path, formats=("PNG",)) as picture:
-                picture.load()
-                story = json.loads(getattr(picture, "text", {}).get("dash-vision", "null"))
+            story = json.loads(read_png_text(path, "dash-vision") or "null")
             figure = Figure(path, as_data(path.read_bytes()), story)
             _figure(figure)  # whether its story is whole
             figures.append(figure)
-        except (OSError, ValueError, SyntaxError, KeyError, TypeError, AttributeError):
+        except (Refused, OSError, ValueError, KeyError, TypeError, AttributeError):
             problems.append(f"{path} is no figure for the report; give a .png that `python -m eval figure` wrote")
     return figures, rest, problems
 
@@ -292,14 +289,13 @@ def _sheets(runs: Sequence[Run], names: Sequence[str]) -> tuple[list[Sheet], lis
             continue
         path = run.folder / "samples.png"
         try:
-            with Image.open(path, formats=FORMATS) as picture:
-                picture.load()
-                size = picture.size
-            sheets.append(Sheet(name, run, size, as_data(path.read_bytes())))
-        except FileNotFoundError:
-            problems.append(f"{run.folder} has no samples.png; its run was stopped while it drew its pictures")
-        except (OSError, ValueError, SyntaxError) as error:
-            problems.append(f"{path} is no readable picture ({error}); make the run again")
+            height, width = read_picture(path).original_size
+            sheets.append(Sheet(name, run, (width, height), as_data(path.read_bytes())))
+        except (Refused, OSError, ValueError) as reason:
+            if not path.exists():
+                problems.append(f"{run.folder} has no samples.png; its run was stopped while it drew its pictures")
+            else:
+                problems.append(f"{path} is no readable picture ({reason}); make the run again")
     return sheets, problems
 
 
@@ -359,9 +355,11 @@ def once(page: str) -> str:
 
 
 def as_data(content: bytes) -> str:
-    """A data: address of a picture's file."""
-    with Image.open(BytesIO(content), formats=FORMATS) as picture:
-        kind = (picture.format or "png").lower()
+    """A data: address of a picture's file. Raises ValueError for a file of another kind."""
+    kind = sniff(content[:64])
+    if kind not in READABLE:
+        raise ValueError("no picture")
+    kind = kind.lower()
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 

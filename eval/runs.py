@@ -23,7 +23,6 @@ from dash_vision.files.native import NATIVE_NAME, AdapterState
 
 RECORDS = ("run.json", "result.json", "val_result.json")  # of finished runs
 MINIATURE = "the embedded miniature"  # what a run.json calls it
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # not pillow's "all": EPS would run Ghostscript
 
 # What pages and figures need among a DreamBooth run's arguments, and what both kinds of record may have: numbers.
 _ARGUMENTS = ("rank", "dash_k", "learning_rate", "resolution", "num_inference_steps", "guidance_scale")

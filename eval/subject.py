@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dash_vision.files.atomic import replacing, write_json, write_text
 from dash_vision.files.lora import DIFFUSERS_NAME
+from dash_vision.pictures.decode import Refused, read_picture
 from dash_vision.runs.versions import installed_versions
 
 from .encoders import ClipEncoder, DinoEncoder
@@ -30,13 +31,11 @@ from .figure import (
     check_prompts,
     check_sampling,
     check_whole,
-    open_picture,
-    picture_files,
+    read_inputs,
     sampler_settings,
 )
 from .prompts import CLIP, DINO, PICTURES_PER_PROMPT, PROMPT_LISTS, prompt_list
 from .runs import (
-    FORMATS,
     MINIATURE,
     DreamBoothRun,
     InputError,
@@ -105,7 +104,7 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
     listed = how.prompt_list or prompt_list(kind)
     prompts = how.prompts or PROMPT_LISTS[listed]
     plan = _plan(runs, prompts, subject, kind, output, how)
-    real = _real_pictures(block.subject)
+    real = _real_pictures(block.subject, notes.append)
     clip, dino = _encoders(first, how)  # before hours are spent on pictures that nothing could measure
     # Under accelerate's FSDP, transformers would leave the weights of all but the first process unread; nothing is
     # split here.
@@ -280,9 +279,8 @@ def _missing(job: Job, count: int) -> list[tuple[int, int]]:
 
 def _load(path: Path) -> Image.Image | None:
     try:
-        with Image.open(path, formats=FORMATS) as picture:
-            return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError):
+        return read_picture(path).image
+    except Refused:
         return None
 
 
@@ -315,13 +313,10 @@ def _draw(
             pipeline.unload_lora_weights()
 
 
-def _real_pictures(folder: Path) -> list[Image.Image]:
-    pictures = []
-    for path in picture_files(folder):
-        try:
-            pictures.append(open_picture(path))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise InputError(f"{path} is no readable picture ({error}); remove or replace it") from None
+def _real_pictures(folder: Path, say: Callable[[str], None]) -> list[Image.Image]:
+    pictures, problems = read_inputs(folder, say)
+    if problems:
+        raise InputError(problems[0])
     return pictures
 
 

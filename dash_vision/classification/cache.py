@@ -23,7 +23,7 @@ from .decode import CHUNK, decode_chunks
 
 # Anything above is decoded anew in each run instead: dSprites' test split alone would take 11 GB at 224 pixels.
 LIMIT_BYTES = 4 * 10**9
-_VERSION = "1 bicubic"
+_VERSION = "2 bicubic, sRGB"
 
 
 class Images(Protocol):

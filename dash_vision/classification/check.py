@@ -10,11 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
 from ..files.errors import InputError
+from ..pictures.colour import IGNORED
+from ..pictures.decode import Refused, read_picture
 from ..runs.tasks import SPLITS, Task
-from .decode import FORMATS
 from .layout import Listing, parse_listing, task_folder
 
 _SHOWN = 3  # examples named per problem
@@ -45,8 +44,9 @@ class _Looked:
 
     digest: str | None
     kind: str = ""
-    size: tuple[int, int] = (0, 0)
+    size: tuple[int, int] = (0, 0)  # height, width
     error: str = ""
+    bad_profile: bool = False
 
 
 def check_task(root: Path, task: Task) -> TaskReport:
@@ -63,6 +63,7 @@ def check_task(root: Path, task: Task) -> TaskReport:
     _check_overlap(report, listings, looked)
     _check_union(report, listings)
     _check_small_jpeg(report, looked)
+    _check_profiles(report, looked)
     return report
 
 
@@ -114,12 +115,10 @@ def _look_at(path: Path) -> _Looked:
     except OSError as error:
         return _Looked(None, error=error.strerror or str(error))
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            kind, size = image.format or "", image.size
-            image.load()
-    except Exception as error:  # on arbitrary bytes pillow's decoders raise errors of many kinds
-        return _Looked(digest, error=f"no readable image: {error}")
-    return _Looked(digest, kind, size)
+        picture = read_picture(path, upright=False)
+    except Refused as reason:
+        return _Looked(digest, error=f"no readable image: {reason}")
+    return _Looked(digest, picture.format, picture.original_size, bad_profile=IGNORED in picture.remarks)
 
 
 def _check_readable(report: TaskReport, looked: dict[Path, _Looked]) -> None:
@@ -165,4 +164,12 @@ def _check_small_jpeg(report: TaskReport, looked: dict[Path, _Looked]) -> None:
             f"{len(small)} images of 32x32 pixels are stored as JPEG ({small[0].name}): the compression destroys what "
             "such small pictures show; users report about 70 instead of 80 % on CIFAR-100 from such copies. Use a copy "
             "that stores them as PNG"
+        )
+
+
+def _check_profiles(report: TaskReport, looked: dict[Path, _Looked]) -> None:
+    bad = [path for path, found in looked.items() if found.bad_profile]
+    if bad:
+        report.warnings.append(
+            f"{len(bad)} images have a colour profile that cannot be used ({bad[0].name}); it is ignored"
         )

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..files.errors import InputError
+from ..pictures.decode import Refused, read_picture
 
 CHUNK = 256
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # not pillow's "all": EPS would run Ghostscript
 
 
 def to_tensor(image: Image.Image, size: int) -> Tensor:
@@ -27,15 +27,17 @@ def to_tensor(image: Image.Image, size: int) -> Tensor:
 
 
 def decode(path: Path, size: int) -> Tensor:
-    """`to_tensor` of a file. Raises InputError for one that is missing, no image or cut off."""
+    """`to_tensor` of a file, as it lies: published pipelines of VTAB look at no EXIF orientation.
+
+    Raises InputError for one that is missing, no image or cut off.
+    """
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            return to_tensor(image, size)
-    except FileNotFoundError:
-        raise InputError(f"{path} is listed but not there; fetch the data again with --download") from None
-    except Exception as error:  # on arbitrary bytes pillow's decoders raise errors of many kinds
+        return to_tensor(read_picture(path, upright=False).image, size)
+    except Refused as reason:
+        if not path.exists():
+            raise InputError(f"{path} is listed but not there; fetch the data again with --download") from None
         raise InputError(
-            f"{path} cannot be read as an image ({error}); `python train_vtab.py --check_data` lists all such files"
+            f"{path} cannot be read as an image ({reason}); `python train_vtab.py --check_data` lists all such files"
         ) from None
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -31,7 +30,9 @@ from ..files.container import checksum
 from ..files.errors import InputError
 from ..files.lora import export_states
 from ..files.native import NATIVE_NAME, AdapterState, read_notes, write_native
-from .decode import FORMATS, to_tensor
+from ..pictures.decode import Picture, open_picture
+from ..pictures.folder import picture_notes
+from .decode import to_tensor
 from .loop import Normalize
 from .methods import Tuned
 
@@ -159,27 +160,19 @@ def _fold_in(layers: dict[str, Any], model: nn.Module) -> None:
         setattr(model.get_submodule(parent), child, layer.base)
 
 
-def predict(trained: Trained, images: Sequence[Path], top: int = 5) -> list[list[tuple[str, float]]]:
-    """The `top` classes of every image with their probabilities, likeliest first. Raises InputError for a bad image."""
+def predict(trained: Trained, images: Sequence[Path | Picture], top: int = 5) -> list[list[tuple[str, float]]]:
+    """The `top` classes of every image with their probabilities, likeliest first. images: files, or pictures that
+    `open_picture` has read. Raises InputError for a bad image."""
     backbone = trained.backbone
     normalize, classes = Normalize(backbone), trained.about["classes"]
     answers = []
-    for path in images:
+    for image in images:
+        picture = image if isinstance(image, Picture) else open_picture(image)
         with torch.no_grad():
-            logits = trained.model(normalize(_open(path, backbone.image_size)[None]))
+            logits = trained.model(normalize(to_tensor(picture.image, backbone.image_size)[None]))
         best = logits[0].softmax(dim=0).topk(min(top, len(classes)))
         answers.append([(classes[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)])
     return answers
-
-
-def _open(path: Path, size: int) -> Tensor:
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            return to_tensor(ImageOps.exif_transpose(image), size)  # a photograph may lie on its side
-    except FileNotFoundError:
-        raise InputError(f"there is no image {path}") from None
-    except Exception as error:  # on arbitrary bytes pillow's decoders raise errors of many kinds
-        raise InputError(f"{path} cannot be read as an image ({error})") from None
 
 
 def command_lines(args: argparse.Namespace) -> Iterator[str]:
@@ -192,8 +185,10 @@ def command_lines(args: argparse.Namespace) -> Iterator[str]:
         raise ValueError(f"--top is 1 or more, got {args.top}")
     trained = load_trained(args.adapter, args.checkpoint)
     for path in args.images:
+        picture = open_picture(path)
         yield f"{path}:"
-        for name, probability in predict(trained, [path], args.top)[0]:
+        yield from (f"  note: {note}" for note in picture_notes({text: [path.name] for text in picture.remarks}))
+        for name, probability in predict(trained, [picture], args.top)[0]:
             yield f"  {100 * probability:5.1f} %  {name}"
 
 

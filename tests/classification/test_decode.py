@@ -23,7 +23,8 @@ def test_an_image_becomes_the_bicubic_resize_of_the_whole_picture(tmp_path):
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
 def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
     suffix = "jpg" if mode == "CMYK" else "png"
-    Image.new(mode, (9, 9), 3 if mode in ("L", "P", "I;16") else None).save(tmp_path / f"a.{suffix}")
+    colour = {"RGBA": (9, 30, 60, 128), "CMYK": (9, 30, 60, 12)}.get(mode, 3)
+    Image.new(mode, (9, 9), colour).save(tmp_path / f"a.{suffix}")
     assert decode(tmp_path / f"a.{suffix}", 8).shape == (3, 8, 8)
 
 
