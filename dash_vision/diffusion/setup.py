@@ -46,13 +46,13 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
     started, timings = time.time(), dict[str, float]()
     say = say if runtime.main else _silent
     _check_split(settings, runtime)
+    # Missing pictures are the commonest mistake: found before minutes are spent on loading a model.
+    listing = _list_pictures(settings)
     prompts = derive_prompts(settings)
     output = Path(settings.output_dir).expanduser()
     make_writable(output)
     lock = _claim(output) if runtime.main else None
     checkpoint = find_checkpoint(output, settings.resume_from_checkpoint)
-    # Missing pictures are the commonest mistake: found before minutes are spent on loading a model.
-    listing = _list_pictures(settings)
     with _timed(timings, "load"):
         base = _load(settings, runtime, say)
     plan = make_plan(settings, prompts, base)
