@@ -17,7 +17,8 @@ from ..bases.loading import Base
 from ..bases.sampling import Sampling, sample
 from ..files.atomic import replacing, write_json
 from ..files.errors import InputError
-from ..pictures.folder import InstanceImage, Listing, PictureFile, check_folder, decode_files, list_folder
+from ..pictures.folder import InstanceImage, decode_files
+from ..pictures.listing import Listing, PictureFile, check_folder, list_folder
 from ..runs.runtime import Runtime
 from .config import DreamBoothConfig
 from .plan import Plan

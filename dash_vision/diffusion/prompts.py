@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from ..files.errors import InputError
-from ..pictures.folder import subfolder_names
+from ..pictures.listing import subfolder_names
 from ..pictures.names import FolderName, name_of
 from .config import DreamBoothConfig
 

@@ -22,7 +22,8 @@ from ..core.targets import find_targets
 from ..core.weights import weight_matrix
 from ..files.atomic import FolderInUse, FolderLock
 from ..files.errors import InputError
-from ..pictures.folder import InstanceImage, Listing, check_folder, decode_files, list_folder
+from ..pictures.folder import InstanceImage, decode_files
+from ..pictures.listing import Listing, check_folder, list_folder
 from ..runs.loop import Training
 from ..runs.optimizers import make_optimizer, make_rate
 from ..runs.runtime import Runtime

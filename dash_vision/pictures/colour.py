@@ -25,6 +25,12 @@ IGNORED = (
 _NO_CMS = "ignored the colour profile of {n}: pillow was built without LittleCMS, without which none can be applied"
 
 _SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # ICC's colour space: pillow's mode
+# LittleCMS shortens a conversion to a table, which for greys of linear light is off by 10 levels near black.
+_PRECISION = {
+    "RGB": ImageCms.Flags.NONE,
+    "L": ImageCms.Flags.NOOPTIMIZE,
+    "CMYK": ImageCms.Flags.HIGHRESPRECALC,
+}
 _CLASSES = ("mntr", "scnr", "prtr", "spac")  # devices and colour spaces; a device link is no profile of a picture
 _SAME = 2  # levels of 255: two spellings of sRGB differ by that much where their curves are rounded
 # x, y of red, green, blue and white
@@ -106,7 +112,7 @@ def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
         space,
         "RGB",
         ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION | _PRECISION[space],
     )
     return space, None if _changes_nothing(transform, space) else transform
 

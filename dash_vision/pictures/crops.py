@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..files.errors import InputError
+
 Bucket = tuple[int, int]
 """Width and height in pixels."""
 
@@ -33,10 +35,16 @@ def make_buckets(resolution: int, step: int = 64, max_ratio: float = 2.0) -> lis
     square is always there. Swapping width and height gives the same sizes. Sorted from tall to wide.
 
     Raises:
-        ValueError: step < 1, resolution < step, or max_ratio < 1.
+        InputError: resolution < step.
+        ValueError: step < 1, or max_ratio < 1.
     """
-    if step < 1 or resolution < step:
-        raise ValueError(f"got resolution {resolution} and step {step}; it takes 1 <= step <= resolution")
+    if step < 1:
+        raise ValueError(f"got step {step}; it takes 1 or more")
+    if resolution < step:
+        raise InputError(
+            f"pictures of several shapes have sides in multiples of {step} pixels here, more than the resolution "
+            f"{resolution}; give --resolution {step} or more, or leave out --aspect_ratio_buckets"
+        )
     if not max_ratio >= 1:
         raise ValueError(f"got max_ratio {max_ratio}; it is long side / short side and cannot be below 1")
     side = resolution // step
@@ -129,9 +137,9 @@ def variants(
     """The different views of one picture that are encoded once and then drawn from in training.
 
     There are never more than can differ: 1 for a centre crop, 2 (as it is, then mirrored) for a centre crop
-    with `flip`. Random crops give `n`; with `flip` every second one is mirrored, and one more is made of an odd `n`, so
-    that it is half of them. Where `size` leaves no room to move, random crops count as centre crops. Other arguments,
-    results and errors as in `to_tensor`.
+    with `flip`. Random crops give `n`; with `flip` every second one is mirrored, beginning with the first, and of an
+    odd `n` one more is made, so that it is half of them. Where `size` leaves no room to move, random crops count as
+    centre crops. Other arguments, results and errors as in `to_tensor`.
 
     Raises:
         ValueError: n < 1 as well.
@@ -140,7 +148,7 @@ def variants(
     if n < 1:
         raise ValueError(f"got n = {n}; at least one variant is needed")
     if crop == "random" and _cover(image.size, size) != size:
-        mirrored = [False, True] * ((n + 1) // 2) if flip else [False] * n
+        mirrored = [True, False] * ((n + 1) // 2) if flip else [False] * n
     else:
         crop, mirrored = "center", [False, True] if flip else [False]
     return [

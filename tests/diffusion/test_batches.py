@@ -1,5 +1,7 @@
 """Batches: their order, their sizes and their random streams."""
 
+from dataclasses import replace
+
 import torch
 
 from dash_vision.diffusion.latents import Example, Order, View
@@ -49,3 +51,12 @@ def test_streams_and_seeds_are_apart():
     }
     assert len(set(draws.values())) == len(draws)
     assert torch.rand(1, generator=stream(0, "a", 1)).item() == draws[0, "a", 1]
+
+
+def test_a_picture_is_drawn_as_often_as_its_repeats_say():
+    pictures = [replace(example, repeats=n) for example, n in zip(examples([(2, 2)] * 2), (1, 3), strict=True)]
+    order = Order(pictures, 4, 4, "x")
+    assert [sorted(index for index, _ in order.batch(n)) for n in range(5)] == [[0, 1, 1, 1]] * 5
+    several = [replace(example, repeats=n) for example, n in zip(examples([(2, 2), (4, 2)]), (1, 3), strict=True)]
+    drawn = [index for n in range(40) for index, _ in Order(several, 1, 4, "x").batch(n)]
+    assert (drawn.count(0), drawn.count(1)) == (10, 30)

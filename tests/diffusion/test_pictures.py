@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 
-from dash_vision.pictures import folder
 from tests.support.dreambooth import prepare, settings, train
 from tests.support.pictures import save_pictures
 
@@ -92,15 +91,6 @@ def test_random_crops_are_cached_as_variants(bases, tmp_path):
         settings(bases, tmp_path / "out3", instance_data_dir=str(wide), center_crop=True, random_flip=True)
     )
     assert len(centre.material.examples[0].views) == 2
-
-
-def test_every_picture_is_decoded_once(bases, tmp_path, monkeypatch):
-    decoded, read_picture = [], folder.read_picture
-    monkeypatch.setattr(
-        folder, "read_picture", lambda path, limits: decoded.append(path.name) or read_picture(path, limits)
-    )
-    prepare(settings(bases, tmp_path / "out"))
-    assert sorted(decoded) == [f"{i}.png" for i in range(5)]
 
 
 def test_pictures_of_kohyas_folders_are_drawn_as_often_as_their_names_say(bases, tmp_path):
