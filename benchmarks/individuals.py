@@ -29,13 +29,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import yaml
-from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor
 
 import train_dreambooth
 from dash_vision import load_adapter
-from dash_vision.bases.families import Base, load_base
+from dash_vision.bases.loading import Base, load_base
 from dash_vision.bases.sampling import Sampling, sample
 from dash_vision.files.atomic import replacing, write_json, write_text
 from dash_vision.files.errors import InputError
@@ -176,7 +175,6 @@ def train(case: Case, arm: Arm, seed: int, base: Path | None) -> dict[str, Any]:
         return read_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(told, shlex.join(command))
-    AcceleratorState._reset_state(reset_partial_state=True)  # of the run before, which may have had another precision
     terminate = signal.getsignal(signal.SIGTERM)
     with (folder / "log.txt").open("w+", encoding="utf-8") as log:
         with redirect_stdout(log), redirect_stderr(log):
@@ -215,8 +213,8 @@ def draw(case: Case, folder: Path, base: Base, settings: dict[str, Any], adapter
     folder.mkdir(parents=True, exist_ok=True)
     size = (base.resolution, base.resolution)
     how = Sampling(settings["num_inference_steps"], settings["guidance_scale"], size, len(prompts))
-    loaded = load_adapter(base.pipeline.unet, adapter) if adapter else None
-    pictures = sample(base, prompts, [(case.seed, i) for i in range(len(prompts))], how, torch.device("cpu"))
+    loaded = load_adapter(base.denoiser, adapter) if adapter else None
+    pictures = sample(base, prompts, case.seed, range(len(prompts)), how, torch.device("cpu"))
     if loaded:
         loaded.remove()
     for file, picture in zip(files, pictures, strict=True):

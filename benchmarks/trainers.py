@@ -3,18 +3,13 @@ DataLoader in every step, pictures and prompts encoded anew, adapters from PEFT.
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import TorchDynamoPlugin
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, get_peft_model
@@ -26,14 +21,17 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dash_vision import Adapter, DashConfig, inject
 from dash_vision.bases.backbones import build, head_names
-from dash_vision.bases.families import Base, load_base
+from dash_vision.bases.loading import Base, load_base
 from dash_vision.classification.config import Run, VtabConfig
 from dash_vision.classification.layout import data_root, read_split, task_folder
 from dash_vision.classification.run import backbone_of, execute
 from dash_vision.classification.runtime import Runtime
 from dash_vision.diffusion.config import DreamBoothConfig
-from dash_vision.diffusion.training import DreamBoothRun
+from dash_vision.diffusion.setup import prepare
 from dash_vision.miniature import pipeline_path
+from dash_vision.runs.loop import train
+from dash_vision.runs.runtime import make_runtime
+from dash_vision.runs.signals import StopRequest
 
 from .exactness import SD15
 from .exactness import build as build_unet
@@ -119,7 +117,7 @@ def plain_dreambooth(
         with autocast(settings):
             states = pipeline.text_encoder(ids.to(device))[0]
             predicted = pipeline.unet(noisy, t, states).sample
-        velocity = base.prediction_type == "v_prediction"
+        velocity = base.noise().prediction == "v_prediction"
         target = scheduler.get_velocity(latents, noise, t) if velocity else noise
         F.mse_loss(predicted.float(), target.float()).backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -155,23 +153,17 @@ def trainer_dreambooth(
         checkpointing_steps=0,
         compile=compiled,
     )
-    AcceleratorState._reset_state(reset_partial_state=True)  # it would keep the first run's settings for all
-    accelerator = Accelerator(
-        cpu=settings.device.type == "cpu",
-        mixed_precision=_PRECISION[settings.dtype],
-        dynamo_plugin=TorchDynamoPlugin(backend="inductor") if compiled else None,
-    )
-    run = DreamBoothRun(config, accelerator, lambda line: None)
-    for adapter in run.adapters.values() if k else ():
+    job = prepare(config, make_runtime(config.mixed_precision, settings.device.type), lambda line: None)
+    for adapter in job.adapters.values() if k else ():
         _launched(adapter)
-    assert config.train_batch_size is not None
+
+    for network in job.networks.values():
+        network.train()
 
     def go_on() -> None:
-        config.max_train_steps = run.step + steps
-        with redirect_stderr(io.StringIO()):  # the progress bar
-            run.fit()
+        train(job, job.training, job.runtime, job.training.step + steps, StopRequest())
 
-    return go_on, config.train_batch_size
+    return go_on, job.plan.train_batch_size
 
 
 def dreambooth(

@@ -261,13 +261,8 @@ class Sheet(NamedTuple):
     @property
     def columns(self) -> list[str]:
         """The prompt of every column."""
-        from dash_vision.diffusion.config import DreamBoothConfig, default_validation_prompts, derive_prompts
-
         arguments = self.run.content["arguments"]
-        prompts = arguments.get("validation_prompt")
-        if not prompts:
-            named = DreamBoothConfig(instance_data_dir="unused", instance_prompt=self.run.prompt)
-            prompts = default_validation_prompts(derive_prompts(named))
+        prompts = self.run.content.get("validation_prompts") or arguments.get("validation_prompt") or []
         return [str(p) for p in prompts for _ in range(int(arguments.get("num_validation_images") or 1))]
 
     @property

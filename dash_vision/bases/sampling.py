@@ -1,37 +1,31 @@
-"""Pictures from prompts, for samples.png and for prior preservation."""
+"""Pictures and latents of a base: its own sampler, its VAE."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..diffusion.data import generator
-from .families import Base, decode_latents
+from ..files.errors import InputError, RunError
+from ..runs.seeds import stream
+from .devices import placed
+from .family import Sampling
+from .loading import Base
 
+__all__ = ["Sampling", "decode_latents", "encode_picture", "sample", "starting_noise", "to_pictures"]
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample. size: (width, height) in pixels."""
-
-    steps: int
-    guidance: float
-    size: tuple[int, int]
-    batch_size: int = 4
 
 
 @torch.no_grad()
 def sample(
     base: Base,
     prompts: Sequence[str],
-    noise_seeds: Sequence[tuple[int, int]],
+    seed: int,
+    numbers: Sequence[int],
     how: Sampling,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
@@ -39,19 +33,19 @@ def sample(
 ) -> list[Image.Image]:
     """One picture per prompt, by the base's own sampler.
 
-    noise_seeds: (seed, number) of each picture's starting noise; equal pairs give equal noise, whatever the batch and
-    the device. The UNet computes in `dtype`; the VAE decodes in float32. The text encoders are on the device only
-    before the UNet is. When memory does not suffice for a batch, it is halved. `tick(n)` is called for every n
-    pictures done.
+    seed, numbers: of each picture's starting noise, see `starting_noise`. The denoiser computes in `dtype`; the VAE
+    decodes in float32. The text encoders are on the device only before the denoiser is. When memory does not suffice
+    for a batch, it is halved. `tick(n)` is called for every n pictures done. Raises RunError when a picture holds
+    values that are not finite.
     """
     pictures: list[Image.Image] = []
     size = how.batch_size
     conditions = _conditions(base, prompts, device)
-    with _placed([base.pipeline.vae, base.pipeline.unet], device):
+    with placed([base.pipeline.vae, base.denoiser], device):
         while len(pictures) < len(prompts):
             rest = slice(len(pictures), len(pictures) + size)
             try:
-                latents = _denoise(base, conditions[rest], noise_seeds[rest], how, device, dtype)
+                latents = _denoise(base, conditions[rest], seed, numbers[rest], how, device, dtype)
                 pictures += to_pictures(decode_latents(base, latents))
             except torch.cuda.OutOfMemoryError:
                 torch.cuda.empty_cache()
@@ -64,17 +58,21 @@ def sample(
     return pictures
 
 
-def starting_noise(base: Base, seeds: Sequence[tuple[int, int]], size: tuple[int, int]) -> Tensor:
-    """Standard normal latents [N, C, H, W], each from its own (seed, number)."""
-    shape = (int(base.pipeline.unet.config.in_channels), size[1] // base.factor, size[0] // base.factor)
-    return torch.stack([torch.randn(shape, generator=generator(seed, "sample", n)) for seed, n in seeds])
+def starting_noise(base: Base, seed: int, numbers: Sequence[int], size: tuple[int, int]) -> Tensor:
+    """Standard normal latents [N, C, h, w], float32 on the CPU, for pictures of `size`, (width, height) in pixels.
+
+    Each follows from the seed and its number alone, whatever the batch and the device: wherever a picture of (seed,
+    number) is drawn, it starts from the same noise.
+    """
+    shape = base.family.latent_shape(base.pipeline, size)
+    return torch.stack([torch.randn(shape, generator=stream(seed, "sample", n)) for n in numbers])
 
 
 def _conditions(base: Base, prompts: Sequence[str], device: torch.device) -> list[dict[str, Tensor]]:
     """What the pipeline is told for each prompt: encoded once each, on the device."""
     encoded: dict[str, dict[str, Tensor]] = {}
     # The pipeline takes its first network's device for its own, so the VAE goes along.
-    with _placed([base.pipeline.vae, *base.text_encoders()], device):
+    with placed([base.pipeline.vae, *base.text_encoders()], device):
         for prompt in dict.fromkeys(prompts):
             encoded[prompt] = base.family.sampler_inputs(base.pipeline, [prompt], device)
     return [encoded[prompt] for prompt in prompts]
@@ -83,48 +81,65 @@ def _conditions(base: Base, prompts: Sequence[str], device: torch.device) -> lis
 def _denoise(
     base: Base,
     conditions: Sequence[dict[str, Tensor]],
-    seeds: Sequence[tuple[int, int]],
+    seed: int,
+    numbers: Sequence[int],
     how: Sampling,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor:
     # Samplers that add noise on the way draw it from this generator: per batch, so that the same call repeats itself.
-    extra = generator(seeds[0][0], "sampler", seeds[0][1])
-    noise = starting_noise(base, seeds, how.size).to(device, dtype)
+    extra = stream(seed, "sampler", numbers[0])
+    noise = starting_noise(base, seed, numbers, how.size).to(device, dtype)
+    inputs = {key: value.to(dtype) for key, value in base.family.join(conditions).items()}
     enabled = dtype != torch.float32
     with torch.autocast(device.type, dtype=dtype if enabled else torch.bfloat16, enabled=enabled):
-        return base.pipeline(
-            **{key: torch.cat([one[key] for one in conditions]).to(dtype) for key in conditions[0]},
-            width=how.size[0],
-            height=how.size[1],
-            num_inference_steps=how.steps,
-            guidance_scale=how.guidance,
-            latents=noise,
-            generator=extra,
-            output_type="latent",
-        ).images
+        return base.family.sample(base.pipeline, inputs, noise, how, extra)
 
 
-class _placed:
-    """Networks on a device while inside, back where they were after."""
+@torch.no_grad()
+def encode_picture(base: Base, pixels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(mean, standard deviation) of the latents' distribution [C, h, w] of one picture [3, height, width] in [-1, 1].
 
-    def __init__(self, networks: Sequence[nn.Module], device: torch.device) -> None:
-        self.networks, self.device = networks, device
-        self.before: list[torch.device] = []
+    The VAE is on `device`. Always float32: SDXL's own VAE overflows in half precision. Raises InputError when the VAE
+    gives values that are not finite.
+    """
+    mean, std = base.family.encode_picture(base.pipeline, pixels[None].to(device, torch.float32))
+    if not (torch.isfinite(mean).all() and torch.isfinite(std).all()):
+        raise InputError(
+            "the VAE gave values that are not finite; for SDXL give the fp16-fix VAE by "
+            "--pretrained_vae_model_name_or_path, or check the base's files"
+        )
+    return mean[0].cpu(), std[0].cpu()
 
-    def __enter__(self) -> None:
-        self.before = [network.device for network in self.networks]  # type: ignore[misc]
-        for network in self.networks:
-            network.to(self.device)
 
-    def __exit__(self, *error: object) -> None:
-        for network, device in zip(self.networks, self.before, strict=True):
-            network.to(device)
+@torch.no_grad()
+def decode_latents(base: Base, latents: Tensor) -> Tensor:
+    """Latents [N, C, h, w] of the denoiser -> pictures [N, 3, height, width] in [0, 1], float32 on the CPU.
+
+    One at a time, and in tiles where the device's memory does not suffice for one.
+    """
+    latents = latents.to(device=base.pipeline.vae.device, dtype=torch.float32)
+    pictures = torch.cat([_decode(base, one[None]).cpu() for one in latents])
+    return (pictures / 2 + 0.5).clamp(0, 1)
+
+
+def _decode(base: Base, latents: Tensor) -> Tensor:
+    vae = base.pipeline.vae
+    try:
+        return base.family.decode(base.pipeline, latents)
+    except torch.cuda.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        log.warning("not enough memory to decode a picture at once; decoding it in tiles")
+    vae.enable_tiling()
+    try:
+        return base.family.decode(base.pipeline, latents)
+    finally:
+        vae.disable_tiling()
 
 
 def to_pictures(pixels: Tensor) -> list[Image.Image]:
-    """[N, 3, height, width] in [0, 1] -> RGB pictures. Raises FloatingPointError when a value is not finite."""
+    """[N, 3, height, width] in [0, 1] -> RGB pictures. Raises RunError when a value is not finite."""
     if not torch.isfinite(pixels).all():
-        raise FloatingPointError("the sampled pictures hold values that are not finite")
+        raise RunError("the sampled pictures hold values that are not finite")
     values = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(np.ascontiguousarray(v)) for v in values]

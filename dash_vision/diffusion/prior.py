@@ -11,79 +11,69 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..bases.families import Base
+from ..bases.loading import Base
 from ..bases.sampling import Sampling, sample
 from ..files.atomic import replacing, write_json
 from ..files.errors import InputError
-from ..pictures.folder import InstanceImage, Listing, PictureFile, check_folder, decode_files, list_folder
+from ..pictures.folder import InstanceImage, decode_files
+from ..pictures.listing import Listing, PictureFile, check_folder, list_folder
+from ..runs.runtime import Runtime
 from .config import DreamBoothConfig
+from .plan import Plan
 
 GENERATED = "generated"
 RECORD_NAME = "made_for.json"
+_FIRST_NOISE = 1_000_000  # the numbers below are those of samples.png
 
 
-def check_pictures(config: DreamBoothConfig) -> None:
-    """Look at all pictures that are there, without decoding one: before minutes are spent on loading a base.
-
-    Raises InputError for what `read_folder` would refuse by its names, captions, headers and ends.
-    """
-    check_folder(list_folder(config.instance_data_dir, captions=config.use_captions))
-    if config.class_data_dir and Path(config.class_data_dir).expanduser().exists():
-        check_folder(_own(Path(config.class_data_dir).expanduser(), config))
+def check_class_pictures(settings: DreamBoothConfig) -> None:
+    """Look at the user's own class pictures, without decoding one. Raises InputError as `check_folder`."""
+    if settings.class_data_dir and Path(settings.class_data_dir).expanduser().exists():
+        check_folder(_own(Path(settings.class_data_dir).expanduser(), settings))
 
 
-def class_images(
-    base: Base,
-    folder: Path,
-    prompt: str,
-    config: DreamBoothConfig,
-    accelerator: Accelerator,
-    dtype: torch.dtype,
-    say: Callable[[str], None],
-) -> tuple[InstanceImage, ...]:
-    """config.num_class_images pictures of `prompt`: those in `folder`, then those in its subfolder `generated`, which
-    are made where they are missing.
+def class_images(base: Base, plan: Plan, runtime: Runtime, say: Callable[[str], None]) -> tuple[InstanceImage, ...]:
+    """num_class_images pictures of the class prompt: those in the plan's class folder, then those in its subfolder
+    `generated`, which are made where they are missing.
 
     The missing ones are shared out over the processes; number n has the same noise whoever makes it. Raises InputError
     for own pictures that cannot be used, and for generated ones of something else.
     """
-    wanted, generated = config.num_class_images, folder / GENERATED
+    settings, folder, prompt = plan.settings, plan.class_folder, plan.prompts.class_
+    wanted, generated = settings.num_class_images, folder / GENERATED
     folder.mkdir(parents=True, exist_ok=True)
-    own = _read(_own(folder, config), config, say)
+    own = _read(_own(folder, settings), plan, say)
     files = [generated / f"{number:04d}.png" for number in range(wanted - len(own))]
-    origin: dict[str, object] = {"prompt": prompt, "base": base.name, "resolution": config.resolution}
+    origin: dict[str, object] = {"prompt": prompt, "base": base.name, "resolution": plan.resolution}
     if files:
         _check_origin(generated, origin)
     missing = [number for number, file in enumerate(files) if not file.is_file()]
-    accelerator.wait_for_everyone()  # all count before one writes
+    runtime.wait()  # all count before one writes
     if missing:
         have = f"class pictures: {wanted - len(missing)} in {folder}"
         say(f'{have}; generating {len(missing)} of "{prompt}" in {generated}')
-        if accelerator.is_main_process:
+        if runtime.main:
             generated.mkdir(exist_ok=True)
             write_json(generated / RECORD_NAME, origin)
-        accelerator.wait_for_everyone()
-        _generate(base, generated, prompt, missing, config, accelerator, dtype)
-        accelerator.wait_for_everyone()
+        runtime.wait()
+        _generate(base, plan, generated, missing[runtime.rank :: runtime.world], runtime)
+        runtime.wait()
     else:
         say(f'class pictures: {wanted} in {folder}, as wanted; none generated ("{prompt}")')
     made = Listing(generated, tuple(PictureFile(file, None, f"{GENERATED}/{file.name}") for file in files), ())
-    return (*own, *_read(made, config, say))
+    return (*own, *_read(made, plan, say))
 
 
-def _own(folder: Path, config: DreamBoothConfig) -> Listing:
+def _own(folder: Path, settings: DreamBoothConfig) -> Listing:
     """As many of the user's own pictures in the folder as are used."""
-    own = list_folder(folder, captions=config.use_captions, skip=(GENERATED,), may_be_empty=True)
-    return replace(own, files=own.files[: config.num_class_images])
+    own = list_folder(folder, captions=settings.use_captions, skip=(GENERATED,), may_be_empty=True)
+    return replace(own, files=own.files[: settings.num_class_images])
 
 
-def _read(listing: Listing, config: DreamBoothConfig, say: Callable[[str], None]) -> tuple[InstanceImage, ...]:
-    assert config.resolution is not None
-    pictures = decode_files(listing, resolution=config.resolution)
+def _read(listing: Listing, plan: Plan, say: Callable[[str], None]) -> tuple[InstanceImage, ...]:
+    pictures = decode_files(listing, resolution=plan.resolution)
     for note in pictures.notes:
         say(f"note: class pictures: {note}")
     return pictures.images
@@ -105,27 +95,17 @@ def _check_origin(folder: Path, now: dict[str, object]) -> None:
         )
 
 
-def _generate(
-    base: Base,
-    folder: Path,
-    prompt: str,
-    numbers: Sequence[int],
-    config: DreamBoothConfig,
-    accelerator: Accelerator,
-    dtype: torch.dtype,
-) -> None:
-    """Make this process's share of the pictures of those numbers."""
-    assert config.num_inference_steps is not None
-    assert config.guidance_scale is not None
-    assert config.resolution is not None
-    size = (config.resolution, config.resolution)
-    how = Sampling(config.num_inference_steps, config.guidance_scale, size, config.sample_batch_size)
-    share = numbers[accelerator.process_index :: accelerator.num_processes]
-    with tqdm(total=len(share), desc="class pictures", disable=not accelerator.is_main_process) as bar:
-        for start in range(0, len(share), how.batch_size):
-            part = share[start : start + how.batch_size]
-            seeds = [(config.seed, 1_000_000 + n) for n in part]
-            pictures = sample(base, [prompt] * len(part), seeds, how, accelerator.device, dtype, bar.update)
+def _generate(base: Base, plan: Plan, folder: Path, numbers: Sequence[int], runtime: Runtime) -> None:
+    """Draw the class pictures of these numbers, and write each to its file."""
+    size, at_once = (plan.resolution, plan.resolution), plan.settings.sample_batch_size
+    how = Sampling(plan.num_inference_steps, plan.guidance_scale, size, at_once)
+    with tqdm(total=len(numbers), desc="class pictures", disable=not runtime.main) as bar:
+        for start in range(0, len(numbers), at_once):
+            part = numbers[start : start + at_once]
+            noises = [_FIRST_NOISE + n for n in part]
+            prompts = [plan.prompts.class_] * len(part)
+            seed, device = plan.settings.seed, runtime.device
+            pictures = sample(base, prompts, seed, noises, how, device, runtime.dtype, bar.update)
             for n, picture in zip(part, pictures, strict=True):
                 with replacing(folder / f"{n:04d}.png") as temporary:
                     picture.save(temporary, format="PNG")

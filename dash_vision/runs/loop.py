@@ -106,7 +106,7 @@ class Training:
             "losses": self.losses,
             "launch": self.launch,
             "seconds": self.seconds,
-            "optimizers": [whole_state(optimizer.state_dict()["state"]) for optimizer in self.optimizers],
+            "optimizers": [whole_state(optimizer.state_dict()) for optimizer in self.optimizers],
             "schedule": self.schedule.state_dict() if self.schedule else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
@@ -120,10 +120,11 @@ class Training:
             raise ValueError("it does not say when the dash was launched")
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
-        for optimizer, moments in zip(self.optimizers, state["optimizers"], strict=True):
-            if not all(type(key) is int and isinstance(value, dict) for key, value in moments.items()):
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            if not all(type(key) is int and isinstance(value, dict) for key, value in saved["state"].items()):
                 raise ValueError("its optimizer's state is of another kind")
-            load_optimizer(optimizer, {"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+            # Prodigy keeps its estimate of the rate in the groups.
+            load_optimizer(optimizer, saved)
         if runtime.accelerator.scaler is not None and state["scaler"]:
             runtime.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.updates, self.losses = step, updates, [float(loss) for loss in losses]

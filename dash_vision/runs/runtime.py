@@ -43,6 +43,15 @@ def autocast(device: torch.device | str) -> torch.autocast:
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=fast_in_bf16(device))
 
 
+def use_cores() -> None:
+    """Share out the cores among the processes of this machine, where a launcher gave each one thread only."""
+    # accelerate launch sets the first, torchrun the second; both set OMP_NUM_THREADS=1 unless it was given.
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_WORLD_SIZE" in os.environ
+    if launched and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
 # -- the runtime
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
 
-from dash_vision.bases.families import load_base
+from dash_vision.bases.loading import load_base
 from dash_vision.pictures.crops import CropInfo
 from tests.support.single_file import save_single_file
 

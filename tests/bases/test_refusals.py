@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dash_vision.bases.families import load_base
+from dash_vision.bases.loading import load_base
 from dash_vision.files.errors import InputError
 
 
@@ -17,7 +17,7 @@ from dash_vision.files.errors import InputError
         ("EMPTY", "model_index.json"),
         ("FLUX", "is a FluxPipeline; dash-vision trains Stable Diffusion"),
         ("PICKLE", "not a .safetensors file"),
-        ("LORA", "holds no Stable Diffusion"),
+        ("LORA", "holds no checkpoint of Stable Diffusion"),
         ("CUT", "no complete .safetensors file"),
     ],
 )

@@ -4,8 +4,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dash_vision.bases.families import decode_latents, load_base
-from dash_vision.bases.sampling import Sampling, sample, starting_noise
+from dash_vision.bases.loading import load_base
+from dash_vision.bases.sampling import Sampling, decode_latents, sample, starting_noise
+from dash_vision.runs.seeds import stream
 from tests.support.dreambooth import settings, train
 
 
@@ -14,9 +15,8 @@ def test_samples_are_those_of_the_stock_pipeline(bases, base):
     ours = load_base(str(bases / base))
     how = Sampling(steps=3, guidance=4.0, size=(16, 16), batch_size=2)
     prompts = ["a cat", "a dog", "a clock"]
-    seeds = [(0, 0), (0, 1), (0, 2)]
-    pictures = sample(ours, prompts, seeds, how, torch.device("cpu"))
-    noise = starting_noise(ours, seeds, (16, 16))
+    pictures = sample(ours, prompts, 0, [0, 1, 2], how, torch.device("cpu"))
+    noise = starting_noise(ours, 0, [0, 1, 2], (16, 16))
     for i, prompt in enumerate(prompts):
         stock = ours.pipeline(
             prompt, width=16, height=16, num_inference_steps=3, guidance_scale=4.0, latents=noise[i : i + 1]
@@ -45,7 +45,7 @@ def test_a_picture_too_large_to_decode_at_once_is_decoded_in_tiles(bases, monkey
 
 def test_trap_10_seed_zero_is_a_seed_and_methods_share_their_noise(bases, tmp_path):
     base = load_base(str(bases / "sd"))
-    a, b, c = (starting_noise(base, [pair], (16, 16)) for pair in ((0, 0), (0, 0), (1, 0)))
+    a, b, c = (starting_noise(base, seed, [0], (16, 16)) for seed in (0, 0, 1))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     # With learning rate 0 nothing is learned, so base and trained rows are equal only if their noise is.
@@ -59,3 +59,12 @@ def test_trap_10_seed_zero_is_a_seed_and_methods_share_their_noise(bases, tmp_pa
         rows = [sheet.crop((left, y - tile, left + 2 * tile + gap, y)) for y in (bottom, bottom - tile - gap)]
     assert len(rows[0].getcolors(1 << 20)) > 50
     assert rows[0].tobytes() == rows[1].tobytes()
+
+
+def test_noise_follows_from_seed_and_number_alone(bases):
+    base = load_base(str(bases / "sd"))
+    many = starting_noise(base, 3, [0, 1, 7], (16, 24))
+    assert many.shape == (3, 4, 12, 8)
+    expected = torch.randn(4, 12, 8, generator=stream(3, "sample", 7))
+    assert torch.equal(starting_noise(base, 3, [7], (16, 24))[0], expected)
+    assert torch.equal(many[2], expected)

@@ -77,7 +77,7 @@ def test_a_run_trains_draws_and_scores_once_and_goes_on_from_what_is_there(tmp_p
     assert "| Dash | LoRA | 1 |" in table  # one pair: seed 1 has no other
     assert "| a true render |" in table
     (row,) = json.loads((out / "scores.json").read_text())["individuals"]
-    for name, seeds, method in (("Dash", "01", "lora-dash"), ("LoRA", "0", "lora")):
+    for name, seeds, method in (("Dash", "01", "dash"), ("LoRA", "0", "lora")):
         assert list(row["arms"][name]) == list(seeds)
         for seed in seeds:
             run = json.loads((out / "4" / name / f"seed-{seed}" / "run.json").read_text())

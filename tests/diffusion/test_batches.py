@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import torch
 
-from dash_vision.diffusion.data import Example, Order, View, generator
+from dash_vision.diffusion.latents import Example, Order, View
 from dash_vision.pictures.crops import CropInfo
+from dash_vision.runs.seeds import stream
 
 
 def examples(sizes):
@@ -16,7 +17,7 @@ def examples(sizes):
 
 
 def test_every_epoch_holds_every_picture_once():
-    order = Order(examples([(2, 2)] * 5), 3, seed=4, stream="x")
+    order = Order(examples([(2, 2)] * 5), 3, seed=4, name="x")
     drawn = [index for number in range(10) for index, _ in order.batch(number)]
     epochs = [drawn[i : i + 5] for i in range(0, 30, 5)]
     assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs)
@@ -30,7 +31,7 @@ def test_the_batch_size_does_not_change_the_order():
 
 def test_batches_hold_pictures_of_one_size():
     sizes = [(2, 2)] * 5 + [(4, 2)] * 2 + [(2, 4)]
-    order = Order(examples(sizes), 3, seed=1, stream="x")
+    order = Order(examples(sizes), 3, seed=1, name="x")
     for epoch in range(3):
         seen = set()
         for number in range(4 * epoch, 4 * epoch + 4):  # 2 + 1 + 1 batches
@@ -43,13 +44,13 @@ def test_batches_hold_pictures_of_one_size():
 
 def test_streams_and_seeds_are_apart():
     draws = {
-        (seed, stream, n): torch.rand(1, generator=generator(seed, stream, n)).item()
+        (seed, name, n): torch.rand(1, generator=stream(seed, name, n)).item()
         for seed in (0, 1, 2**62)
-        for stream in ("a", "b", "ab")
+        for name in ("a", "b", "ab")
         for n in (0, 1)
     }
     assert len(set(draws.values())) == len(draws)
-    assert torch.rand(1, generator=generator(0, "a", 1)).item() == draws[0, "a", 1]
+    assert torch.rand(1, generator=stream(0, "a", 1)).item() == draws[0, "a", 1]
 
 
 def test_a_picture_is_drawn_as_often_as_its_repeats_say():

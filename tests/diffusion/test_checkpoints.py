@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from dash_vision.diffusion.training import TrainingError
+from dash_vision.diffusion.run import fit
 from dash_vision.files.checkpoint import load_checkpoint, save_checkpoint
-from dash_vision.files.errors import InputError
+from dash_vision.files.errors import InputError, RunError
 from tests.support.bases import save_base
-from tests.support.dreambooth import prepare, settings, train
+from tests.support.dreambooth import before_each_batch, prepare, settings, train
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_a_checkpoint_of_another_run_is_refused(bases, tmp_path, changes, words)
 
 def test_a_checkpoint_goes_on_with_the_same_weights_under_another_schedule_of_noise(bases, tmp_path):
     train(settings(bases, tmp_path / "out", checkpointing_steps=4))
-    assert prepare(settings(bases, tmp_path / "out", "sd-v", resume_from_checkpoint="checkpoint-4")).step == 4
+    assert prepare(settings(bases, tmp_path / "out", "sd-v", resume_from_checkpoint="checkpoint-4")).training.step == 4
 
 
 def test_broken_and_missing_checkpoints(bases, tmp_path):
@@ -50,7 +50,7 @@ def test_going_on_with_another_number_of_processes_is_said(bases, tmp_path):
     path = tmp_path / "out/checkpoint-4.safetensors"
     save_checkpoint(path, load_checkpoint(path) | {"processes": 2})
     lines = []
-    assert prepare(settings(bases, tmp_path / "out", resume_from_checkpoint="checkpoint-4"), lines).step == 4
+    assert prepare(settings(bases, tmp_path / "out", resume_from_checkpoint="checkpoint-4"), lines).training.step == 4
     assert any("written by 2 processes, this run has 1" in line for line in lines)
 
 
@@ -67,19 +67,17 @@ def test_a_new_run_puts_old_checkpoints_aside(bases, tmp_path):
 
 def test_a_lost_loss_stops_the_run_and_keeps_the_last_good_checkpoint(bases, tmp_path):
     config = settings(bases, tmp_path / "out", checkpointing_steps=2, max_train_steps=41, prelaunch_steps=40)
-    run = prepare(config)
-    parameter = next(run.adapters["unet"].parameters())
-    one_step = run._one_step
+    job = prepare(config)
+    parameter = next(job.adapters["unet"].parameters())
 
-    def poisoned():
-        if run.step == 5:
+    def poison(batch):
+        if batch == 5:
             with torch.no_grad():
                 parameter.fill_(float("nan"))
-        one_step()
 
-    run._one_step = poisoned
-    with pytest.raises(TrainingError, match=r"loss is nan at step 6.*checkpoint-4"):
-        run.fit()
+    before_each_batch(job, poison)
+    with pytest.raises(RunError, match=r"loss is nan at step 6.*checkpoint-4"):
+        fit(job)
     assert sorted(p.name for p in (tmp_path / "out").glob("checkpoint*")) == [
         "checkpoint-2.safetensors",
         "checkpoint-4.safetensors",

@@ -7,10 +7,11 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dash_vision import load_adapter
-from dash_vision.bases.families import load_base
+from dash_vision.bases.loading import load_base
 from dash_vision.files.errors import InputError
 from tests.support.dreambooth import prepare, settings, train
 from tests.support.models import unet_inputs
@@ -25,8 +26,8 @@ def unet_output(unet):
 def test_stock_diffusers_loads_what_was_trained(bases, tmp_path, base):
     lines = []
     run = train(settings(bases, tmp_path / "out", base, train_text_encoder=base != "sd-v"), lines)
-    assert run.schedule.launched
-    assert run.step == 8
+    assert run.training.schedule.launched
+    assert run.training.step == 8
     out = tmp_path / "out"
     kind = StableDiffusionXLPipeline if base == "sdxl" else StableDiffusionPipeline
     trained = unet_output(run.base.pipeline.unet)
@@ -66,8 +67,8 @@ def test_everything_a_run_leaves(bases, tmp_path):
         "samples.png",
     ]
     story = json.loads((out / "run.json").read_text())
-    assert [p["phase"] for p in story["phases"]] == ["pre-launch", "dash"]
-    assert story["phases"][1]["after_step"] == 4
+    assert story["launch"]["step"] == 4
+    assert story["launch"]["layers"] == len(run.adapters["unet"].layers)
     assert story["seed"] == story["arguments"]["seed"] == 0
     assert story["arguments"]["learning_rate"] == 1e-2
     assert len(story["losses"]) == story["steps"] == 8
@@ -98,8 +99,8 @@ def test_the_card_s_code_runs(bases, tmp_path):
 
 def test_k_zero_is_plain_lora(bases, tmp_path):
     run = train(settings(bases, tmp_path / "out", dash_k=0))
-    assert not run.schedule.launched
-    assert run.phases == []
+    assert not run.training.schedule.launched
+    assert run.training.launch is None
     assert json.loads((tmp_path / "out/run.json").read_text())["method"] == "lora"
     weights = load_file(tmp_path / "out/pytorch_lora_weights.safetensors")
     assert {t.shape[0] for k, t in weights.items() if k.endswith("lora_A.weight")} == {2}
@@ -119,7 +120,7 @@ def test_the_same_seed_gives_the_same_files(bases, tmp_path):
     first = load_file(tmp_path / "a/out/dash_adapter.safetensors")
     second = load_file(tmp_path / "c/dash_adapter.safetensors")
     assert any(not torch.equal(first[k], second[k]) for k in first)
-    assert other.config.seed == 1
+    assert other.plan.settings.seed == 1
 
 
 def test_two_runs_do_not_share_a_folder(bases, tmp_path):
@@ -127,10 +128,21 @@ def test_two_runs_do_not_share_a_folder(bases, tmp_path):
     with pytest.raises(InputError, match="another run is writing"):
         prepare(settings(bases, tmp_path / "out"))
     first.close()
-    assert prepare(settings(bases, tmp_path / "out")).step == 0
+    assert prepare(settings(bases, tmp_path / "out")).training.step == 0
 
 
 def test_an_output_folder_that_cannot_be_written(bases, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write to --output_dir"):
         prepare(settings(bases, tmp_path / "file" / "out"))
+
+
+@pytest.mark.parametrize(("base", "prediction"), [("sd", "epsilon"), ("sd-v", "v")])
+def test_files_say_what_their_base_predicts_and_which_words_call_the_subject(bases, tmp_path, base, prediction):
+    train(settings(bases, tmp_path / "out", base, max_train_steps=5))
+    for file in ("pytorch_lora_weights.safetensors", "kohya/out.safetensors"):
+        with safe_open(tmp_path / "out" / file, "pt") as opened:
+            metadata = opened.metadata()
+        assert metadata["modelspec.prediction_type"] == prediction
+        assert metadata["modelspec.resolution"] == "16x16"
+        assert metadata["modelspec.trigger_phrase"] == "sks cat"

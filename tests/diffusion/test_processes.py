@@ -1,6 +1,5 @@
 """DreamBooth on two processes: what one process trains, or a refusal."""
 
-import gc
 import json
 import os
 import subprocess
@@ -12,10 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dash_vision.diffusion.training import DreamBoothRun
+from dash_vision.diffusion import setup
 from dash_vision.files.checkpoint import load_checkpoint, save_checkpoint
 from dash_vision.files.errors import InputError
-from tests.support.dreambooth import SCRIPT, accelerator, prepare, settings, train
+from dash_vision.runs.runtime import make_runtime
+from tests.support.dreambooth import SCRIPT, prepare, settings, train
 from tests.support.paths import ROOT
 
 # accelerate launch starts several processes on a CPU by MPI, or by a configuration of FSDP; torchrun needs neither.
@@ -64,12 +64,10 @@ def test_two_processes_train_what_one_does(bases, tmp_path, launcher):
 
 @pytest.mark.parametrize("optimizer", [{"optimizer": "prodigy", "learning_rate": 1.0}, {"use_8bit_adam": True}])
 def test_optimizers_that_take_no_split_model_are_refused(bases, tmp_path, optimizer):
-    gc.collect()
-    one = accelerator()
-    one.state.num_processes = 2  # refused before any process would be needed
+    runtime = make_runtime("no", "cpu")
+    runtime.sharded = True  # refused before any process would be needed
     with pytest.raises(InputError, match="FSDP splits the optimizer's numbers too"):
-        DreamBoothRun(settings(bases, tmp_path / "out", **optimizer), one, print, sharded=True)
-    accelerator()
+        setup.prepare(settings(bases, tmp_path / "out", **optimizer), runtime, print)
 
 
 def test_the_same_batch_split_otherwise_goes_on_with_the_same_pictures(bases, tmp_path):

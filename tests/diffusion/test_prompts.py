@@ -2,13 +2,8 @@
 
 import pytest
 
-from dash_vision.diffusion.config import (
-    DreamBoothConfig,
-    Prompts,
-    class_name,
-    default_validation_prompts,
-    derive_prompts,
-)
+from dash_vision.diffusion.config import DreamBoothConfig
+from dash_vision.diffusion.prompts import Prompts, class_name, default_validation_prompts, derive_prompts
 from dash_vision.files.errors import InputError
 
 

@@ -9,8 +9,9 @@ import time
 
 import pytest
 
-from dash_vision.diffusion.training import DreamBoothRun, Stopped
-from tests.support.dreambooth import SCRIPT, prepare, settings, train
+from dash_vision.diffusion.run import finish, fit
+from dash_vision.files.errors import Stopped
+from tests.support.dreambooth import SCRIPT, before_each_batch, prepare, settings, train
 from tests.support.paths import ROOT
 
 RESUMED = {
@@ -41,32 +42,30 @@ def test_resuming_before_at_and_after_the_launch_is_exact(bases, tmp_path, case)
         out = tmp_path / str(step) / "out"
         changes["resume_from_checkpoint"] = str(tmp_path / f"whole/out/checkpoint-{step}.safetensors")
         run = prepare(settings(bases, out, **changes))
-        assert run.step == step
-        assert run.schedule.launched == (step >= 4)
-        run.fit()
-        run.save()
+        assert run.training.step == step
+        assert run.training.schedule.launched == (step >= 4)
+        fit(run)
+        finish(run)
         assert (out / "dash_adapter.safetensors").read_bytes() == expected
-        assert run.losses == whole.losses
+        assert run.training.losses == whole.training.losses
 
 
-def test_a_signal_ends_the_step_and_the_run_goes_on_from_there(bases, tmp_path, monkeypatch):
+def test_a_signal_ends_the_step_and_the_run_goes_on_from_there(bases, tmp_path):
     train(settings(bases, tmp_path / "whole" / "out"))
     run = prepare(settings(bases, tmp_path / "cut" / "out"))
-    one_step = DreamBoothRun._one_step
 
-    def interrupted(self):
-        if self.step == 2:
+    def interrupt(batch):
+        if batch == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        one_step(self)
 
-    monkeypatch.setattr(DreamBoothRun, "_one_step", interrupted)
+    before_each_batch(run, interrupt)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped) as stopped:
-        run.fit()
-    monkeypatch.undo()
+        fit(run)
     assert signal.getsignal(signal.SIGTERM) is before
     assert stopped.value.signum == signal.SIGTERM
-    assert stopped.value.checkpoint == tmp_path / "cut/out/checkpoint-3.safetensors"
+    assert str(tmp_path / "cut/out/checkpoint-3.safetensors") in str(stopped.value)
+    assert (tmp_path / "cut/out/checkpoint-3.safetensors").is_file()
     lines = []
     train(settings(bases, tmp_path / "cut" / "out", resume_from_checkpoint="latest"), lines)
     assert any("at step 3" in line for line in lines)

@@ -63,7 +63,7 @@ def test_bad_settings_files(tmp_path, text, words, capsys):
 
 
 def test_pictures_are_looked_at_before_a_model_is_loaded(bases, tmp_path, monkeypatch):
-    monkeypatch.setattr("dash_vision.diffusion.training.load_base", lambda *a: pytest.fail("loaded a model"))
+    monkeypatch.setattr("dash_vision.diffusion.setup.load_base", lambda *a: pytest.fail("loaded a model"))
     with pytest.raises(InputError, match="no folder"):
         prepare(settings(bases, tmp_path / "out", instance_data_dir=str(tmp_path / "dgo"), instance_prompt="x"))
 
@@ -97,3 +97,14 @@ def test_the_script_reports_in_one_sentence(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("train_dreambooth.py: error: there is no folder")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--instance_data", "x", "--rank", "two"], ["--rnk", "2"]])
+def test_help_and_wrong_settings_wait_for_no_library(words):
+    code = (
+        "import sys\nfrom dash_vision.diffusion.command import main\n"
+        f"try:\n    main({words})\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'diffusers', 'transformers', 'accelerate', 'PIL', 'numpy'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr

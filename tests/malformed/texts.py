@@ -32,7 +32,7 @@ YAML = {
     "rank is a list": "rank: [1, 2]\n",
     "rank is a mapping": "rank: {a: 1}\n",
     "rank is infinite": "rank: .inf\n",
-    "rank is none": "rank:\n",
+    "dash_k is none": "dash_k:\n",
     "rank has 5,000 digits": f"rank: {'9' * 5000}\n",
     "learning_rate is not a number": "learning_rate: .nan\n",
     "learning_rate has 400 digits": f"learning_rate: {'9' * 400}\n",

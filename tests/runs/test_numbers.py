@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import dash_vision.diffusion.training
+import dash_vision.runs.loop
 from dash_vision.files.checkpoint import load_checkpoint
 from tests.support.scripts import dreambooth, vtab
 
@@ -54,31 +54,32 @@ def test_fp16_steps_that_overflow_change_nothing_and_do_not_count(bases, tmp_pat
     more = ["--mixed_precision", "fp16", "--max_train_steps", 24, "--checkpoints_total_limit", 24]
     assert dreambooth(bases, tmp_path / "out", *more) == 0
     states = [load_checkpoint(tmp_path / "out" / f"checkpoint-{step}.safetensors") for step in range(1, 25)]
-    scales = [state["scaler"]["scale"] for state in states]
+    trained = [state["training"] for state in states]
+    scales = [training["scaler"]["scale"] for training in trained]
     skipped = [after < before for before, after in zip([2.0**30, *scales], scales, strict=False)]
     assert scales == [2.0 ** (30 - sum(skipped[:n])) for n in range(1, 25)]
     first = skipped.index(False)
     assert 5 < first < 20
     for state in states[:first]:
         assert all(not t.any() for key, t in state["adapters"]["unet"].items() if key.endswith(".B"))
-        assert not state["optimizer"]["state"]
+        assert not state["training"]["optimizers"][0]["state"]
     assert any(t.any() for key, t in states[first]["adapters"]["unet"].items() if key.endswith(".B"))
     # What counts is updates of the weights: two before the launch, and as many steps of the learning rate's schedule.
     updates = [n - sum(skipped[:n]) for n in range(1, 25)]
-    assert [state["schedule"]["steps"] for state in states] == updates
-    assert [dashes(state) for state in states] == [n >= 2 for n in updates]
-    assert states[-1]["lr_scheduler"]["last_epoch"] == updates[-1]
-    launched = json.loads((tmp_path / "out" / "run.json").read_text())["phases"][1]["after_step"]
+    assert [training["schedule"]["steps"] for training in trained] == updates
+    assert [dashes(training) for training in trained] == [n >= 2 for n in updates]
+    assert trained[-1]["updates"] == updates[-1]
+    launched = json.loads((tmp_path / "out" / "run.json").read_text())["launch"]["step"]
     assert launched == updates.index(2) + 1
 
 
-def dashes(state):
-    return all((t >= 0).all() for key, t in state["schedule"]["tensors"].items() if key.endswith(".indices"))
+def dashes(training):
+    return all((t >= 0).all() for key, t in training["schedule"]["tensors"].items() if key.endswith(".indices"))
 
 
 def test_a_run_of_nothing_but_overflow_ends(bases, tmp_path, monkeypatch, capsys):
     scaled_from(monkeypatch, 2.0**120)
-    monkeypatch.setattr(dash_vision.diffusion.training, "_MOST_SKIPPED", 10)
+    monkeypatch.setattr(dash_vision.runs.loop, "_MOST_SKIPPED", 10)
     more = ["--mixed_precision", "fp16", "--max_train_steps", 40, "--checkpointing_steps", 0]
     assert dreambooth(bases, tmp_path / "out", *more) == 1
     said = capsys.readouterr().err

@@ -103,22 +103,21 @@ def launch_and_remove(cycles: int) -> list[int]:
 
 def many_steps(folder: Path, steps: int) -> list[int]:
     """DreamBooth steps through the launch and beyond."""
-    from accelerate import Accelerator
-
     from dash_vision.diffusion.config import DreamBoothConfig
-    from dash_vision.diffusion.training import DreamBoothRun
+    from dash_vision.diffusion.setup import prepare
+    from dash_vision.runs.loop import train
+    from dash_vision.runs.runtime import make_runtime
     from dash_vision.runs.settings import parse
+    from dash_vision.runs.signals import StopRequest
 
     save_base(folder / "sd")
     save_pictures(folder / "cat", count=3)
     words = ["--instance_data", folder / "cat", "--pretrained_model_name_or_path", folder / "sd"]
     words += ["--output_dir", folder / "out", "--max_train_steps", 10 * steps, "--prelaunch_steps", 2]
     config = parse(DreamBoothConfig, "", "", [str(word) for word in words])
-    run = DreamBoothRun(config, Accelerator(cpu=True), lambda line: None)
+    job = prepare(config, make_runtime("no", "cpu"), lambda line: None)
 
     def step(number: int) -> None:
-        run._one_step()
-        run.schedule.step()
-        run._pending.clear()  # what a look at the loss empties every ten steps
+        train(job, job.training, job.runtime, job.training.step + 1, StopRequest())
 
     return growth(step, steps)

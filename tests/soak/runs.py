@@ -211,8 +211,8 @@ def steps_kept(trainer: Trainer, out: Path) -> tuple[int, int]:
 
 def progress(state: dict[str, Any]) -> int:
     """Optimizer steps in a checkpoint of either trainer."""
-    if "step" in state:
-        return int(state["step"])
+    if "training" in state:
+        return int(state["training"]["step"])
     trainer, frozen = state["trainer"], state["selection"] is not None
     return (1000 if frozen else 0) + (trainer["step"] if trainer else 0)
 

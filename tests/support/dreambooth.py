@@ -2,11 +2,10 @@
 
 import gc
 
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-
+from dash_vision.diffusion import setup
 from dash_vision.diffusion.config import DreamBoothConfig
-from dash_vision.diffusion.training import DreamBoothRun
+from dash_vision.diffusion.run import finish, fit
+from dash_vision.runs.runtime import make_runtime
 from tests.support.paths import ROOT
 
 SCRIPT = ROOT / "train_dreambooth.py"
@@ -29,19 +28,27 @@ def settings(folder, out, base="sd", **changes):
     return DreamBoothConfig(**{**common, **changes})
 
 
-def accelerator(mixed_precision="no"):
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
-    return Accelerator(cpu=True, mixed_precision=mixed_precision)
-
-
-def prepare(config, lines=None, mixed_precision="no"):
+def prepare(config, lines=None, mixed_precision="no", **options):
+    """The job of a run on the CPU. lines: takes what the run says. options: of make_runtime."""
     gc.collect()  # runs that are done with let go of their folders
-    return DreamBoothRun(config, accelerator(mixed_precision), (lines if lines is not None else []).append)
+    runtime = make_runtime(mixed_precision, "cpu", **options)
+    return setup.prepare(config, runtime, (lines if lines is not None else []).append)
 
 
 def train(config, lines=None, mixed_precision="no"):
-    run = prepare(config, lines, mixed_precision)
-    run.fit()
-    run.save()
-    return run
+    """A whole run."""
+    job = prepare(config, lines, mixed_precision)
+    fit(job)
+    finish(job)
+    return job
+
+
+def before_each_batch(job, action):
+    """Do `action(number)` before the loss of every batch."""
+    loss = job.loss
+
+    def watched(batch):
+        action(batch)
+        return loss(batch)
+
+    job.loss = watched

@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..bases.families import Base, Conditions, encode_picture
+from ..bases.devices import placed
+from ..bases.family import Conditions
+from ..bases.loading import Base
+from ..bases.noise import NoiseProcess
+from ..bases.sampling import encode_picture
 from ..files.atomic import replacing
 from ..pictures.crops import CropInfo, make_buckets, nearest_bucket, variants
 from ..pictures.folder import InstanceImage
+from ..runs.seeds import stream
 
 
 @dataclass(frozen=True)
@@ -74,30 +78,29 @@ def encode_examples(
     sizes = make_buckets(framing.resolution, base.grid) if framing.buckets else []
     vae_key = _fingerprint(base.pipeline.vae.state_dict().values()) if cache else ""
     examples = []
-    base.pipeline.vae.to(device)
-    for i, picture in enumerate(progress(images)):
-        width, height = picture.image.size
-        square = (framing.resolution, framing.resolution)
-        size = nearest_bucket(width, height, sizes) if framing.buckets else square
-        views = variants(
-            picture.image,
-            size,
-            framing.crops,
-            crop="center" if framing.center_crop else "random",
-            flip=framing.random_flip,
-            generator=generator(seed, "crops", i),
-            original_size=picture.original_size,
-        )
-        encoded = [_encode(base, pixels, device, cache, vae_key) for pixels, _ in views]
-        examples.append(
-            Example(
-                picture.name,
-                picture.caption or prompt,
-                tuple(View(*latents, info, size) for latents, (_, info) in zip(encoded, views, strict=True)),
-                picture.repeats,
+    with placed([base.pipeline.vae], device):
+        for i, picture in enumerate(progress(images)):
+            width, height = picture.image.size
+            square = (framing.resolution, framing.resolution)
+            size = nearest_bucket(width, height, sizes) if framing.buckets else square
+            views = variants(
+                picture.image,
+                size,
+                framing.crops,
+                crop="center" if framing.center_crop else "random",
+                flip=framing.random_flip,
+                generator=stream(seed, "crops", i),
+                original_size=picture.original_size,
             )
-        )
-    base.pipeline.vae.to("cpu")
+            encoded = [_encode(base, pixels, device, cache, vae_key) for pixels, _ in views]
+            examples.append(
+                Example(
+                    picture.name,
+                    picture.caption or prompt,
+                    tuple(View(*latents, info, size) for latents, (_, info) in zip(encoded, views, strict=True)),
+                    picture.repeats,
+                )
+            )
     return examples
 
 
@@ -130,12 +133,6 @@ def _fingerprint(tensors: Iterable[Tensor]) -> str:
 # -- drawing
 
 
-def generator(seed: int, stream: str, *numbers: int) -> torch.Generator:
-    """A CPU generator of its own for every (seed, stream, numbers)."""
-    words = np.random.SeedSequence([seed, *stream.encode(), 256, *numbers]).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
-
-
 class Order:
     """An endless order of examples, each epoch a new permutation; `order[j]` follows from the seed and j alone.
 
@@ -143,8 +140,8 @@ class Order:
     of a size filled up from its beginning, and the batches are shuffled.
     """
 
-    def __init__(self, examples: Sequence[Example], batch_size: int, seed: int, stream: str) -> None:
-        self.batch_size, self.seed, self.stream = batch_size, seed, stream
+    def __init__(self, examples: Sequence[Example], batch_size: int, seed: int, name: str) -> None:
+        self.batch_size, self.seed, self.name = batch_size, seed, name
         groups: dict[tuple[int, int], list[int]] = {}
         for i, example in enumerate(examples):
             groups.setdefault(example.views[0].size, []).extend([i] * example.repeats)
@@ -174,46 +171,47 @@ class Order:
         return [batches[i] for i in self._permutation(len(batches), epoch, 0).tolist()]
 
     def _permutation(self, n: int, epoch: int, which: int) -> Tensor:
-        return torch.randperm(n, generator=generator(self.seed, self.stream, epoch, which))
+        return torch.randperm(n, generator=stream(self.seed, self.name, epoch, which))
 
 
 @dataclass
 class Batch:
-    """Latents and noise [N, C, H, W], timesteps [N], prompts, and the pictures' own conditions; all on the CPU.
+    """Latents and noise [N, C, H, W], times of the noise process [N], prompts, and the pictures' own conditions; all on
+    the CPU.
 
     share [N]: the factor of each picture's loss in the batch's.
     """
 
     latents: Tensor
     noise: Tensor
-    timesteps: Tensor
+    times: Tensor
     prompts: list[str]
     pictures: Conditions
     share: Tensor
 
 
 def draw_batch(
-    base: Base, examples: Sequence[Example], order: Order, number: int, timesteps: int, weight: float = 1.0
+    base: Base, examples: Sequence[Example], order: Order, number: int, process: NoiseProcess, weight: float = 1.0
 ) -> Batch:
-    """Batch `number` of an order: views, latents, noise and timesteps of each slot from the slot's own generator.
+    """Batch `number` of an order: views, latents, noise and times of each slot from the slot's own generator.
 
     The pictures' shares of the loss add up to `weight`.
     """
     latents, noises, times, infos, prompts = [], [], [], [], []
     size = (0, 0)
     for index, slot in order.batch(number):
-        g = generator(order.seed, order.stream + " slot", slot)
+        generator = stream(order.seed, order.name + " slot", slot)
         example = examples[index]
-        view = example.views[int(torch.randint(len(example.views), (), generator=g))]
-        latents.append(view.mean + view.std * torch.randn(view.mean.shape, generator=g))
-        noises.append(torch.randn(view.mean.shape, generator=g))
-        times.append(torch.randint(timesteps, (), generator=g))
+        view = example.views[int(torch.randint(len(example.views), (), generator=generator))]
+        latents.append(view.mean + view.std * torch.randn(view.mean.shape, generator=generator))
+        noises.append(torch.randn(view.mean.shape, generator=generator))
+        times.append(process.sample_times(1, view.size, generator))
         infos.append(view.info)
         prompts.append(example.prompt)
         size = view.size
     pictures = base.family.picture_conditions(infos, size)
     share = torch.full((len(prompts),), weight / len(prompts))
-    return Batch(torch.stack(latents), torch.stack(noises), torch.stack(times), prompts, pictures, share)
+    return Batch(torch.stack(latents), torch.stack(noises), torch.cat(times), prompts, pictures, share)
 
 
 def join(first: Batch, second: Batch) -> Batch:
@@ -221,13 +219,13 @@ def join(first: Batch, second: Batch) -> Batch:
     return Batch(
         torch.cat([first.latents, second.latents]),
         torch.cat([first.noise, second.noise]),
-        torch.cat([first.timesteps, second.timesteps]),
+        torch.cat([first.times, second.times]),
         first.prompts + second.prompts,
         {key: torch.cat([value, second.pictures[key]]) for key, value in first.pictures.items()},
         torch.cat([first.share, second.share]),
     )
 
 
-def prompts_of(*groups: Sequence[Example]) -> Iterator[str]:
+def prompts_of(*groups: Sequence[Example]) -> list[str]:
     """Every prompt that the examples are trained under, each once."""
-    return iter(dict.fromkeys(example.prompt for group in groups for example in group))
+    return list(dict.fromkeys(example.prompt for group in groups for example in group))

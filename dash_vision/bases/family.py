@@ -1,0 +1,159 @@
+"""A family of base models: everything that training and sampling ask of a base, answered in one file for each kind.
+
+A new family is a file with a subclass of `Family` and one entry in `loading.FAMILIES`. No other module knows a
+pipeline's networks by name, how its prompts and pictures are encoded, or by what process it makes noise of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..files.readers import About
+from ..pictures.crops import CropInfo
+from .noise import NoiseOptions, NoiseProcess
+
+Conditions = dict[str, Any]
+"""What the denoiser is told beside the noisy latents, by a name that the family chooses; a batch first."""
+Target = str | list[str]
+"""DashConfig's target: a preset of the core, module-name suffixes, or a regular expression."""
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Settings that suit a base; a setting that the user left out is replaced by them."""
+
+    learning_rate: float
+    rank: int
+    max_train_steps: int
+    train_batch_size: int
+    guidance_scale: float
+    num_inference_steps: int
+
+
+class Family(Protocol):
+    """What is asked of a kind of base. `pipeline` is always the stock diffusers pipeline.
+
+    name: for users. pipeline_class: of diffusers. denoiser, text_encoders: names of the pipeline's networks; the
+    denoiser's is also the prefix of its layers in LoRA files. trains_text_encoders: whether diffusers loads LoRAs of
+    them. defaults: of settings. targets: presets of layers to adapt, by the name that users give; default_target is one
+    of these. units: class names of the blocks whose weights FSDP puts together at a time. layouts: formats of
+    files.lora that tools read for this family. multiple: the pipeline samples in multiples of so many pixels.
+
+    Latents are [N, C, h, w] everywhere: a family whose denoiser takes packed ones packs them in `denoise` and `sample`.
+    """
+
+    name: str
+    pipeline_class: str
+    denoiser: str
+    text_encoders: tuple[str, ...]
+    trains_text_encoders: bool
+    defaults: Defaults
+    targets: Mapping[str, Target]
+    default_target: str
+    units: tuple[str, ...]
+    layouts: tuple[str, ...]
+    multiple: int
+
+    # -- loading
+
+    def owns(self, keys: Collection[str]) -> bool:
+        """Whether a single file with tensors of these names is a base of this family."""
+
+    def loading_options(self) -> dict[str, Any]:
+        """What from_pretrained of the pipeline's class takes beside the name."""
+
+    def check(self, name: str, pipeline: Any) -> None:
+        """Raises InputError for a relative that would train without an error, but for a wrong target."""
+
+    def about(self, pipeline: Any) -> About:
+        """What a LoRA file says of its base, for the programs that read one."""
+
+    def set_prediction(self, pipeline: Any, prediction_type: str) -> None:
+        """Say what the base predicts, where its files do not. Raises InputError where there is no such choice."""
+
+    # -- sizes
+
+    def resolution(self, pipeline: Any) -> int:
+        """The side in pixels that the denoiser was trained at."""
+
+    def factor(self, pipeline: Any) -> int:
+        """Pixels per latent along a side."""
+
+    def grid(self, pipeline: Any) -> int:
+        """Pixels that one cell of the denoiser's coarsest level covers: sizes of buckets are multiples of it."""
+
+    def latent_shape(self, pipeline: Any, size: tuple[int, int]) -> tuple[int, int, int]:
+        """(C, h, w) of the latents of a picture of `size`, (width, height) in pixels."""
+
+    # -- the noise process
+
+    def noise(self, pipeline: Any, options: NoiseOptions) -> NoiseProcess:
+        """The process that the base was trained on. Raises InputError for options that it does not have."""
+
+    def denoise(self, network: nn.Module, noisy: Tensor, times: Tensor, conditions: Mapping[str, Any]) -> Tensor:
+        """What the denoiser says of noisy latents [N, C, h, w] at `times` [N] of the noise process, in the terms of
+        that process's target."""
+
+    def prepare(self, network: nn.Module, device: torch.device, latent_side: int) -> None:
+        """Choose what makes the denoiser fast on a device, for latents of that side."""
+
+    # -- prompts
+
+    def encode_prompts(self, pipeline: Any, prompts: Sequence[str], device: torch.device) -> dict[str, Conditions]:
+        """Prompt -> its conditions (a batch of 1, float32, on the CPU). Encoders are on `device` only for it."""
+
+    def left_out(self, pipeline: Any, prompt: str) -> str:
+        """The end of a prompt that is beyond the tokenizer's length, as text; "" when all of it is read."""
+
+    def picture_conditions(self, infos: Sequence[CropInfo], size: tuple[int, int]) -> Conditions:
+        """What the denoiser is told about the pictures themselves, as tensors [N, ...]; size: (width, height)."""
+
+    def join(self, conditions: Sequence[Conditions]) -> Conditions:
+        """Conditions of several prompts as one batch."""
+        return {key: torch.cat([one[key] for one in conditions]) for key in conditions[0]}
+
+    # -- trained text encoders
+
+    def tokenize(self, pipeline: Any, prompts: Sequence[str]) -> list[Tensor]:
+        """Token ids [N, tokens] for each text encoder."""
+
+    def encode_tokens(self, encoders: Sequence[nn.Module], ids: Sequence[Tensor]) -> Conditions:
+        """Conditions of tokenized prompts, with gradients if the encoders have any."""
+
+    def text_target(self, name: str, encoder: Any) -> Target:
+        """The layers of a text encoder to adapt: those that the conditions depend on."""
+
+    # -- pictures
+
+    def encode_picture(self, pipeline: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean, standard deviation) of the latents' distribution for pictures [N, 3, height, width] in [-1, 1] on the
+        VAE's device, scaled as the denoiser expects them; a deviation of 0 where the family takes the mode."""
+
+    def decode(self, pipeline: Any, latents: Tensor) -> Tensor:
+        """Latents of the denoiser, float32 on the VAE's device -> pictures [N, 3, height, width] in [-1, 1]."""
+
+    # -- the base's own sampler
+
+    def sampler_inputs(self, pipeline: Any, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+        """The pipeline's own encoding of prompts, and of none for guidance, as arguments of its call."""
+
+    def sample(
+        self, pipeline: Any, inputs: Mapping[str, Any], noise: Tensor, how: Sampling, generator: torch.Generator
+    ) -> Tensor:
+        """Latents [N, C, h, w] by the pipeline's sampler from `noise` of that shape. generator: of a sampler that adds
+        noise on the way."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample. size: (width, height) in pixels. batch_size: pictures at once."""
+
+    steps: int
+    guidance: float
+    size: tuple[int, int]
+    batch_size: int = 4

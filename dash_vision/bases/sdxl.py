@@ -1,0 +1,73 @@
+"""SDXL: two text encoders, their penultimate states joined, a pooled state, and sizes and crop as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..files.readers import SDXL, About
+from ..pictures.crops import CropInfo
+from .family import Conditions, Defaults, Target
+from .stable_diffusion import StableDiffusion
+
+
+class StableDiffusionXL(StableDiffusion):
+    """Conditions: "prompt_embeds" [N, tokens, width], "text_embeds" [N, width], "time_ids" [N, 6]."""
+
+    name = "Stable Diffusion XL"
+    pipeline_class = "StableDiffusionXLPipeline"
+    text_encoders = ("text_encoder", "text_encoder_2")
+    defaults = Defaults(
+        learning_rate=1e-4,
+        rank=4,
+        max_train_steps=500,
+        train_batch_size=1,
+        guidance_scale=5.0,
+        num_inference_steps=30,
+    )
+
+    def owns(self, keys: Collection[str]) -> bool:
+        """See Family."""
+        return any(key.startswith("conditioner.embedders.1.") for key in keys)
+
+    def loading_options(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def about(self, pipeline: Any) -> About:
+        """See Family."""
+        return replace(SDXL, prediction=self._prediction(pipeline))
+
+    def denoise(self, network: nn.Module, noisy: Tensor, times: Tensor, conditions: Mapping[str, Any]) -> Tensor:
+        """See Family."""
+        added = {"text_embeds": conditions["text_embeds"], "time_ids": conditions["time_ids"]}
+        return network(noisy, times, encoder_hidden_states=conditions["prompt_embeds"], added_cond_kwargs=added).sample
+
+    def picture_conditions(self, infos: Sequence[CropInfo], size: tuple[int, int]) -> Conditions:
+        """ "time_ids" [N, 6]: original height and width, crop's top and left, target height and width, in pixels."""
+        width, height = size
+        rows = [[*info.original_size, *info.crop_top_left, height, width] for info in infos]
+        return {"time_ids": torch.tensor(rows, dtype=torch.float32)}
+
+    def encode_tokens(self, encoders: Sequence[nn.Module], ids: Sequence[Tensor]) -> Conditions:
+        """See Family; "text_embeds" is the second encoder's projected state."""
+        states = [encoder(i, output_hidden_states=True) for encoder, i in zip(encoders, ids, strict=True)]
+        joined = torch.cat([state.hidden_states[-2] for state in states], dim=-1)
+        return {"prompt_embeds": joined, "text_embeds": states[-1][0]}
+
+    def text_target(self, name: str, encoder: Any) -> Target:
+        """All but the first encoder's last layer, which the penultimate state does not pass: it would never get a
+        gradient, and DDP would wait for one."""
+        if name != "text_encoder":
+            return "clip-text"
+        used = "|".join(str(i) for i in range(int(encoder.config.num_hidden_layers) - 1))
+        return rf"(?:.*\.)?layers\.(?:{used})\.self_attn\.(?:q_proj|k_proj|v_proj|out_proj)"
+
+    def sampler_inputs(self, pipeline: Any, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+        """See Family."""
+        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        return dict(zip(names, pipeline.encode_prompt(list(prompts), device=device), strict=True))

@@ -1,0 +1,69 @@
+"""The checkpoints in a run's folder: checkpoint-STEP.safetensors."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..files.checkpoint import save_checkpoint
+from ..files.errors import InputError
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """The file of the checkpoint after `step`."""
+    return folder / f"checkpoint-{step}.safetensors"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints in `folder`, the oldest first."""
+    files = [p for p in folder.glob("checkpoint-*.safetensors") if p.stem.removeprefix("checkpoint-").isdigit()]
+    return sorted(files, key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.stem.removeprefix("checkpoint-"))
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The one with the most steps; None where there is none."""
+    files = checkpoints(folder)
+    return files[-1] if files else None
+
+
+def find_checkpoint(folder: Path, wanted: str | None) -> Path | None:
+    """The file that --resume_from_checkpoint names; None for "latest" when there is none. Raises InputError."""
+    if wanted is None:
+        return None
+    if wanted == "latest":
+        return latest_checkpoint(folder)
+    for path in (Path(wanted).expanduser(), folder / wanted, folder / f"{wanted}.safetensors"):
+        if path.is_file():
+            return path
+    present = ", ".join(p.stem for p in checkpoints(folder)) or "none"
+    raise InputError(f"there is no checkpoint {wanted}; in {folder} there are: {present}")
+
+
+def write_checkpoint(folder: Path, step: int, state: dict[str, Any], limit: int | None) -> None:
+    """Write the checkpoint after `step`; the oldest ones beyond `limit` go only after it is complete."""
+    save_checkpoint(checkpoint_path(folder, step), state)
+    for old in checkpoints(folder)[:-limit] if limit else []:
+        old.unlink(missing_ok=True)
+
+
+def put_aside(folder: Path, step: int) -> Path | None:
+    """Move checkpoints after `step`, which an earlier run left, where "latest" does not find them.
+
+    Returns the new folder, if any moved.
+    """
+    old = [path for path in checkpoints(folder) if _step_of(path) > step]
+    if not old:
+        return None
+    number = 1
+    while (folder / f"earlier-{number}").exists():
+        number += 1
+    target = folder / f"earlier-{number}"
+    target.mkdir()
+    for path in old:
+        shutil.move(path, target / path.name)
+    return target

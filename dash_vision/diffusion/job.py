@@ -1,0 +1,265 @@
+"""A DreamBooth run as a job of the training loop: its loss, its progress, its checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..bases.family import Conditions
+from ..bases.loading import Base
+from ..bases.noise import NoiseProcess, denoising_loss
+from ..core.adapter import Adapter
+from ..core.launch import LaunchReport
+from ..core.loading import probe_weight
+from ..files.atomic import FolderLock
+from ..files.checkpoint import load_checkpoint
+from ..files.errors import InputError
+from ..files.fingerprints import compare_probes
+from ..runs.loop import Training
+from ..runs.runtime import Runtime
+from .checkpoints import checkpoint_path, write_checkpoint
+from .latents import Batch, Example, Order, draw_batch, join
+from .plan import Plan
+
+_SPLIT = ("train_batch_size", "gradient_accumulation_steps")  # with the processes, how a step's batch is split
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is learned from. inputs: the pictures. examples, class_examples: them and the class pictures, encoded.
+    conditions: by prompt; token ids for each text encoder where these are trained."""
+
+    inputs: list[Image.Image]
+    examples: list[Example]
+    class_examples: list[Example]
+    conditions: dict[str, Any]
+
+
+@dataclass
+class DreamBoothJob:
+    """What runs.loop.train trains. setup.prepare makes it.
+
+    adapters, networks: by component, the denoiser first; networks as they are called, over all processes. probes: by
+    which the frozen weights are recognised. say: prints a line for the user, on the main process. timings: seconds.
+    started: by the clock on the wall.
+    """
+
+    plan: Plan
+    base: Base
+    material: Material
+    process: NoiseProcess
+    adapters: dict[str, Adapter]
+    networks: dict[str, nn.Module]
+    training: Training
+    runtime: Runtime
+    say: Callable[[str], None]
+    lock: FolderLock | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        settings, batch_size = self.plan.settings, self.plan.train_batch_size
+        self.order = Order(self.material.examples, batch_size, settings.seed, "instance")
+        self.class_order = Order(self.material.class_examples, batch_size, settings.seed, "class")
+        self.probes = {n: {m: probe_weight(x) for m, x in a.layers.items()} for n, a in self.adapters.items()}
+        self._bar: tqdm | None = None
+        self._clock, self._first = time.perf_counter(), 0  # when, and at which step, this process began to train
+
+    # -- the loss
+
+    def loss(self, batch: int) -> Tensor:
+        """The loss of this process's share of batch number `batch`, a scalar: instance pictures, and class pictures
+        under prior preservation."""
+        self._show(batch // self.training.accumulation)
+        losses = [self._loss(part) for part in self.batches(batch)]
+        return sum(losses[1:], losses[0])
+
+    def batches(self, number: int) -> list[Batch]:
+        """What this process sees of batch number `number`, by one forward pass each."""
+        share = number * self.runtime.world + self.runtime.rank
+        m = self.material
+        batch = draw_batch(self.base, m.examples, self.order, share, self.process)
+        if not m.class_examples:
+            return [batch]
+        weight = self.plan.settings.prior_loss_weight
+        other = draw_batch(self.base, m.class_examples, self.class_order, share, self.process, weight)
+        return [join(batch, other)] if batch.latents.shape[1:] == other.latents.shape[1:] else [batch, other]
+
+    def _loss(self, batch: Batch) -> Tensor:
+        device, family = self.runtime.device, self.base.family
+        latents, noise, times = batch.latents.to(device), batch.noise.to(device), batch.times.to(device)
+        noisy = self.process.noisy(latents, noise, times)
+        target = self.process.target(latents, noise, times)
+        with self.runtime.autocast():
+            conditions = self._conditions(batch)
+            predicted = family.denoise(self.networks[family.denoiser], noisy, times, conditions)
+        weights = self.process.weights(times) * batch.share.to(device)
+        return denoising_loss(predicted, target, weights).sum()
+
+    def _conditions(self, batch: Batch) -> Conditions:
+        family = self.base.family
+        pictures = {key: value.to(self.runtime.device) for key, value in batch.pictures.items()}
+        entries = [self.material.conditions[prompt] for prompt in batch.prompts]
+        if not self.plan.settings.train_text_encoder:
+            return family.join(entries) | pictures
+        encoders = [self.networks[name] for name in family.text_encoders]
+        ids = [torch.cat([entry[i] for entry in entries]) for i in range(len(encoders))]
+        return family.encode_tokens(encoders, ids) | pictures
+
+    # -- progress
+
+    @contextmanager
+    def progress(self) -> Iterator[None]:
+        """A bar of the steps while inside."""
+        launched = self.training.schedule is not None and self.training.schedule.launched
+        phase = "dash" if launched else "pre-launch" if self.plan.settings.dash_k else "LoRA"
+        self._clock, self._first = time.perf_counter(), self.training.step
+        with tqdm(
+            total=self.plan.max_train_steps,
+            initial=self.training.step,
+            desc=phase,
+            disable=not self.runtime.main,
+            dynamic_ncols=True,
+        ) as self._bar:
+            yield
+        self._bar = None
+
+    def _show(self, step: int) -> None:
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def log(self, first: int, losses: Sequence[float], rate: float) -> None:
+        """Show and track the losses of the steps from number `first` (counted from 1) on; tell of a launch."""
+        for step, value in enumerate(losses, first):
+            self.runtime.log({"loss": value, "lr": rate}, step)
+        launch, last = self.training.launch, first + len(losses) - 1
+        if launch is not None and first <= launch["step"]:
+            self._tell_launch(launch)
+        if self._bar is None:
+            return
+        settings = self.plan.settings
+        a_step = settings.gradient_accumulation_steps * self.plan.train_batch_size * self.runtime.world
+        speed = (last - self._first) * a_step / max(1e-9, time.perf_counter() - self._clock)
+        self._show(last)
+        self._bar.set_postfix_str(f"loss {sum(losses) / len(losses):.4f}, lr {rate:.1e}, {speed:.1f} images/s")
+
+    def _tell_launch(self, launch: dict[str, Any]) -> None:
+        for adapter in self.adapters.values():
+            for layer in adapter.layers.values():
+                layer.precise_weight = None  # only the launch needs it
+        report = LaunchReport(**{key: value for key, value in launch.items() if key != "step"})
+        if self._bar is not None:
+            self._bar.set_description_str("dash")
+            if self.runtime.main:
+                self._bar.write(f"step {launch['step']}: {report}")
+
+    # -- checkpoints
+
+    def save(self) -> None:
+        """Write checkpoint-STEP.safetensors; of a split model every process gives its part."""
+        state = self._state() if self.runtime.main or self.runtime.sharded else {}
+        if self.runtime.main:
+            write_checkpoint(self.plan.output, self.training.step, state, self.plan.settings.checkpoints_total_limit)
+        self.runtime.wait()
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that `save` writes after the present step."""
+        return checkpoint_path(self.plan.output, self.training.step)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "processes": self.runtime.world,
+            "settings": self._identity(),
+            "base": self.probes,
+            "adapters": {name: adapter.state_dict(("A", "B")) for name, adapter in self.adapters.items()},
+            "training": self.training.state_dict(self.runtime),
+            "timings": self.timings,
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        pictures = [[e.name, len(e.views), e.prompt, e.repeats] for e in self.material.examples]
+        return self.plan.identity() | {"mixed_precision": self.runtime.precision, "instance_data": pictures}
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint. Raises InputError when it is damaged or of another run."""
+        state = load_checkpoint(path)
+        try:
+            self._compare(path, state)
+            for name, adapter in self.adapters.items():
+                adapter.load_state_dict({**adapter.state_dict(), **state["adapters"][name]})
+            self.training.load_state_dict(state["training"], self.runtime)
+            self._tell_split(path, state)
+            self.timings = dict(state["timings"])
+        except InputError:
+            raise
+        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+            raise InputError(f"{path} does not fit this run ({error}); use another checkpoint or start anew") from None
+
+    def _tell_split(self, path: Path, state: dict[str, Any]) -> None:
+        if state["processes"] == self.runtime.world:
+            return
+        kind = "the same batches, split otherwise" if self._same_batches(state) else "other batches than before"
+        self.say(
+            f"note: {path} was written by {state['processes']} processes, this run has {self.runtime.world}: it goes "
+            f"on with {kind}"
+        )
+
+    def _compare(self, path: Path, state: dict[str, Any]) -> None:
+        """Raises InputError where a checkpoint's settings, pictures or base are not those of this run."""
+        was, now = state["settings"], self._identity()
+        if self._same_batches(state):
+            now = {name: value for name, value in now.items() if name not in _SPLIT}
+        for name, value in now.items():
+            if name == "instance_data" and was.get(name) != value:
+                raise InputError(
+                    f"the pictures or captions in {self.plan.settings.instance_data_dir} are not those that {path} was "
+                    "trained on; put them back, or leave out --resume_from_checkpoint to start anew"
+                )
+            if was.get(name) != value:
+                raise InputError(
+                    f"{path} was trained with --{name} {was.get(name)}, this run has {value}; give the same value to "
+                    "go on, or leave out --resume_from_checkpoint to start anew"
+                )
+        for name, probes in self.probes.items():
+            difference = compare_probes(probes, state["base"][name])
+            if difference is not None:
+                raise InputError(
+                    f"{path} was trained on another base (the weights of {name}.{difference[0]} differ); give the same "
+                    "--pretrained_model_name_or_path"
+                )
+
+    def _same_batches(self, state: dict[str, Any]) -> bool:
+        """Whether each optimizer step of this run has the pictures and the noise that it had in the run of `state`.
+
+        They follow from the size of the whole batch, however it is split; but pictures of several sizes are drawn by
+        the --train_batch_size.
+        """
+        was, now = state["settings"], self._identity()
+        sizes = [values["train_batch_size"] * values["gradient_accumulation_steps"] for values in (was, now)]
+        whole_batches = sizes[0] * state["processes"], sizes[1] * self.runtime.world
+        one_size = not self.plan.settings.aspect_ratio_buckets
+        return (one_size or was["train_batch_size"] == now["train_batch_size"]) and whole_batches[0] == whole_batches[1]
+
+    # -- the end
+
+    def close(self) -> None:
+        """Let other runs have the output folder."""
+        if self.lock is not None:
+            self.lock.release()
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Add the seconds inside to `timings`."""
+        start = time.perf_counter()
+        yield
+        self.timings[what] = self.timings.get(what, 0.0) + time.perf_counter() - start

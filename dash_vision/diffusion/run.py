@@ -1,0 +1,179 @@
+"""A prepared job to its end: training with pictures on the way, then everything that the run leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from PIL import Image
+
+from ..core.loading import adapter_state
+from ..files.errors import RunError, Stopped
+from ..files.fingerprints import fingerprint
+from ..files.native import AdapterState
+from ..runs.loop import train
+from ..runs.record import RUN, BaseRecord, DreamBoothRecord, Launch, write_record
+from ..runs.runtime import device_name
+from ..runs.signals import StopRequest, catching_signals
+from ..runs.versions import installed_versions
+from .checkpoints import latest_checkpoint
+from .job import DreamBoothJob
+from .outputs import PACKAGES, Sheet, draw_samples, save_picture, track, write_adapters, write_card
+
+
+def fit(job: DreamBoothJob) -> None:
+    """Train to max_train_steps. Raises Stopped after SIGINT or SIGTERM, with a checkpoint written; RunError when the
+    loss or an update is no finite number."""
+    training, total = job.training, job.plan.max_train_steps
+    for network in job.networks.values():
+        network.train()
+    for adapter in job.adapters.values():
+        adapter.prepare()
+    with catching_signals() as stop, job.progress():
+        while training.step < total:
+            _train(job, min(total, _next_validation(job)), stop)
+            if training.step < total:
+                _validate(job)
+            elif training.checkpoint_every and total % training.checkpoint_every:
+                job.save()  # a later run with more steps can resume from here
+        _stop_if_asked(job, stop)
+    for network in job.networks.values():
+        network.eval()
+
+
+def _next_validation(job: DreamBoothJob) -> int:
+    every = job.plan.settings.validation_steps
+    return (job.training.step // every + 1) * every if every else job.plan.max_train_steps
+
+
+def _train(job: DreamBoothJob, until: int, stop: StopRequest) -> None:
+    try:
+        finished = train(job, job.training, job.runtime, until, stop)
+    except RunError as error:
+        last = latest_checkpoint(job.plan.output)
+        kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+        raise RunError(f"{error}; {kept}") from None
+    finally:
+        job.timings["train"] = job.training.seconds
+    if not finished:
+        _stop_if_asked(job, stop, written=True)
+
+
+def _stop_if_asked(job: DreamBoothJob, stop: StopRequest, written: bool = False) -> None:
+    """Raises Stopped, with a checkpoint written, when any process was asked to stop."""
+    signum = job.runtime.asked_to_stop(stop)
+    if not signum:
+        return
+    if not written:
+        job.save()
+    job.close()
+    raise Stopped(signum, f"wrote {job.checkpoint}")
+
+
+def _validate(job: DreamBoothJob) -> None:
+    for network in job.networks.values():
+        network.eval()
+    draw(job, f"validation/step-{job.training.step:06d}.png", base_row=False)
+    for network in job.networks.values():
+        network.train()
+
+
+# -- the end
+
+
+def finish(job: DreamBoothJob) -> None:
+    """Write the adapters first, then everything that could still fail: model card, run.json, samples.
+
+    Only the first process writes; the others wait, or give it their part of a split model.
+    """
+    plan, runtime = job.plan, job.runtime
+    if runtime.main or runtime.sharded:
+        states = {name: adapter_state(adapter) for name, adapter in job.adapters.items()}
+    if runtime.main:
+        _write_adapters(job, states)
+        record = describe(job)
+        write_card(plan.output, record, job.base.family.pipeline_class)
+        write_record(plan.output / RUN, record)  # before the pictures, which may take long or fail
+        job.say(f"adapters: {plan.output}")
+    draw(job, "samples.png", base_row=True)
+    if runtime.main:
+        write_record(plan.output / RUN, describe(job))
+    runtime.wait()
+    job.close()
+
+
+def _write_adapters(job: DreamBoothJob, states: dict[str, AdapterState]) -> None:
+    plan, family = job.plan, job.base.family
+    notes = {"base": job.base.name, "prompt": plan.prompts.instance, "step": job.training.step}
+    subject = plan.prompts.subject or plan.prompts.instance
+    about = replace(family.about(job.base.pipeline), resolution=plan.resolution, trigger=subject)
+    for notice in write_adapters(states, plan.output, notes, family.layouts, about):
+        job.say(f"note: {notice}")
+
+
+def draw(job: DreamBoothJob, name: str, base_row: bool) -> None:
+    """Draw the sheet of inputs, base and trained to the file `name` of the output folder, and give it to trackers."""
+    if not (job.runtime.main or job.runtime.sharded):  # a split model computes only on all processes at once
+        return
+    plan = job.plan
+    sheet = Sheet(
+        inputs=job.material.inputs,
+        instance_prompt=plan.prompts.instance,
+        subject=plan.prompts.subject or plan.prompts.instance,
+        columns=[prompt for prompt in plan.validation_prompts for _ in range(plan.settings.num_validation_images)],
+        seed=plan.settings.seed,
+        steps=plan.num_inference_steps,
+        guidance=plan.guidance_scale,
+        side=plan.resolution,
+        method=f"LoRA-Dash, k = {plan.settings.dash_k}" if plan.settings.dash_k else "LoRA",
+        note=f"rank {plan.rank}, step {job.training.step}",
+    )
+    with job.timed("samples"):
+        picture = draw_samples(sheet, job.base, list(job.adapters.values()), job.runtime, base_row)
+    if job.runtime.main:
+        save_picture(picture, plan.output / name)
+        track(job.runtime, picture, job.training.step)
+
+
+def describe(job: DreamBoothJob) -> DreamBoothRecord:
+    """run.json of the job as it stands."""
+    plan, training, runtime = job.plan, job.training, job.runtime
+    base = BaseRecord(
+        name=job.base.name,
+        family=job.base.family.name,
+        fingerprints={name: fingerprint(probes) for name, probes in job.probes.items()},
+        specification=job.base.specification,
+    )
+    return DreamBoothRecord(
+        method="dash" if plan.settings.dash_k else "lora",
+        base=base,
+        instance_prompt=plan.prompts.instance,
+        class_prompt=plan.prompts.class_,
+        subject=plan.prompts.subject or plan.prompts.instance,
+        validation_prompts=list(plan.validation_prompts),
+        instance_digest=_digest(job.material.inputs),
+        arguments=plan.arguments(),
+        seed=plan.settings.seed,
+        steps=training.step,
+        launch=Launch(**training.launch) if training.launch else None,
+        losses=[round(value, 6) for value in training.losses],
+        trainable_parameters=sum(p.numel() for a in job.adapters.values() for p in a.parameters()),
+        processes=runtime.world,
+        fsdp=runtime.sharded,
+        mixed_precision=runtime.precision,
+        device=device_name(runtime.device),
+        timings={name: round(seconds, 2) for name, seconds in job.timings.items()},
+        started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(job.started)),
+        seconds=round(time.time() - job.started, 1),
+        versions=installed_versions(PACKAGES),
+    )
+
+
+def _digest(pictures: Sequence[Image.Image]) -> str:
+    """By which the same pictures in another folder are recognised: 16 hex digits of their sizes and pixels."""
+    digest = hashlib.sha256()
+    for picture in pictures:
+        digest.update(f"{picture.mode} {picture.size}".encode() + picture.tobytes())
+    return digest.hexdigest()[:16]

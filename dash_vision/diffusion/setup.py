@@ -1,0 +1,345 @@
+"""From settings to a job: everything is read and checked, the base loaded, pictures and prompts encoded once."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..bases.family import Target
+from ..bases.loading import Base, load_base
+from ..bases.noise import NoiseOptions
+from ..core.adapter import Adapter, inject
+from ..core.schedule import DashSchedule
+from ..core.targets import find_targets
+from ..core.weights import weight_matrix
+from ..files.atomic import FolderInUse, FolderLock
+from ..files.errors import InputError
+from ..pictures.folder import InstanceImage, decode_files
+from ..pictures.listing import Listing, check_folder, list_folder
+from ..runs.loop import Training
+from ..runs.optimizers import make_optimizer, make_rate
+from ..runs.runtime import Runtime
+from ..runs.seeds import seed_everything
+from .checkpoints import find_checkpoint, put_aside
+from .config import DreamBoothConfig
+from .job import DreamBoothJob, Material
+from .latents import Example, Framing, encode_examples, prompts_of
+from .plan import Plan, make_plan
+from .prior import check_class_pictures, class_images
+from .prompts import derive_prompts, folder_prompt
+
+Say = Callable[[str], None]
+
+
+def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoothJob:
+    """The job of a run, resumed from its checkpoint where it has one. say: prints one line for the user.
+
+    Everything that can be is checked before the base is loaded. Raises InputError for input that cannot be used.
+    """
+    started, timings = time.time(), dict[str, float]()
+    say = say if runtime.main else _silent
+    _check_split(settings, runtime)
+    # Missing pictures are the commonest mistake: found before minutes are spent on loading a model.
+    listing = _list_pictures(settings)
+    prompts = derive_prompts(settings)
+    output = Path(settings.output_dir).expanduser()
+    make_writable(output)
+    lock = _claim(output) if runtime.main else None
+    checkpoint = find_checkpoint(output, settings.resume_from_checkpoint)
+    with _timed(timings, "load"):
+        base = _load(settings, runtime, say)
+    plan = make_plan(settings, prompts, base)
+    if plan.taken():
+        say(f"      defaults of this base: {', '.join(plan.taken())}")
+    pictures = _decode(plan, listing, say)
+    _announce(plan, pictures, say)
+    precise = _precise_weights(plan, base, runtime)
+    _place_networks(plan, base, runtime)
+    material = _make_material(plan, base, pictures, runtime, say, timings)
+    adapters = _inject(plan, base)
+    for component, weights in precise.items():
+        for module, weight in weights.items():
+            adapters[component].layers[module].precise_weight = weight
+    networks = {name: _spread(base, plan, adapter.model, runtime) for name, adapter in adapters.items()}
+    job = DreamBoothJob(
+        plan=plan,
+        base=base,
+        material=material,
+        process=base.noise(NoiseOptions(settings.snr_gamma)).to(runtime.device),
+        adapters=adapters,
+        networks=networks,
+        training=_make_training(plan, base, adapters, networks, runtime),
+        runtime=runtime,
+        say=say,
+        lock=lock,
+        timings=timings,
+        started=started,
+    )
+    _begin(job, checkpoint)
+    return job
+
+
+def _silent(line: str) -> None:
+    """What the processes other than the first say."""
+
+
+@contextmanager
+def _timed(timings: dict[str, float], what: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings[what] = time.perf_counter() - start
+
+
+# -- before the base is loaded
+
+
+def _check_split(settings: DreamBoothConfig, runtime: Runtime) -> None:
+    """Raises InputError for what FSDP does not go with."""
+    if not runtime.sharded:
+        return
+    if settings.compile:
+        raise InputError("--compile does not go with FSDP, which hooks into the blocks; leave one of them out")
+    if settings.optimizer != "adamw" or settings.use_8bit_adam:
+        wanted = "--use_8bit_adam" if settings.use_8bit_adam else f"--optimizer {settings.optimizer}"
+        raise InputError(f"FSDP splits the optimizer's numbers too, which {wanted} does not take; leave it out")
+
+
+def make_writable(folder: Path) -> None:
+    """Make `folder` and try to write there. Raises InputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"cannot write to --output_dir {folder} ({reason}); give another folder") from None
+
+
+def _claim(folder: Path) -> FolderLock:
+    try:
+        return FolderLock(folder)
+    except FolderInUse as error:
+        raise InputError(f"{error}; wait for it, or give another --output_dir") from None
+
+
+# -- the base and the pictures
+
+
+def _load(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> Base:
+    with runtime.accelerator.main_process_first():  # one process fetches, the others find it in the cache
+        base = load_base(
+            settings.pretrained_model_name_or_path,
+            settings.revision,
+            settings.variant,
+            settings.pretrained_vae_model_name_or_path,
+            settings.single_file_config,
+            settings.prediction_type,
+            settings.vae_revision,
+        )
+    parameters = sum(p.numel() for p in base.denoiser.parameters())
+    say(
+        f"base: {base.name} ({base.family.name}, {parameters / 1e6:.1f} M parameters in the {base.family.denoiser}, "
+        f"{base.resolution} px, {base.noise().prediction})"
+    )
+    if base.note:
+        say(f"      {base.note}")
+    return base
+
+
+def _list_pictures(settings: DreamBoothConfig) -> Listing:
+    """All pictures are looked at, none is decoded yet: how large they are wanted is for the base to say."""
+    prompt = None if settings.instance_prompt else folder_prompt
+    listing = list_folder(settings.instance_data_dir, captions=settings.use_captions, prompt=prompt)
+    check_folder(listing)
+    check_class_pictures(settings)
+    return listing
+
+
+def _decode(plan: Plan, listing: Listing, say: Say) -> tuple[InstanceImage, ...]:
+    pictures = decode_files(listing, resolution=plan.resolution)
+    for note in pictures.notes:
+        say(f"note: {note}")
+    return pictures.images
+
+
+def _announce(plan: Plan, pictures: tuple[InstanceImage, ...], say: Say) -> None:
+    captioned = sum(picture.caption is not None for picture in pictures)
+    source = "" if plan.settings.instance_prompt else " (from the folder's name; --instance_prompt gives another)"
+    captions = f", {captioned} with a caption of its own" if captioned else ""
+    say(f"pictures: {len(pictures)} in {plan.settings.instance_data_dir}{captions}")
+    say(f'prompt: "{plan.prompts.instance}"{source}')
+
+
+def _make_material(
+    plan: Plan,
+    base: Base,
+    pictures: tuple[InstanceImage, ...],
+    runtime: Runtime,
+    say: Say,
+    timings: dict[str, float],
+) -> Material:
+    class_pictures: tuple[InstanceImage, ...] = ()
+    if plan.settings.with_prior_preservation:
+        with _timed(timings, "class images"):
+            class_pictures = class_images(base, plan, runtime, say)
+    with _timed(timings, "encode"):
+        examples = _encode(plan, base, pictures, plan.prompts.instance, "pictures", runtime)
+        class_examples = _encode(plan, base, class_pictures, plan.prompts.class_, "class pictures", runtime)
+        conditions = _encode_prompts(plan, base, prompts_of(examples, class_examples), runtime, say)
+    return Material([picture.image for picture in pictures], examples, class_examples, conditions)
+
+
+def _encode(
+    plan: Plan, base: Base, pictures: tuple[InstanceImage, ...], prompt: str, what: str, runtime: Runtime
+) -> list[Example]:
+    s = plan.settings
+    framing = Framing(plan.resolution, s.center_crop, s.random_flip, s.aspect_ratio_buckets, s.num_crop_variants)
+    cache = Path(s.latent_cache_dir).expanduser() if s.latent_cache_dir else None
+
+    def progress(items: Iterable[InstanceImage]) -> Iterable[InstanceImage]:
+        return tqdm(items, desc=f"encoding {what}", disable=not runtime.main or len(pictures) < 20, leave=False)
+
+    return encode_examples(base, pictures, prompt, framing, runtime.device, s.seed, cache, progress)
+
+
+def _encode_prompts(plan: Plan, base: Base, prompts: list[str], runtime: Runtime, say: Say) -> dict[str, Any]:
+    """Conditions of every training prompt, or its token ids when the text encoders are trained."""
+    family, pipeline, device = base.family, base.pipeline, runtime.device
+    for prompt in dict.fromkeys([*prompts, *plan.settings.validation_prompt]):
+        cut = family.left_out(pipeline, prompt)
+        if cut:
+            say(f'note: "{prompt}" is longer than this base reads; it will not see: "{cut}"')
+    if plan.settings.train_text_encoder:
+        ids = family.tokenize(pipeline, prompts)
+        return {p: [i[n : n + 1].to(device) for i in ids] for n, p in enumerate(prompts)}
+    encoded = family.encode_prompts(pipeline, prompts, device)
+    return {p: {key: value.to(device) for key, value in c.items()} for p, c in encoded.items()}
+
+
+# -- networks and adapters
+
+
+def _targets(plan: Plan, base: Base) -> dict[str, Target]:
+    """DashConfig's target for each component to adapt, the denoiser first."""
+    targets = {base.family.denoiser: plan.target}
+    if plan.settings.train_text_encoder:
+        for name, encoder in zip(base.family.text_encoders, base.text_encoders(), strict=True):
+            targets[name] = base.family.text_target(name, encoder)
+    return targets
+
+
+def _precise_weights(plan: Plan, base: Base, runtime: Runtime) -> dict[str, dict[str, Tensor]]:
+    """The weights to adapt as they are before a cast to half precision, for the launch: on the CPU, not copied."""
+    if runtime.dtype == torch.float32 or not plan.settings.dash_k:
+        return {}
+    weights = {}
+    for name, target in _targets(plan, base).items():
+        try:
+            layers = find_targets(getattr(base.pipeline, name), target)
+        except ValueError as error:
+            raise InputError(f"--lora_target: {error}") from None
+        weights[name] = {m: weight_matrix(layer).detach() for m, layer in layers.items()}
+    return weights
+
+
+def _place_networks(plan: Plan, base: Base, runtime: Runtime) -> None:
+    checkpointing = plan.settings.gradient_checkpointing
+    if plan.settings.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+    _place(base.denoiser, runtime)
+    if checkpointing:
+        cast(Any, base.denoiser).enable_gradient_checkpointing()
+    base.family.prepare(base.denoiser, runtime.device, plan.resolution // base.factor)
+    if plan.settings.train_text_encoder:
+        for encoder in base.text_encoders():
+            _place(encoder, runtime)
+            if checkpointing:
+                cast(Any, encoder).gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _place(network: nn.Module, runtime: Runtime) -> None:
+    if runtime.dtype != torch.float32:
+        network.to(runtime.dtype)  # before it goes to the device, which need not hold it in float32
+    network.to(runtime.device)
+
+
+def _inject(plan: Plan, base: Base) -> dict[str, Adapter]:
+    """Adapters by component, the denoiser first."""
+    adapters = {}
+    for name, target in _targets(plan, base).items():
+        config = plan.settings.dash_config(plan.rank, target)
+        seed_everything(plan.settings.seed, f"adapter of {name}")  # A begins with random numbers
+        try:
+            adapters[name] = inject(getattr(base.pipeline, name), config)
+        except ValueError as error:
+            raise InputError(f"--lora_target: {error}") from None
+    return adapters
+
+
+def _spread(base: Base, plan: Plan, network: nn.Module, runtime: Runtime) -> nn.Module:
+    if plan.settings.compile:
+        network = cast(nn.Module, torch.compile(network))
+    return runtime.spread(network, lambda name, module: type(module).__name__ in base.family.units)
+
+
+def _make_training(
+    plan: Plan, base: Base, adapters: dict[str, Adapter], networks: dict[str, nn.Module], runtime: Runtime
+) -> Training:
+    s = plan.settings
+    factor = s.gradient_accumulation_steps * plan.train_batch_size * runtime.world if s.scale_lr else 1
+    groups = parameter_groups(plan, base.family.denoiser, adapters, factor)
+    rate = make_rate(
+        s.lr_scheduler, groups[0]["lr"], plan.max_train_steps, s.lr_warmup_steps, s.lr_num_cycles, s.lr_power
+    )
+    optimizer = make_optimizer(s, groups)
+    return Training(
+        list(networks.values()),
+        [optimizer],
+        rate,
+        DashSchedule(adapters, s.prelaunch_steps, optimizer, s.seed),
+        accumulation=s.gradient_accumulation_steps,
+        max_grad_norm=s.max_grad_norm,
+        seed=s.seed,
+        checkpoint_every=s.checkpointing_steps,
+    )
+
+
+def parameter_groups(plan: Plan, denoiser: str, adapters: dict[str, Adapter], factor: int) -> list[dict[str, Any]]:
+    """A and B by component, and all dsigma, each with its learning rate times `factor`."""
+    groups = []
+    shifts: list[nn.Parameter] = []
+    for name, adapter in adapters.items():
+        named = list(adapter.named_parameters())
+        shifts += [p for key, p in named if key.endswith(".dsigma")]
+        factors = [p for key, p in named if not key.endswith(".dsigma")]
+        rate = plan.learning_rate if name == denoiser else plan.text_encoder_lr
+        groups.append({"params": factors, "lr": rate * factor})
+    if shifts:
+        groups.append({"params": shifts, "lr": plan.dash_lr * factor})
+    return groups
+
+
+# -- resuming
+
+
+def _begin(job: DreamBoothJob, checkpoint: Path | None) -> None:
+    """Resume from the checkpoint, or start afresh beside what an earlier run may have left."""
+    if checkpoint is not None:
+        job.restore(checkpoint)
+        job.say(f"resumed from {checkpoint} at step {job.training.step}")
+    elif job.plan.settings.resume_from_checkpoint == "latest":
+        job.say(f"note: there is no checkpoint in {job.plan.output} yet; starting from the beginning")
+    job.runtime.wait()
+    if job.runtime.main:
+        kept = put_aside(job.plan.output, job.training.step)
+        if kept:
+            job.say(f"note: later checkpoints of an earlier run were moved to {kept}")
+    job.runtime.wait()
