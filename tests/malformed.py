@@ -29,16 +29,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-sys.path.insert(0, str(Path(__file__).parent))
-from helpers import save_pictures, trained
-from vtab_helpers import CPU, one_run, write_task
-
 from dash_vision import DashConfig, save_adapters
 from dash_vision.classification.run import CHECKPOINT, execute
 from dash_vision.classification.runtime import Interrupted
 from dash_vision.classification.sweep import command
 from dash_vision.files.container import checksum
 from dash_vision.runs.signals import StopRequest
+from tests.support.models import trained
+from tests.support.pictures import save_pictures
+from tests.support.vtab import CPU, one_run, write_task
 
 REFUSED, SKIPPED, EITHER = "refused", "skipped", "either"
 EIGHTHS = range(8)

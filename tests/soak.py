@@ -40,11 +40,6 @@ import torch.distributed.tensor
 from PIL import Image
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-sys.path.insert(0, str(Path(__file__).parent))
-from helpers import save_base, save_pictures, sd_unet, trained
-from vtab_helpers import one_run, write_task
-
 import dash_vision.classification.loop
 import dash_vision.classification.trained
 import dash_vision.diffusion.outputs
@@ -59,6 +54,10 @@ from dash_vision.classification.sweep import command
 from dash_vision.files.checkpoint import load_checkpoint
 from dash_vision.files.errors import InputError
 from dash_vision.files.native import NATIVE_NAME, read_native
+from tests.support.bases import save_base
+from tests.support.models import sd_unet, trained
+from tests.support.pictures import save_pictures
+from tests.support.vtab import one_run, write_task
 
 PATIENCE = 300.0  # seconds for one run of a second or two: longer is a hang
 STEPS, BATCH = 12, 4

@@ -19,7 +19,7 @@ from .launch import LaunchReport, choose_directions, deal, rank_and_world
 from .layer import DashLinear, wrap
 from .sharding import is_sharded, whole, write
 from .targets import base_of, find_targets
-from .weights import DashWeights, kind_of, weight_matrix
+from .weights import ENABLED, DashWeights, kind_of, weight_matrix
 
 
 class Adapter:
@@ -71,7 +71,9 @@ class Adapter:
 
     def _tensors(self) -> dict[str, Tensor]:
         """The tensors of `state_dict()` as they are kept, split or whole."""
-        return {f"{m}.{key}": t.detach() for m, w in self.weights() for key, t in w.state_dict().items()}
+        return {
+            f"{m}.{key}": state[key].detach() for m, w in self.weights() for state in [w.state_dict()] for key in KEYS
+        }
 
     def check_state(self, state: Mapping[str, Tensor]) -> None:
         """Raises ValueError when a tensor of `state` is missing, unknown or of another shape."""
@@ -165,15 +167,13 @@ class Adapter:
 
     def enable(self) -> None:
         """Add this adapter to the layers' outputs."""
-        for layer in self.layers.values():
-            if self.name not in layer.enabled:
-                layer.enabled.append(self.name)
+        for _, w in self.weights():
+            w.switch(ENABLED, True)
 
     def disable(self) -> None:
         """Leave this adapter out of the layers' outputs; a merged adapter has to be unmerged for that."""
-        for layer in self.layers.values():
-            if self.name in layer.enabled:
-                layer.enabled.remove(self.name)
+        for _, w in self.weights():
+            w.switch(ENABLED, False)
 
     # -- into the weights and out again
 
@@ -199,7 +199,11 @@ class Adapter:
             layer.merge(self.name)
 
     def unmerge(self) -> None:
-        """Take the update out of the weights again, bit for bit."""
+        """Take the update out of the weights again, bit for bit. Raises RuntimeError, changing nothing, where the
+        weights came merged from a state dict."""
+        for layer in self.layers.values():
+            if self.name in layer.merged:
+                layer.check_unmergeable()
         for layer in self.layers.values():
             layer.unmerge(self.name)
 
@@ -207,7 +211,6 @@ class Adapter:
         """Take the adapter out of the model. With the last one gone the model is what it was before the first
         `inject`: the same module objects, the same state dict bit for bit, the same requires_grad flags."""
         self.unmerge()
-        self.disable()
         self._end_preparation()
         for module, layer in self.layers.items():
             del layer.adapters[self.name]

@@ -9,13 +9,16 @@ ever formed in a forward pass.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import fused
 from .sharding import is_sharded
-from .weights import DashWeights, is_conv1d, weight_matrix
+from .weights import MERGED, DashWeights, is_conv1d, weight_matrix
 
 
 class DashLinear(nn.Module):
@@ -30,8 +33,6 @@ class DashLinear(nn.Module):
         super().__init__()
         self.base = base
         self.adapters = nn.ModuleDict()
-        self.enabled: list[str] = []
-        self.merged: list[str] = []
         self.kept_weight: Tensor | None = None  # W before the first merge, bit for bit
         self.precise_weight: Tensor | None = None  # W [out, in] before a cast to half precision, if it was kept
 
@@ -42,11 +43,11 @@ class DashLinear(nn.Module):
         """The frozen weight plus every enabled update, in the frozen weight's shape and dtype."""
         weight = self.base.weight
         assert isinstance(weight, Tensor)
-        active = self._unmerged()
+        active = self._adding()
         if not active:
             return weight
         wide = torch.promote_types(weight.dtype, torch.float32)
-        delta = torch.stack([self.weights(name).delta(wide) for name in active]).sum(0)
+        delta = torch.stack([w.delta(wide) for w in active]).sum(0)
         return weight + self._shaped(delta).to(weight.dtype)
 
     @property
@@ -73,7 +74,7 @@ class DashLinear(nn.Module):
     # -- forward
 
     def forward(self, x: Tensor) -> Tensor:
-        active = [self.weights(name) for name in self._unmerged()]
+        active = self._adding()
         if len(active) == 1 and fused.applies(self.base, active[0], x):
             assert isinstance(self.base, nn.Linear)
             return fused.linear(self.base, active[0], x)
@@ -94,8 +95,20 @@ class DashLinear(nn.Module):
         # In place: the frozen layer keeps nothing of its output for its backward pass, and no copy of it is made.
         return y.flatten(0, -2).addmm_(h.flatten(0, -2), up.T).view(y.shape)
 
-    def _unmerged(self) -> list[str]:
-        return [name for name in self.enabled if name not in self.merged]
+    def _adding(self) -> list[DashWeights]:
+        """The adapters that are added to the output: enabled ones that are not in the weight already."""
+        weights = cast("Iterable[DashWeights]", self.adapters.values())
+        return [w for w in weights if w.phase.enabled and not w.phase.merged]
+
+    @property
+    def enabled(self) -> list[str]:
+        """Names of the adapters that count: they are added to the output, or in the weight already."""
+        return [name for name in self.adapters if self.weights(name).phase.enabled]
+
+    @property
+    def merged(self) -> list[str]:
+        """Names of the adapters that are in the weight."""
+        return [name for name in self.adapters if self.weights(name).phase.merged]
 
     def _shaped(self, matrix: Tensor) -> Tensor:
         """[out, in] in the layout of the frozen weight."""
@@ -111,8 +124,18 @@ class DashLinear(nn.Module):
         return self.precise_weight if self.precise_weight is not None else self.unmerged_matrix()
 
     def unmerged_matrix(self) -> Tensor:
-        """W [out, in] as it was before any merge, in the dtype that the layer computes with."""
-        return self.kept_weight if self.kept_weight is not None else weight_matrix(self.base)
+        """W [out, in] as it was before any merge, in the dtype that the layer computes with.
+
+        Where the weight came merged from a state dict its original is not at hand: then up to rounding.
+        """
+        merged = self.merged
+        if not merged:
+            return weight_matrix(self.base)
+        if self.kept_weight is not None:
+            return self.kept_weight
+        W = weight_matrix(self.base).detach()
+        wide = torch.promote_types(W.dtype, torch.float32)
+        return (W.to(wide) - torch.stack([self.weights(name).delta(wide) for name in merged]).sum(0)).to(W.dtype)
 
     @torch.no_grad()
     def set_directions(self, name: str, indices: Tensor, U: Tensor, V: Tensor) -> None:
@@ -129,9 +152,11 @@ class DashLinear(nn.Module):
         """Add adapter `name`'s update to the frozen weight. The first merge keeps a copy of the weight."""
         if name in self.merged:
             return
-        if self.kept_weight is None:
+        if self.merged:
+            self.check_unmergeable()
+        else:
             self.kept_weight = weight_matrix(self.base).clone()
-        self.merged.append(name)
+        self.weights(name).switch(MERGED, True)
         self._write_merged()
 
     @torch.no_grad()
@@ -139,10 +164,25 @@ class DashLinear(nn.Module):
         """Take the update out again: with no other merged, W comes back bit for bit from the kept copy."""
         if name not in self.merged:
             return
-        self.merged.remove(name)
+        self.check_unmergeable()
+        self.weights(name).switch(MERGED, False)
         self._write_merged()
         if not self.merged:
             self.kept_weight = None
+
+    def check_unmergeable(self) -> None:
+        """Raises RuntimeError where the weight came merged from a state dict, without the original to go back to."""
+        if self.merged and self.kept_weight is None:
+            raise RuntimeError(
+                f"the weights came from a state dict that was saved while {', '.join(self.merged)} was merged, so that "
+                "the original ones are not at hand; load the base again, inject, and load the adapter"
+            )
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        """A weight that is loaded is merged or not, as the loaded switches say: the copy kept here is of another."""
+        if f"{prefix}base.weight" in state_dict:
+            self.kept_weight = None
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _write_merged(self) -> None:
         assert self.kept_weight is not None

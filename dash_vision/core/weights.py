@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,21 @@ def kind_of(module: nn.Module) -> str | list[int]:
     return "conv1d" if is_conv1d(module) else "linear"
 
 
+ENABLED, MERGED = 0, 1  # places in DashWeights.switches
+# How far a direction's length may be from 1: by rounding in float32 (True), in half precision (False).
+_UNIT = {True: 1e-4, False: 2e-2}
+_ON = 127  # averaging a buffer with itself may round it down by one, so that 1 would become 0
+
+
+class Phase(NamedTuple):
+    """What a layer's tensors say of an adapter: whether its directions are chosen, whether it adds to the output, and
+    whether it is in the frozen weight already."""
+
+    launched: bool
+    enabled: bool
+    merged: bool
+
+
 class DashWeights(nn.Module):
     """What one adapter keeps for one layer.
 
@@ -39,6 +56,9 @@ class DashWeights(nn.Module):
     indices [k] of the chosen directions in the weight's spectrum (-1 until then). All in float32 at first,
     whatever the layer's dtype: they are what the optimizer updates. dsigma is a Parameter from step 0; while U
     and V are zero its gradient is zero, so optimizer, DDP and torch.compile see one graph through both phases.
+
+    A fourth buffer, switches [2], says whether the adapter is enabled and merged. The tensors thus say everything: a
+    state dict that is saved here and loaded elsewhere carries the phase with it.
     """
 
     def __init__(
@@ -59,11 +79,14 @@ class DashWeights(nn.Module):
         self.U: Tensor
         self.V: Tensor
         self.indices: Tensor
+        self.switches: Tensor
         self.register_buffer("U", torch.zeros(out_features, k, device=device))
         self.register_buffer("V", torch.zeros(k, in_features, device=device))
         self.register_buffer("indices", torch.full((k,), -1, dtype=torch.int64, device=device))
+        self.register_buffer("switches", torch.tensor([_ON, 0], dtype=torch.int8, device=device))
         self.dropout = nn.Dropout(dropout) if dropout else None
-        self._looked_at = (0, 0, False)
+        self._seen: tuple[tuple[Tensor, int], ...] = ()
+        self._phase = Phase(False, True, False)
         if rank:
             nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
@@ -80,13 +103,51 @@ class DashWeights(nn.Module):
         return torch.cat([self.dsigma.new_full((self.rank,), self.scaling), self.dsigma]).to(dtype)
 
     @property
+    def phase(self) -> Phase:
+        """What the tensors say. Raises RuntimeError for directions that are none: averaged ones."""
+        # They are read only after somebody wrote to them or exchanged them: on a GPU every look waits for it.
+        if not torch.compiler.is_compiling() and any(t._version != version for t, version in self._current()):
+            self._look()
+        return self._phase
+
+    @property
     def launched(self) -> bool:
         """Whether the directions are chosen: an index of -1 stands for none."""
-        # Looked at again only when the tensor was written to or exchanged: on a GPU every look waits for it.
-        now = (id(self.indices), self.indices._version)
-        if self._looked_at[:2] != now:
-            self._looked_at = (*now, bool((self.indices >= 0).any()))
-        return self._looked_at[2]
+        return self.phase.launched
+
+    @torch.no_grad()
+    def switch(self, which: int, on: bool) -> None:
+        """Write one of `switches`: ENABLED or MERGED."""
+        self.switches[which] = _ON if on else 0
+        self._look()
+
+    def _current(self) -> Iterator[tuple[Tensor, int]]:
+        """(tensor, its version when it was last read) of what the phase is read from; -1 for one that is new."""
+        buffers = self._buffers
+        for i, name in enumerate(("indices", "V", "switches")):
+            tensor = buffers[name]
+            assert tensor is not None
+            known = i < len(self._seen) and self._seen[i][0] is tensor
+            yield tensor, self._seen[i][1] if known else -1
+
+    def _look(self) -> None:
+        buffers = (self.indices, self.V, self.switches)
+        self._seen = tuple((tensor, tensor._version) for tensor in buffers)
+        if self.switches.device.type == "meta":
+            return
+        enabled, merged = (self.switches >= (_ON + 1) // 2).tolist()
+        # While V is zero there is no direction, whatever averaging made of the indices.
+        launched = bool((self.indices >= 0).any()) and bool(self.V.any())
+        self._phase = Phase(launched, enabled, merged)
+        if launched:
+            lengths = self.V.float().norm(dim=1)
+            if ((lengths - 1).abs() > _UNIT[self.V.dtype == torch.float32]).any():
+                raise RuntimeError(
+                    "an adapter's directions V have lengths of "
+                    f"{lengths.min().item():.3g} to {lengths.max().item():.3g} instead of 1: they were averaged over "
+                    "time, or scaled; average the parameters A, B and dsigma alone and copy the buffers (torch's "
+                    "AveragedModel: use_buffers=False; timm's ModelEmaV3: exclude_buffers=True)"
+                )
 
     def delta(self, dtype: torch.dtype | None = None) -> Tensor:
         """The dense update (alpha / r) B A + U diag(dsigma) V^T, [out, in]; for merging, not for a forward pass."""

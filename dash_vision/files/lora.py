@@ -8,8 +8,10 @@ and hot-swap computes alike.
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ import torch
 from torch import Tensor
 
 from .atomic import write_json
-from .container import ENTRY, write_safetensors
+from .container import ENTRY, read_safetensors, write_safetensors
 from .native import AdapterState
+from .readers import About, infer_about
 
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 FORMATS = ("diffusers", "kohya", "peft")
@@ -31,11 +34,13 @@ def export_states(
     format: str = "diffusers",
     dtype: torch.dtype = torch.float32,
     whole: Mapping[str, Tensor] | None = None,
+    about: About | None = None,
 ) -> Path:
     """Write states by component as a plain LoRA of rank r + k, and return the path of the weights file.
 
-    whole: "module.key" -> tensor of modules that were trained whole (peft only). See core.loading.export_lora. Raises
-    ValueError for an unknown format or a state that the format cannot hold.
+    whole: "module.key" -> tensor of modules that were trained whole (peft only). about: what the file says of its base
+    (default: what the tensors tell). See core.loading.export_lora. Raises ValueError for an unknown format or a state
+    that the format cannot hold.
     """
     if format not in FORMATS:
         raise ValueError(f"format is one of {', '.join(FORMATS)}, got {format!r}")
@@ -53,10 +58,11 @@ def export_states(
     if format == "peft":
         return _write_peft(states, folded, Path(folder), rank, dtype, whole or {})
     folded = {("unet" if n == "model" else n): layers for n, layers in folded.items()}
-    provenance = {ENTRY: json.dumps(_provenance(states), sort_keys=True)}
+    about = about or infer_about(states)
+    provenance = {"format": "pt", ENTRY: json.dumps(_provenance(states), sort_keys=True)}
     if format == "kohya":
-        return _write_kohya(folded, Path(folder), rank, dtype, provenance)
-    return _write_diffusers(folded, Path(folder), rank, provenance)
+        return _write_kohya(folded, Path(folder), rank, dtype, provenance, about)
+    return _write_diffusers(folded, Path(folder), rank, provenance, about)
 
 
 def _folded_rank(state: AdapterState, module: str) -> int:
@@ -88,7 +94,11 @@ def _provenance(states: Mapping[str, AdapterState]) -> dict[str, Any]:
 
 
 def _write_diffusers(
-    folded: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]], folder: Path, rank: int, provenance: dict[str, str]
+    folded: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]],
+    folder: Path,
+    rank: int,
+    provenance: dict[str, str],
+    about: About,
 ) -> Path:
     tensors: dict[str, Tensor] = {}
     lora: dict[str, Any] = {}
@@ -102,10 +112,14 @@ def _write_diffusers(
         lora[f"{component}.target_modules"] = [_short(component, m) for m in layers]
         lora[f"{component}.rank_pattern"] = lora[f"{component}.alpha_pattern"] = {}
     path = folder / DIFFUSERS_NAME
-    write_safetensors(
-        path, tensors, {"format": "pt", "lora_adapter_metadata": json.dumps(lora, sort_keys=True), **provenance}
-    )
+    metadata = {"lora_adapter_metadata": json.dumps(lora, sort_keys=True), **provenance}
+    _write_checked(path, tensors, {**metadata, **_modelspec(about.metadata(rank, _title(folder)))}, 2 * _count(folded))
     return path
+
+
+def _modelspec(entries: Mapping[str, str]) -> dict[str, str]:
+    """The entries that are no reader's own: sd-scripts' would make A1111 take this file for one of kohya's."""
+    return {key: value for key, value in entries.items() if key.startswith("modelspec.")}
 
 
 def _write_kohya(
@@ -114,8 +128,9 @@ def _write_kohya(
     rank: int,
     dtype: torch.dtype,
     provenance: dict[str, str],
+    about: About,
 ) -> Path:
-    two = "text_encoder_2" in folded
+    two = "text_encoder_2" in folded or about.base_version.startswith("sdxl")
     prefixes = {"unet": "lora_unet", "text_encoder": "lora_te1" if two else "lora_te", "text_encoder_2": "lora_te2"}
     unknown = [c for c in folded if c not in prefixes]
     if unknown:
@@ -126,12 +141,36 @@ def _write_kohya(
             key = f"{prefixes[component]}_{_portable(component, module).replace('.', '_')}"
             tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = down, up
             tensors[f"{key}.alpha"] = torch.tensor(float(rank), dtype=dtype)
-    # ComfyUI and A1111 show the file's name: that of the run, also when the file lies in its kohya/ folder.
-    place = folder.resolve()
-    path = folder / f"{place.parent.name if place.name == 'kohya' else place.name}.safetensors"
-    about = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
-    write_safetensors(path, tensors, {"format": "pt", **about, **provenance})
+    path = folder / f"{_title(folder)}.safetensors"
+    _write_checked(path, tensors, {**about.metadata(rank, _title(folder)), **provenance}, 3 * _count(folded))
     return path
+
+
+def _title(folder: Path) -> str:
+    """What ComfyUI and A1111 show: the name of the run, also where the file lies in its kohya/ folder."""
+    place = folder.resolve()
+    return place.parent.name if place.name == "kohya" else place.name
+
+
+def _count(folded: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]]) -> int:
+    return sum(map(len, folded.values()))
+
+
+def _write_checked(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str], expected: int) -> None:
+    """Write a LoRA file and read it again: every layer has to be in it under a name of its own, unchanged.
+
+    Raises ValueError where two layers have one name in the format, OSError where the file does not hold what was
+    written.
+    """
+    if len(tensors) != expected:
+        raise ValueError(
+            f"{expected} tensors have {len(tensors)} names in {path.name}: layers whose names differ in dots and "
+            "underscores alone cannot be told apart in this format; export in another one"
+        )
+    write_safetensors(path, tensors, metadata)
+    _, written = read_safetensors(path)
+    if written.keys() != tensors.keys() or not all(torch.equal(written[key], t) for key, t in tensors.items()):
+        raise OSError(errno.EIO, "does not hold what was written to it", str(path))
 
 
 def _write_peft(
@@ -159,7 +198,7 @@ def _write_peft(
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": all(kind == "conv1d" for kind in state.kinds.values()),
-        "target_modules": list(layers),
+        "target_modules": _targets(layers),
         "modules_to_save": sorted({key.rpartition(".")[0] for key in whole}) or None,
         "task_type": None,
         "base_model_name_or_path": None,
@@ -167,9 +206,18 @@ def _write_peft(
     }
     path = folder / "adapter_model.safetensors"
     provenance = json.dumps(_provenance(states), sort_keys=True)
-    write_safetensors(path, tensors, {"format": "pt", ENTRY: provenance})
+    _write_checked(path, tensors, {"format": "pt", ENTRY: provenance}, 2 * len(layers) + len(whole))
     write_json(folder / "adapter_config.json", config)
     return path
+
+
+def _targets(modules: Iterable[str]) -> list[str] | str:
+    """PEFT's target_modules for just these modules. A list is matched by the ends of names, so that "fc" means
+    "block.fc" too: names of one part alone need a regular expression."""
+    names = list(modules)
+    if all("." in name for name in names):
+        return names
+    return f"(?:{'|'.join(re.escape(name) for name in names)})"
 
 
 def _portable(component: str, module: str) -> str:

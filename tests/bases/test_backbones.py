@@ -1,0 +1,210 @@
+"""Vision backbones: descriptions, heads, normalisation, and weights from files."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+
+from dash_vision.bases import backbones
+from dash_vision.bases.backbones import Backbone, build, describe, head_names
+from dash_vision.classification.loop import Normalize
+from dash_vision.core.targets import find_targets
+from dash_vision.files.errors import InputError
+from tests.support.vtab import tiny
+
+# -- describing
+
+
+def test_a_model_is_described_without_its_weights():
+    vit = describe("vit_base_patch16_224.augreg_in21k")
+    assert (vit.image_size, vit.mean, vit.std) == (224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert describe("vit_base_patch14_dinov2.lvd142m").mean == (0.485, 0.456, 0.406)
+    assert describe("miniature").image_size == 64
+
+
+def test_an_unknown_model_is_answered_with_near_names():
+    with pytest.raises(InputError, match=r"did you mean .*vit_base_patch16_224"):
+        describe("vit_bas_patch16_224")
+
+
+@pytest.mark.parametrize(
+    ("flag", "mean", "std"),
+    [
+        ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("half", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ("none", (0, 0, 0), (1, 1, 1)),
+    ],
+)
+def test_normalisation_is_what_the_flag_says(flag, mean, std):
+    images = torch.randint(0, 256, (2, 3, 5, 5), dtype=torch.uint8)
+    found = Normalize(tiny(normalization=flag))(images)
+    expected = (images / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    torch.testing.assert_close(found, expected)
+
+
+# -- building
+
+
+def test_the_head_follows_the_seed_and_the_base_does_not():
+    first, again, other = (build(tiny(), 5, head_seed=s) for s in (0, 0, 1))
+    for (name, a), b, c in zip(first.named_parameters(), again.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c) == (name != "head.weight")
+
+
+def test_building_leaves_the_global_random_numbers_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    build(tiny(), 5)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_heads_are_found_by_what_they_are():
+    assert head_names(timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3)) == ["head", "head_dist"]
+    assert head_names(timm.create_model("test_vit", num_classes=3)) == ["head"]
+    with pytest.raises(InputError, match="no linear classifier"):
+        head_names(timm.create_model("test_vit", num_classes=0))
+
+
+@pytest.mark.parametrize(
+    "name", ["eva02_tiny_patch14_224.mim_in22k", "eva_giant_patch14_224.clip_ft_in1k", "beit_base_patch16_224"]
+)
+def test_every_block_layer_of_other_vits_is_adapted(name):
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0, depth=1)
+    linear = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "blocks" in n}
+    model = model.to_empty(device="cpu")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    assert find_targets(model, "vit-blocks").keys() == linear
+
+
+def test_weights_that_cannot_be_fetched_are_explained():
+    with pytest.raises(InputError, match=r"could not fetch the weights of .*--checkpoint FILE.*--model miniature"):
+        build(describe("vit_tiny_patch16_224.augreg_in21k"), 5)
+
+
+def test_a_model_without_published_weights_is_explained():
+    with pytest.raises(InputError, match="could not fetch the weights"):
+        build(describe("vit_tiny_patch16_384"), 5)
+
+
+# -- local checkpoints
+
+
+def trunk(model):
+    return {k: v for k, v in model.state_dict().items() if not k.startswith("head")}
+
+
+@pytest.mark.parametrize("head", [7, 0])
+def test_a_safetensors_checkpoint_gives_its_trunk_and_a_new_head(tmp_path, head):
+    torch.manual_seed(5)
+    source = timm.create_model("test_vit", img_size=32, num_classes=head)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    model = build(describe("test_vit", 32, checkpoint=str(tmp_path / "w.safetensors")), 5)
+    assert model.head.out_features == 5
+    for key, value in trunk(source).items():
+        assert torch.equal(model.state_dict()[key], value)
+
+
+def test_position_embeddings_of_another_size_are_resampled(tmp_path):
+    source = timm.create_model("test_vit", img_size=64)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    model = build(describe("test_vit", 32, checkpoint=str(tmp_path / "w.safetensors")), 5)
+    assert model.pos_embed.shape[1] < source.pos_embed.shape[1]
+    assert torch.equal(model.blocks[0].attn.qkv.weight, source.blocks[0].attn.qkv.weight)
+
+
+def google_npz(model, path):
+    """The trunk of a VisionTransformer under the names and in the shapes of Google's ViT checkpoints."""
+    state = {k: v.numpy() for k, v in model.state_dict().items()}
+    out = {
+        "embedding/kernel": state["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
+        "embedding/bias": state["patch_embed.proj.bias"],
+        "cls": state["cls_token"],
+        "Transformer/posembed_input/pos_embedding": state["pos_embed"],
+        "Transformer/encoder_norm/scale": state["norm.weight"],
+        "Transformer/encoder_norm/bias": state["norm.bias"],
+    }
+    heads = model.blocks[0].attn.num_heads
+    for i in range(len(model.blocks)):
+        block, to = f"blocks.{i}", f"Transformer/encoderblock_{i}"
+        for norm, name in (("norm1", "LayerNorm_0"), ("norm2", "LayerNorm_2")):
+            out[f"{to}/{name}/scale"], out[f"{to}/{name}/bias"] = (
+                state[f"{block}.{norm}.{k}"] for k in ("weight", "bias")
+            )
+        attention = f"{to}/MultiHeadDotProductAttention_1"
+        width = model.embed_dim
+        for j, name in enumerate(("query", "key", "value")):
+            weight = state[f"{block}.attn.qkv.weight"][j * width : (j + 1) * width]
+            out[f"{attention}/{name}/kernel"] = weight.T.reshape(width, heads, -1)
+            out[f"{attention}/{name}/bias"] = state[f"{block}.attn.qkv.bias"][j * width : (j + 1) * width].reshape(
+                heads, -1
+            )
+        out[f"{attention}/out/kernel"] = state[f"{block}.attn.proj.weight"].T.reshape(heads, -1, width)
+        out[f"{attention}/out/bias"] = state[f"{block}.attn.proj.bias"]
+        for j, name in enumerate(("fc1", "fc2")):
+            out[f"{to}/MlpBlock_3/Dense_{j}/kernel"] = state[f"{block}.mlp.{name}.weight"].T
+            out[f"{to}/MlpBlock_3/Dense_{j}/bias"] = state[f"{block}.mlp.{name}.bias"]
+    np.savez(path, **out)
+
+
+def test_a_google_checkpoint_is_read(tmp_path, monkeypatch):
+    torch.manual_seed(5)
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    source = VisionTransformer(**shape, num_classes=3)
+    google_npz(source, tmp_path / "w.npz")
+    model = VisionTransformer(**shape, num_classes=5)
+    backbones._load_checkpoint(model, tmp_path / "w.npz")
+    for key, value in trunk(source).items():
+        torch.testing.assert_close(model.state_dict()[key], value, msg=key)
+
+
+def test_files_that_are_no_weights_of_the_model_are_refused(tmp_path):
+    torch.save({}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"pickles .* can run code"):
+        describe("test_vit", checkpoint=str(tmp_path / "w.pth"))
+    with pytest.raises(InputError, match="there is no checkpoint"):
+        describe("test_vit", checkpoint=str(tmp_path / "absent.safetensors"))
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    save_file({"some.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    save_file({"head.weight": torch.zeros(5, 64)}, tmp_path / "head_only.safetensors")
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    for name, sentence in (
+        ("cut.safetensors", "no complete .safetensors file"),
+        ("other.safetensors", "holds no weights of this model"),
+        ("head_only.safetensors", "holds no weights of this model"),
+        ("other.npz", "holds no weights of this model"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            build(describe("test_vit", 32, checkpoint=str(tmp_path / name)), 5)
+
+
+def test_a_missing_miniature_says_how_to_make_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(backbones, "MINIATURE_WEIGHTS", tmp_path / "absent.safetensors")
+    with pytest.raises(InputError, match=r"python -m dash_vision\.miniature build --stages vit"):
+        build(describe("miniature"), 5)
+
+
+def test_a_revision_pins_what_is_fetched_from_the_hub(monkeypatch):
+    asked = []
+
+    def fetch(repo_id, revision=None, **more):
+        asked.append((repo_id, revision))
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", fetch)
+    name = "vit_tiny_patch16_224.augreg_in21k"
+    for revision in ("0123abc", None):
+        asked.clear()
+        with pytest.raises(InputError, match="could not fetch"):
+            build(describe(name, revision=revision), 2)
+        assert asked
+        assert set(asked) == {(f"timm/{name}", revision)}
+    with pytest.raises(InputError, match="--revision is of weights from the hub"):
+        describe("miniature", revision="0123abc")
+    assert Backbone.from_dict(describe(name, revision="0123abc").to_dict()).revision == "0123abc"

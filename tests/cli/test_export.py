@@ -1,0 +1,30 @@
+"""python -m dash_vision inspect and export, on a native adapter file."""
+
+import pytest
+
+from dash_vision import export_lora
+from dash_vision.files.native import read_native
+
+
+def test_inspect_prints_ranks_directions_and_base(saved, capsys):
+    from dash_vision.__main__ import main
+
+    adapter, path, _, _ = saved
+    assert main(["inspect", str(path)]) == 0
+    out = capsys.readouterr().out
+    chosen = " ".join(map(str, adapter.layers["0"].weights("default").indices.tolist()))
+    assert chosen in out
+    assert "rank 3, scaling 1.66667, dash_k 4" in out
+    assert f"{adapter.layers['2'].weights('default').dsigma.abs().max():.3g}" in out
+    assert "12 x 8" in out
+    assert read_native(path)["model"].fingerprint in out
+
+
+@pytest.mark.parametrize("to", ["diffusers", "kohya", "peft"])
+def test_export_command_equals_the_export_of_the_live_adapter(saved, to, tmp_path):
+    from dash_vision.__main__ import main
+
+    adapter, path, _, _ = saved
+    assert main(["export", str(path), "--to", to, str(tmp_path / "a" / "x")]) == 0
+    expected = export_lora(adapter, tmp_path / "b" / "x", format=to)
+    assert (tmp_path / "a" / "x" / expected.name).read_bytes() == expected.read_bytes()

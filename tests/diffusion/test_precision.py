@@ -1,0 +1,108 @@
+"""Precision, memory, optimizers and trackers of DreamBooth runs."""
+
+import threading
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+
+import dash_vision.core.decompositions as decompositions
+from dash_vision.diffusion.training import DreamBoothRun
+from dash_vision.files.errors import InputError
+from tests.support.dreambooth import prepare, settings, train
+
+
+def test_the_launch_is_prepared_while_plain_lora_trains(bases, tmp_path, monkeypatch):
+    expected = train(settings(bases, tmp_path / "a" / "out", train_text_encoder=True))
+    where = []
+    decompose, one_step = decompositions.decompose, DreamBoothRun._one_step
+    monkeypatch.setattr(decompositions, "decompose", lambda W: where.append(threading.current_thread()) or decompose(W))
+
+    def patient(self):
+        one_step(self)
+        for adapter in self.adapters.values():
+            adapter.decompositions.wait()
+
+    monkeypatch.setattr(DreamBoothRun, "_one_step", patient)
+    run = train(settings(bases, tmp_path / "b" / "out", train_text_encoder=True))
+    assert run.schedule.launched
+    assert len(where) == sum(len(adapter.layers) for adapter in run.adapters.values())
+    assert threading.main_thread() not in where
+    assert run.losses == expected.losses
+
+
+def test_bf16_keeps_trainable_parameters_in_float32(bases, tmp_path):
+    run = train(settings(bases, tmp_path / "out"), mixed_precision="bf16")
+    assert {p.dtype for p in run.adapters["unet"].parameters()} == {torch.float32}
+    assert run.base.pipeline.unet.conv_in.weight.dtype == torch.bfloat16
+    assert all(torch.isfinite(p).all() for p in run.adapters["unet"].parameters())
+    exact = train(settings(bases, tmp_path / "exact"))
+    # Eight rounded steps stay near the exact ones: the loss is the same to bf16's two or three digits.
+    assert run.losses == pytest.approx(exact.losses, rel=0.03)
+
+
+def test_prodigy_trains_and_resumes(bases, tmp_path):
+    pytest.importorskip("prodigyopt", reason="needs the extra dash-vision[prodigy]")
+    changes = {"optimizer": "prodigy", "learning_rate": None, "checkpointing_steps": 3, "checkpoints_total_limit": 3}
+    whole = train(settings(bases, tmp_path / "whole" / "out", **changes))
+    assert whole.config.learning_rate == 1.0
+    changes["resume_from_checkpoint"] = str(tmp_path / "whole/out/checkpoint-3.safetensors")
+    train(settings(bases, tmp_path / "again" / "out", **changes))
+    files = [(tmp_path / name / "out/dash_adapter.safetensors").read_bytes() for name in ("whole", "again")]
+    assert files[0] == files[1]
+    with pytest.raises(InputError, match="one learning rate for all"):
+        prepare(settings(bases, tmp_path / "bad", optimizer="prodigy", learning_rate=1.0, dash_lr=2.0))
+
+
+def test_8_bit_adam_trains_and_resumes(bases, tmp_path):
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs the extra dash-vision[8bit]")
+    # It keeps 8 bits a number for tensors of 4,096 and more: rank 200 makes such ones of this small base.
+    changes = {"use_8bit_adam": True, "rank": 200, "checkpointing_steps": 3, "checkpoints_total_limit": 3}
+    whole = train(settings(bases, tmp_path / "whole" / "out", **changes))
+    assert isinstance(whole.optimizer, bitsandbytes.optim.AdamW8bit)
+    assert any(state["state1"].dtype == torch.uint8 for state in whole.optimizer.state.values())
+    changes["resume_from_checkpoint"] = str(tmp_path / "whole/out/checkpoint-3.safetensors")
+    train(settings(bases, tmp_path / "again" / "out", **changes))
+    files = [(tmp_path / name / "out/dash_adapter.safetensors").read_bytes() for name in ("whole", "again")]
+    assert files[0] == files[1]
+
+
+def test_tensorboard_gets_every_step_and_the_samples(bases, tmp_path):
+    events = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs the extra dash-vision[trackers]"
+    )
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+    logging = Accelerator(cpu=True, log_with="tensorboard", project_dir=str(tmp_path / "logs"))
+    logging.init_trackers("dash-vision")
+    config = settings(bases, tmp_path / "out")
+    run = DreamBoothRun(config, logging, print)
+    run.fit()
+    run.save()
+    logging.end_training()
+    found = events.EventAccumulator(str(tmp_path / "logs/dash-vision"))
+    found.Reload()
+    scalars = [(event.step, event.value) for event in found.Scalars("loss")]
+    assert [step for step, _ in scalars] == list(range(1, 9))
+    assert [value for _, value in scalars] == pytest.approx(run.losses, rel=1e-5)
+    assert found.Images("samples")
+
+
+def test_every_trained_parameter_gets_a_gradient(bases, tmp_path):
+    run = prepare(settings(bases, tmp_path / "out", base="sdxl", train_text_encoder=True))
+    sum(run._loss(batch) for batch in run._batches(0)).backward()
+    assert {"unet", "text_encoder", "text_encoder_2"} == run.adapters.keys()
+    for name, adapter in run.adapters.items():
+        for key, parameter in adapter.named_parameters():
+            assert parameter.grad is not None, f"{name} {key}"  # DDP would wait for it
+
+
+def test_gradient_checkpointing_changes_nothing(bases, tmp_path):
+    runs = [
+        train(settings(bases, tmp_path / str(on), gradient_checkpointing=on, train_text_encoder=True))
+        for on in (False, True)
+    ]
+    assert runs[1].losses == pytest.approx(runs[0].losses, rel=1e-4)
+    for a, b in zip(runs[0]._parameters(), runs[1]._parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-4)

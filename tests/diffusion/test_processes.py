@@ -1,0 +1,106 @@
+"""DreamBooth on two processes: what one process trains, or a refusal."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from dash_vision.diffusion.training import DreamBoothRun
+from dash_vision.files.checkpoint import load_checkpoint, save_checkpoint
+from dash_vision.files.errors import InputError
+from tests.support.dreambooth import SCRIPT, accelerator, prepare, settings, train
+from tests.support.paths import ROOT
+
+# accelerate launch starts several processes on a CPU by MPI, or by a configuration of FSDP; torchrun needs neither.
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    "FSDP": ["accelerate.commands.launch", "--config_file", str(ROOT / "docs" / "fsdp.yaml")],
+}
+
+
+LOWEST = tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 8)  # FSDP needs a gloo that averages
+
+
+@pytest.mark.parametrize(
+    "launcher", ["torchrun", pytest.param("FSDP", marks=pytest.mark.skipif(LOWEST, reason="needs PyTorch 2.8"))]
+)
+def test_two_processes_train_what_one_does(bases, tmp_path, launcher):
+    # Adam divides by the gradient's size: a tiny epsilon would blow the rounding of near-zero gradients up to whole
+    # steps, and two orders of summation would be told apart by nothing but that.
+    train(settings(bases, tmp_path / "one", train_batch_size=4, adam_epsilon=1e-2))
+    command = [
+        *(sys.executable, "-m", *LAUNCHERS[launcher]),
+        *(str(SCRIPT), "--instance_data", str(bases / "cat"), "--output_dir", str(tmp_path / "two")),
+        *("--pretrained_model_name_or_path", str(bases / "sd"), "--rank", "2", "--dash_k", "3"),
+        *("--max_train_steps", "8", "--prelaunch_steps", "4", "--train_batch_size", "2", "--learning_rate", "1e-2"),
+        *("--num_inference_steps", "2", "--validation_prompt", "a photo of sks cat", "--adam_epsilon", "1e-2"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in ("dash_adapter.safetensors", "pytorch_lora_weights.safetensors", "kohya/{}.safetensors"):
+        one, two = (load_file(tmp_path / out / name.format(out)) for out in ("one", "two"))
+        assert one.keys() == two.keys()
+        for key, tensor in one.items():
+            if key.endswith("indices"):
+                assert torch.equal(tensor, two[key])
+            else:
+                assert torch.allclose(tensor, two[key], atol=1e-5, rtol=0), key
+    assert done.stdout.count("base: " + str(bases)) == 1  # one process speaks
+    report = json.loads((tmp_path / "two/run.json").read_text())
+    assert (report["processes"], report["fsdp"]) == (2, launcher == "FSDP")
+    difference = np.asarray(Image.open(tmp_path / "one/samples.png")) - np.asarray(
+        Image.open(tmp_path / "two/samples.png"), np.int16
+    )
+    assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("optimizer", [{"optimizer": "prodigy", "learning_rate": 1.0}, {"use_8bit_adam": True}])
+def test_optimizers_that_take_no_split_model_are_refused(bases, tmp_path, optimizer):
+    gc.collect()
+    one = accelerator()
+    one.state.num_processes = 2  # refused before any process would be needed
+    with pytest.raises(InputError, match="FSDP splits the optimizer's numbers too"):
+        DreamBoothRun(settings(bases, tmp_path / "out", **optimizer), one, print, sharded=True)
+    accelerator()
+
+
+def test_the_same_batch_split_otherwise_goes_on_with_the_same_pictures(bases, tmp_path):
+    """Half of the run with a batch of 4; then 2 x 2 accumulated, and as of two processes with 2 each."""
+    common = {"adam_epsilon": 1e-2, "checkpointing_steps": 4, "checkpoints_total_limit": None}
+    train(settings(bases, tmp_path / "whole", train_batch_size=4, **common))
+    expected = load_file(tmp_path / "whole/dash_adapter.safetensors")
+    path = tmp_path / "whole/checkpoint-4.safetensors"
+    state = load_checkpoint(path)
+    of_two = tmp_path / "checkpoint-4.safetensors"
+    was = {**state["settings"], "train_batch_size": 2}
+    save_checkpoint(of_two, state | {"processes": 2, "settings": was})
+    ways = [
+        (path, {"train_batch_size": 2, "gradient_accumulation_steps": 2}),
+        (of_two, {"train_batch_size": 4}),
+        (of_two, {"train_batch_size": 1, "gradient_accumulation_steps": 4}),
+    ]
+    for number, (checkpoint, split) in enumerate(ways):
+        out, lines = tmp_path / f"out-{number}", []
+        train(settings(bases, out, resume_from_checkpoint=str(checkpoint), **split, **common), lines)
+        assert any("the same batches, split otherwise" in line for line in lines) == (checkpoint == of_two)
+        found = load_file(out / "dash_adapter.safetensors")
+        assert all(torch.allclose(t, found[key], atol=1e-5, rtol=0) for key, t in expected.items())
+    config = settings(bases, tmp_path / "no", resume_from_checkpoint=str(path), train_batch_size=2, **common)
+    with pytest.raises(InputError, match="--train_batch_size 4, this run has 2"):
+        prepare(config)
+
+
+def test_pictures_of_several_sizes_depend_on_the_batch_of_each_process(bases, tmp_path):
+    common = {"aspect_ratio_buckets": True, "checkpointing_steps": 4}
+    train(settings(bases, tmp_path / "out", train_batch_size=4, **common))
+    changes = {"train_batch_size": 2, "gradient_accumulation_steps": 2, "resume_from_checkpoint": "checkpoint-4"}
+    with pytest.raises(InputError, match="--train_batch_size 4, this run has 2"):
+        prepare(settings(bases, tmp_path / "out", **changes, **common))

@@ -1,0 +1,32 @@
+"""Prompts and class names that are derived from folders."""
+
+import pytest
+
+from dash_vision.diffusion.config import (
+    DreamBoothConfig,
+    Prompts,
+    class_name,
+    default_validation_prompts,
+    derive_prompts,
+)
+from dash_vision.files.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("cat", "cat"), ("my_dogs-2", "my dogs"), ("../x/Red Vase/", "red vase"), ("123", "")]
+)
+def test_class_names_come_from_folders(name, kind):
+    assert class_name(name) == kind
+
+
+def test_prompts():
+    prompts = derive_prompts(DreamBoothConfig(instance_data_dir="some/cat"))
+    assert prompts == Prompts("a photo of sks cat", "a photo of cat", "sks cat")
+    assert default_validation_prompts(prompts)[1] == "a sks cat in the snow"
+    own = derive_prompts(DreamBoothConfig(instance_data_dir="cat", instance_prompt="a photo of a sks dog"))
+    assert default_validation_prompts(own)[2] == "a sks dog on the beach"
+    assert own.class_ == "a photo of a dog"
+    free = derive_prompts(DreamBoothConfig(instance_data_dir="cat", instance_prompt="rainy window"))
+    assert default_validation_prompts(free) == ["rainy window"]
+    with pytest.raises(InputError, match="--instance_prompt"):
+        derive_prompts(DreamBoothConfig(instance_data_dir="2024"))

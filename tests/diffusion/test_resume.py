@@ -1,0 +1,121 @@
+"""Stopped, signalled and killed DreamBooth runs resume exactly."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dash_vision.diffusion.training import DreamBoothRun, Stopped
+from tests.support.dreambooth import SCRIPT, prepare, settings, train
+from tests.support.paths import ROOT
+
+RESUMED = {
+    "plain": {},
+    "everything": {
+        "lora_dropout": 0.3,
+        "gradient_accumulation_steps": 2,
+        "random_flip": True,
+        "with_prior_preservation": True,
+        "num_class_images": 3,
+        "train_text_encoder": True,
+        "lr_scheduler": "cosine",
+        "lr_warmup_steps": 2,
+        "dash_lr": 3e-2,
+        "resolution": 16,
+    },
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_resuming_before_at_and_after_the_launch_is_exact(bases, tmp_path, case):
+    changes = {**RESUMED[case], "checkpointing_steps": 1, "checkpoints_total_limit": None}
+    if "with_prior_preservation" in changes:
+        changes["class_data_dir"] = str(tmp_path / "class")
+    whole = train(settings(bases, tmp_path / "whole" / "out", **changes))
+    expected = (tmp_path / "whole/out/dash_adapter.safetensors").read_bytes()
+    for step in (3, 4, 6):  # the launch comes right after step 4
+        out = tmp_path / str(step) / "out"
+        changes["resume_from_checkpoint"] = str(tmp_path / f"whole/out/checkpoint-{step}.safetensors")
+        run = prepare(settings(bases, out, **changes))
+        assert run.step == step
+        assert run.schedule.launched == (step >= 4)
+        run.fit()
+        run.save()
+        assert (out / "dash_adapter.safetensors").read_bytes() == expected
+        assert run.losses == whole.losses
+
+
+def test_a_signal_ends_the_step_and_the_run_goes_on_from_there(bases, tmp_path, monkeypatch):
+    train(settings(bases, tmp_path / "whole" / "out"))
+    run = prepare(settings(bases, tmp_path / "cut" / "out"))
+    one_step = DreamBoothRun._one_step
+
+    def interrupted(self):
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        one_step(self)
+
+    monkeypatch.setattr(DreamBoothRun, "_one_step", interrupted)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped) as stopped:
+        run.fit()
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert stopped.value.signum == signal.SIGTERM
+    assert stopped.value.checkpoint == tmp_path / "cut/out/checkpoint-3.safetensors"
+    lines = []
+    train(settings(bases, tmp_path / "cut" / "out", resume_from_checkpoint="latest"), lines)
+    assert any("at step 3" in line for line in lines)
+    assert (tmp_path / "cut/out/dash_adapter.safetensors").read_bytes() == (
+        tmp_path / "whole/out/dash_adapter.safetensors"
+    ).read_bytes()
+
+
+def test_a_run_outlives_the_shell_that_started_it(bases, tmp_path):
+    """As under nohup: the shell goes while the run trains, and that is no reason to stop."""
+    out, log = tmp_path / "out", tmp_path / "log.txt"
+    command = [
+        *(sys.executable, str(SCRIPT), "--instance_data", str(bases / "cat"), "--output_dir", str(out)),
+        *("--pretrained_model_name_or_path", str(bases / "sd"), "--rank", "2", "--dash_k", "3"),
+        *("--max_train_steps", "30", "--prelaunch_steps", "2", "--num_inference_steps", "2"),
+        *("--validation_prompt", "a photo of sks cat", "--checkpointing_steps", "1"),
+    ]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    wait = f"until ls {shlex.quote(str(out))}/checkpoint-*; do kill -0 $! || break; sleep 0.05; done"
+    shell = f"{shlex.join(command)} > {shlex.quote(str(log))} 2>&1 & {wait}"
+    subprocess.run(["sh", "-c", shell], env=environment, check=True, capture_output=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (out / "samples.png").exists():
+        assert "stopped by" not in log.read_text()
+        time.sleep(0.1)
+    assert (out / "samples.png").exists(), log.read_text()
+
+
+def test_a_killed_process_loses_nothing(bases, tmp_path):
+    """SIGKILL while it trains, three times, then to the end: the files of the run that nobody disturbed."""
+    train(settings(bases, tmp_path / "whole" / "out", max_train_steps=30))
+    command = [
+        *(sys.executable, str(SCRIPT), "--instance_data", str(bases / "cat"), "--output_dir", str(tmp_path / "out")),
+        *("--pretrained_model_name_or_path", str(bases / "sd"), "--rank", "2", "--dash_k", "3"),
+        *("--max_train_steps", "30", "--prelaunch_steps", "4", "--train_batch_size", "2", "--learning_rate", "1e-2"),
+        *("--num_inference_steps", "2", "--validation_prompt", "a photo of sks cat", "--checkpointing_steps", "1"),
+        *("--resume_from_checkpoint", "latest"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for wanted in (3, 5):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not list((tmp_path / "out").glob(f"checkpoint-{wanted}*.safetensors")):
+            pass
+        process.kill()
+        process.wait()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "resumed from" in done.stdout
+    assert (tmp_path / "out/dash_adapter.safetensors").read_bytes() == (
+        tmp_path / "whole/out/dash_adapter.safetensors"
+    ).read_bytes()

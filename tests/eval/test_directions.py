@@ -1,0 +1,258 @@
+"""The charts of directions, on finished runs."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from dash_vision.core.loading import load_adapter, save_adapters
+from dash_vision.files.native import NATIVE_NAME
+from dash_vision.miniature import pipeline_path
+from eval.__main__ import main
+from tests.support.bases import save_base
+from tests.support.dreambooth import settings, train
+from tests.support.pictures import save_pictures
+from tests.support.vtab import trained_run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """dash/ with checkpoints and lora/ on a tiny base of Stable Diffusion; vtab/ with a dash run and a full one."""
+    root = tmp_path_factory.mktemp("runs")
+    save_base(root / "sd")
+    save_base(root / "sd2", seed=5)
+    save_pictures(root / "cat")
+    few = {"max_train_steps": 6, "prelaunch_steps": 2, "num_inference_steps": 2, "checkpointing_steps": 2}
+    train(settings(root, root / "dash", checkpoints_total_limit=9, **few))
+    train(settings(root, root / "lora", dash_k=0, seed=1, **few))
+    train(settings(root, root / "same", dash_k=0, **few | {"checkpointing_steps": 0}))
+    train(settings(root, root / "other", base="sd2", **few))
+    for method, kept in (("dash", 1), ("full", 0)):
+        trained_run(root, methods=[method], output_dir=str(root / "vtab"), keep_every=kept, selection="last")
+    return root
+
+
+def directions(*words):
+    return main(["directions", "--draws", "20", *map(str, words)])
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The panels that a command draws."""
+    import eval.directions as module
+
+    seen = []
+    original = module.draw
+    monkeypatch.setattr(module, "draw", lambda panels, *rest: seen.extend(panels) or original(panels, *rest))
+    return seen
+
+
+def test_every_chart_has_its_null(runs, tmp_path, drawn, capsys):
+    assert directions(runs / "dash", "--truth", runs / "lora", tmp_path / "d.png") == 0
+    assert "no checkpoint" not in capsys.readouterr().out
+    titles = [panel.title for panel in drawn]
+    assert titles[:3] == [
+        "Recall of LoRA of rank 2 against lora, step 6",
+        "Accuracy of LoRA of rank 2 against lora, step 6",
+        "Mean over layers",
+    ]
+    assert len(titles) == 3 + 2 * 3 + 3 * 3
+    grids, others = drawn[3:9], drawn[:3] + drawn[9:]
+    assert all(any(s.name.startswith("null") and s.style == "band" for s in panel.series) for panel in others)
+    for trained, null in zip(grids[::2], grids[1::2], strict=True):
+        assert " are shared" in trained.title
+        assert null.title.split(":")[0] == trained.title.split(":")[0]
+        assert ": null, " in null.title
+        shared = int(trained.title.split(": ")[1].split()[0])
+        assert sum(trained.series[0].shades) == shared
+        assert max(null.series[0].shades) == 1
+    assert [x for x, _ in drawn[2].series[1].points] == [2, 4, 6]
+    with Image.open(tmp_path / "d.png") as page:
+        assert json.loads(page.text["dash-vision"])["draws"] == 20
+
+
+def test_overlaps_are_those_of_the_files(runs, tmp_path, drawn):
+    """Recomputed from the LoRA files by NumPy's SVD."""
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import load_file
+
+    assert directions(runs / "lora", "--truth", runs / "dash", tmp_path / "d.png") == 0
+    unet = dict(UNet2DConditionModel.from_pretrained(runs / "sd/unet").named_modules())
+    files = {name: load_file(runs / name / "pytorch_lora_weights.safetensors") for name in ("lora", "dash")}
+    expected = []
+    native = load_file(runs / "lora/dash_adapter.safetensors")
+    for key in [k for k in native if k.endswith(".A")]:
+        module = key.removeprefix("unet/").removesuffix(".A")
+        U, S, Vh = np.linalg.svd(unet[module].weight.detach().double().numpy(), full_matrices=False)
+
+        def top(name, count, module=module, U=U, S=S, Vh=Vh):
+            A, B = (files[name][f"unet.{module}.lora_{x}.weight"].double().numpy() for x in "AB")
+            return set(np.argsort(-np.abs(np.diag(U.T @ (B @ A) @ Vh.T)) / (S + 1e-6))[:count])
+
+        expected.append(len(top("lora", 8) & top("dash", 4)) / 4)
+    found = [value for _, value in next(s for s in drawn[0].series if s.name == "recall").points]
+    assert sorted(found) == pytest.approx(sorted(expected))
+
+
+def test_shifts_are_compared_with_singular_values_and_with_the_low_rank_update(runs, tmp_path, capsys):
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import load_file
+
+    base = UNet2DConditionModel.from_pretrained(runs / "sd/unet")
+    unet = dict(base.named_modules())
+    native = {k.removeprefix("unet/"): v.double().numpy() for k, v in load_file(runs / "dash" / NATIVE_NAME).items()}
+    relative, shares = [], []
+    for module in [k.removesuffix(".A") for k in native if k.endswith(".A")]:
+        A, B, shift, U, V = (native[f"{module}.{key}"] for key in ("A", "B", "dsigma", "U", "V"))
+        W = unet[module].weight.detach().double().numpy()
+        chosen = native[f"{module}.indices"].astype(int)
+        relative += np.abs(shift / np.linalg.svd(W, compute_uv=False)[chosen]).tolist()
+        shares.append(np.linalg.norm(U @ np.diag(shift) @ V) / np.linalg.norm(B @ A))
+    compact = tmp_path / "compact"
+    shutil.copytree(runs / "dash", compact)
+    save_adapters({"unet": load_adapter(base, runs / "dash" / NATIVE_NAME)}, compact / NATIVE_NAME, compact=True)
+    # Of all layers, however few are drawn, and from a compact file too.
+    for words in ((runs / "dash", "--truth", runs / "lora"), (runs / "dash",), (compact,)):
+        assert directions(*words, tmp_path / "d.png") == 0
+        said = capsys.readouterr().out
+        assert f"shifts of {len(shares)} layers: in the median {100 * np.median(relative):.1f} % of their sing" in said
+        assert f"together {100 * np.median(shares):.1f} % of its low-rank update" in said
+
+
+def test_a_vision_transformer_against_full_fine_tuning(runs, tmp_path, drawn, capsys):
+    run = next((runs / "vtab").rglob("dash/*/result.json")).parent
+    full = next((runs / "vtab").rglob("full/*/result.json")).parent
+    for truth in (full, full / "trained.safetensors"):
+        drawn.clear()
+        assert directions(run, "--truth", truth, "--layer", "blocks.1.attn", tmp_path / "v.png") == 0
+        assert [p.title for p in drawn if p.log] == [
+            f"blocks.1.attn.{name}: {part}"
+            for name in ("qkv", "proj")
+            for part in ("whole spectrum", "last 24", "sorted, largest 32")
+        ]
+        assert "chosen at launch" in [s.name for s in drawn[-3].series]
+        over_steps = next(panel for panel in drawn if panel.title == "Mean over layers")
+        assert [x for x, _ in over_steps.series[1].points] == [5, 10, 15, 20]
+    shutil.copytree(run, tmp_path / "cut")
+    (tmp_path / "cut/adapters/step-000010.safetensors").write_bytes(b"123")
+    assert directions(tmp_path / "cut", "--truth", full, "--layer", "blocks.1.attn", tmp_path / "cut.png") == 2
+    assert "step-000010.safetensors cannot be read" in capsys.readouterr().err
+
+
+def test_overlaps_over_steps_are_those_of_the_kept_files(runs, tmp_path, drawn):
+    """The chart of a run's last file, for a file that was kept before it."""
+    run = next((runs / "vtab").rglob("dash/*/result.json")).parent
+    full = next((runs / "vtab").rglob("full/*/result.json")).parent
+    words = ("--truth", full, "--layer", "blocks.1.attn", tmp_path / "v.png")
+    assert directions(run, *words) == 0
+    means = [dict(s.points) for s in drawn[2].series if s.name in ("recall", "accuracy")]
+    shutil.copytree(run, tmp_path / "early")
+    shutil.copy(run / "adapters/step-000010.safetensors", tmp_path / "early" / NATIVE_NAME)
+    shutil.rmtree(tmp_path / "early/adapters")
+    drawn.clear()
+    assert directions(tmp_path / "early", *words) == 0
+    for panel, name, mean in zip(drawn, ("recall", "accuracy"), means, strict=False):
+        values = [value for _, value in next(s for s in panel.series if s.name == name).points]
+        assert mean[10] == pytest.approx(sum(values) / len(values))
+
+
+def test_one_run_needs_no_truth(runs, tmp_path, drawn):
+    assert directions(runs / "lora", "--layer", "mid_block", tmp_path / "one.pdf") == 0
+    assert {panel.title.split(".")[0] for panel in drawn} == {"mid_block"}
+    assert all(panel.log for panel in drawn)
+
+
+def test_runs_are_named_by_all_that_tells_their_folders_apart(runs, tmp_path, drawn):
+    shutil.copytree(runs / "dash", tmp_path / "1/dash/seed-0")
+    shutil.copytree(runs / "lora", tmp_path / "2/lora/seed-1")
+    words = (tmp_path / "1/dash/seed-0", "--truth", tmp_path / "2/lora/seed-1")
+    assert directions(*words, tmp_path / "d.png") == 0
+    assert drawn[0].title == "Recall of LoRA of rank 2 against 2/lora/seed-1, step 6"
+    assert (drawn[3].x, drawn[3].y) == ("rank in 2/lora/seed-1", "rank in 1/dash/seed-0")
+
+
+@pytest.fixture
+def footnotes(monkeypatch):
+    import eval.directions as module
+
+    seen = []
+    original = module.draw
+    monkeypatch.setattr(module, "draw", lambda *all: seen.append(all[2]) or original(*all))
+    return seen
+
+
+def test_runs_of_one_seed_are_compared_with_updates_that_share_one_a(runs, tmp_path, footnotes):
+    def rows(name):
+        with safe_open(runs / name / NATIVE_NAME, "pt") as file:
+            return torch.cat([file.get_tensor(k).flatten() for k in sorted(file.keys()) if k.endswith(".A")])
+
+    def alike(first, second):
+        return torch.corrcoef(torch.stack([rows(first), rows(second)]))[0, 1]
+
+    assert alike("dash", "same") > 0.5 > 0.1 > alike("dash", "lora").abs()
+    for truth, word in (("same", "which share one A, since both runs began with one A"), ("lora", "independent")):
+        assert directions(runs / "dash", "--truth", runs / truth, "--layer", "mid", tmp_path / "d.png") == 0
+        assert word in footnotes[-1]
+    assert "on trust" not in "".join(footnotes)
+
+
+def test_without_checkpoints_there_is_no_chart_over_steps(runs, tmp_path, drawn, capsys):
+    assert directions(runs / "same", "--truth", runs / "lora", "--layer", "mid", tmp_path / "d.png") == 0
+    assert "--checkpoints_total_limit" in capsys.readouterr().out
+    assert "Mean over layers" not in [panel.title for panel in drawn]
+
+
+def test_a_tuned_model_of_another_base_is_refused_and_a_bare_file_taken_on_trust(runs, tmp_path, capsys, footnotes):
+    run = next((runs / "vtab").rglob("dash/*/result.json")).parent
+    full = tmp_path / "full"
+    shutil.copytree(next((runs / "vtab").rglob("full/*/result.json")).parent, full)
+    for place, value in ((("normalization",), {"mean": [0.4] * 3}), (("arguments", "checkpoint"), "x.safetensors")):
+        record = json.loads((full / "result.json").read_text())
+        kept, inner = json.dumps(record), record
+        for name in place[:-1]:
+            inner = inner[name]
+        inner[place[-1]] = value
+        (full / "result.json").write_text(json.dumps(record))
+        assert directions(run, "--truth", full, tmp_path / "v.png") == 2
+        said = capsys.readouterr().err
+        assert "another base" in said
+        assert place[-1] in said
+        assert said.count("\n") == 1
+        (full / "result.json").write_text(kept)
+    for truth, trusted in ((full, False), (full / "trained.safetensors", True)):
+        assert directions(run, "--truth", truth, "--layer", "blocks.1", tmp_path / "v.png") == 0
+        assert ("on trust" in footnotes[-1]) == trusted
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["RUNS/dash", "--truth", "RUNS/other", "x.png"], "another base"),
+        (["RUNS/dash", "--base", "RUNS/sd2", "x.png"], "another base"),
+        (["RUNS/dash", "--base", "MINIATURE", "x.png"], "another base"),
+        (["RUNS/dash", "--layer", "nothing", "x.png"], "no adapted layer has 'nothing'"),
+        (["RUNS/dash", "--truth", "RUNS/cat", "x.png"], "holds no run.json"),
+        (["RUNS/dash", "--truth", "RUNS/cut.safetensors", "x.png"], "no complete .safetensors file"),
+        (["RUNS/dash", "--truth", "RUNS/small.safetensors", "x.png"], "has none of the run's layers"),
+        (["RUNS/vtab", "x.png"], "holds 2 runs; give the folder of one"),
+        (["RUNS/nowhere", "x.png"], "there is no folder"),
+        (["RUNS/dash", "--draws", "19", "x.png"], "--draws is 19; bands of 5 to 95 percent need 20 or more"),
+        (["RUNS/dash", "x.jpg"], "ends in .png or .pdf"),
+    ],
+)
+def test_bad_input_is_one_sentence(runs, tmp_path, capsys, words, sentence):
+    (runs / "cut.safetensors").write_bytes(b"123")
+    save_file({"a.weight": torch.zeros(2, 2)}, runs / "small.safetensors")
+    places = {"RUNS": str(runs), "MINIATURE": str(pipeline_path())}
+    for name, place in places.items():
+        words = [word.replace(name, place) for word in words]
+    assert main(["directions", *words[:-1], str(tmp_path / words[-1])]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / words[-1]).exists()

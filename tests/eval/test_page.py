@@ -1,0 +1,165 @@
+"""The page in a browser."""
+
+import re
+import shutil
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from eval.__main__ import main
+from tests.support.eval import copied_runs, painted_sheet
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's headless Chromium."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("there is no chromium with chromedriver (Debian: apt-get install chromium chromium-driver)")
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=Service(driver))
+    yield browser
+    browser.quit()
+
+
+def show(browser, page, width=1200, scheme="light"):
+    wishes = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+    media = {"features": [{"name": name, "value": value} for name, value in wishes.items()]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(page.as_uri())
+
+
+def find(browser, selector):
+    return browser.find_elements("css selector", selector)
+
+
+def test_the_slider_uncovers_the_other_method(browser, page):
+    show(browser, page)
+    (frame,) = find(browser, ".compare .frame")
+    (over,) = find(browser, ".compare .over")
+
+    def shown():  # of LoRA: the part of its picture that is not clipped away
+        clip = browser.execute_script("return getComputedStyle(arguments[0]).clipPath", over)
+        cut = [float(v) for v in re.findall(r"([\d.]+)(?:%|px)", clip)]
+        return 100 - cut[1]
+
+    from selenium.webdriver import ActionChains, Keys
+
+    assert shown() == pytest.approx(50)
+    ActionChains(browser).move_to_element_with_offset(frame, frame.size["width"] // 4, 20).click().perform()
+    assert shown() == pytest.approx(75, abs=1)
+    find(browser, ".compare input")[0].send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
+    assert shown() == pytest.approx(73, abs=1)
+
+
+def colours(browser, element):
+    """The colours at a quarter and at three quarters of an element's width, 20 pixels below its top."""
+    with Image.open(BytesIO(element.screenshot_as_png)) as picture:
+        pixels = picture.convert("RGB")
+        return [pixels.getpixel((pixels.width * part // 4, 20)) for part in (1, 3)]
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_slider_lies_on_the_generated_picture_and_fits_the_window(browser, recorded, tmp_path, width):
+    page = copied_runs(recorded, tmp_path)
+    for name, colour in (("lora", "#ff0000"), ("dash", "#0000ff")):
+        painted_sheet(colour).save(tmp_path / name / "samples.png")
+    assert main(["report", str(tmp_path / "lora"), str(tmp_path / "dash"), "-o", str(page)]) == 0
+    show(browser, page, width=width)
+    (frame,) = find(browser, ".compare .frame")
+    assert frame.size["width"] > 240
+    assert colours(browser, frame) == [(255, 0, 0), (0, 0, 255)]
+    find(browser, ".compare .enlarge")[0].click()
+    (large,) = find(browser, "dialog .frame")
+    line = find(browser, "dialog .line")[0].rect
+    assert large.rect["x"] >= 0
+    assert large.rect["x"] + large.rect["width"] <= width
+    assert line["x"] == pytest.approx(width / 2, abs=12)  # a scroll bar's half
+    assert large.size["width"] >= frame.size["width"] - 10
+    assert colours(browser, large) == [(255, 0, 0), (0, 0, 255)]
+
+
+def test_a_click_enlarges_and_escape_closes(browser, page):
+    from selenium.webdriver import ActionChains, Keys
+
+    show(browser, page, width=390)
+    (dialog,) = find(browser, "dialog")
+    assert not dialog.is_displayed()
+    sheet = find(browser, "button.zoom")[0]
+    small = sheet.size["width"]
+    sheet.click()
+    assert dialog.is_displayed()
+    assert find(browser, "dialog img")[0].size["width"] > 2 * small
+    ActionChains(browser).send_keys(Keys.ESCAPE).perform()
+    assert not dialog.is_displayed()
+
+
+def test_tables_sort_by_a_click(browser, page):
+    show(browser, page)
+    table = next(t for t in find(browser, "table.sortable") if "val200" in t.text)
+    heads = [h.text for h in table.find_elements("css selector", "thead th")]
+    column = next(i for i, text in enumerate(heads) if "parameters" in text)
+
+    def values():
+        rows = table.find_elements("css selector", "tbody tr")
+        return [int(r.find_elements("css selector", "td")[column].text.replace(",", "")) for r in rows]
+
+    before = values()
+    assert len(set(before)) == 2
+    button = table.find_elements("css selector", "thead button")[column]
+    button.click()
+    assert values() == sorted(before)
+    button.click()
+    assert values() == sorted(before, reverse=True)
+
+
+def test_the_first_column_stays_in_sight(browser, page):
+    show(browser, page, width=390)
+    scroll = next(s for s in find(browser, ".scroll") if "val200" in s.text)
+    for cell in scroll.find_elements("css selector", "tbody td:first-child")[:2]:
+        before = cell.rect["x"]
+        browser.execute_script("arguments[0].scrollLeft = 120", scroll)
+        assert browser.execute_script("return arguments[0].scrollLeft", scroll) == 120
+        assert cell.rect["x"] == pytest.approx(before, abs=1.5)
+        browser.execute_script("arguments[0].scrollLeft = 0", scroll)
+
+
+def test_the_settings_that_differ_come_first_and_all_on_request(browser, page):
+    show(browser, page)
+    box = find(browser, "input.differences")[0]
+    seen = {r.find_element("css selector", "th").text for r in find(browser, "#settings-dreambooth tbody tr")}
+    assert {name for name in seen if name} == {"dash_k"}
+    box.click()
+    seen = {r.find_element("css selector", "th").text for r in find(browser, "#settings-dreambooth tbody tr")}
+    assert {"rank", "learning_rate", "seed"} <= seen
+
+
+def test_a_phone_needs_no_sideways_scrolling_and_dark_is_dark(browser, page):
+    show(browser, page, width=360)
+    assert browser.execute_script("return document.scrollingElement.scrollWidth") <= 360
+    brightness = {}
+    for scheme in ("light", "dark"):
+        show(browser, page, scheme=scheme)
+        for part in ("background-color", "color"):
+            rgb = find(browser, "body")[0].value_of_css_property(part)
+            brightness[scheme, part] = sum(map(int, re.findall(r"\d+", rgb)[:3]))
+    assert brightness["light", "background-color"] > 700 > 250 > brightness["light", "color"]
+    assert brightness["dark", "background-color"] < 150 < 600 < brightness["dark", "color"]
+
+
+def test_the_page_asks_for_nothing_and_reports_no_error(browser, page):
+    show(browser, page)
+    loaded = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert [name for name in loaded if not name.startswith("data:")] == []
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []

@@ -1,0 +1,120 @@
+"""Which run is which: names, folders and versions."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eval.__main__ import main
+from eval.curves import all_panels
+from eval.runs import find_runs, labels, short_names
+
+
+def record_of(folder, kind="dream", method="lora", task="cifar", seed=0, curve=(), **changes):
+    """A folder with the record of a run, and no more than it takes to be one."""
+    folder.mkdir(parents=True)
+    if kind == "dream":
+        numbers = {"rank": 1, "dash_k": 0, "learning_rate": 1e-3, "resolution": 64}
+        content = {
+            "kind": "dreambooth",
+            "method": method,
+            "base": {"name": "sd", "fingerprints": {"unet": "1"}},
+            "instance_prompt": "a photo of sks cat",
+            "class_prompt": None,
+            "arguments": {**numbers, "num_inference_steps": 2, "guidance_scale": 2.0},
+            "phases": [],
+            "losses": [1.0],
+            "versions": {},
+        }
+        (folder / "pytorch_lora_weights.safetensors").touch()
+    else:
+        curve = list(curve) or [{"epoch": 1, "train_loss": 1.0, "val_accuracy": 50.0}]
+        content = {
+            "task": task,
+            "method": method,
+            "seed": seed,
+            "arguments": {"batch_size": 8, "prelaunch_steps": 5},
+            "sizes": {"images": {"train800": 24}},
+            "selection": {"candidate": 0, "curves": [curve]},
+            "versions": {},
+        }
+    (folder / ("run.json" if kind == "dream" else "val_result.json")).write_text(json.dumps({**content, **changes}))
+
+
+def test_only_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    for place in ("1/r4/seed-0", "2/r4/seed-1"):
+        record_of(tmp_path / "dream" / place)
+    record_of(tmp_path / "dream/3/r4/seed-0", method="lora-dash")
+    record_of(tmp_path / "vtab/cifar/dash/seed-7", "vtab", method="dash", seed=7)
+    record_of(tmp_path / "vtab/svhn/lora/seed-0", "vtab", task="svhn")
+    record_of(tmp_path / "again/svhn/lora/seed-0", "vtab", task="svhn")
+    found, problems = find_runs([tmp_path / "dream", tmp_path / "vtab", tmp_path / "again"])
+    assert problems == []
+    assert labels(found) == [
+        "LoRA (1/r4/seed-0)",
+        "LoRA (2/r4/seed-1)",
+        "LoRA-Dash",
+        "cifar, LoRA-Dash, seed 7",
+        "svhn, LoRA, seed 0 (vtab/svhn/lora/seed-0)",
+        "svhn, LoRA, seed 0 (again/svhn/lora/seed-0)",
+    ]
+
+
+def test_short_names_are_the_ends_of_paths_from_where_they_part(tmp_path):
+    assert short_names([tmp_path / "a/x/seed-0", tmp_path / "b/x/seed-1"]) == ["a/x/seed-0", "b/x/seed-1"]
+    assert short_names([tmp_path / "a/x/seed-0", tmp_path / "a/x/../x/seed-1"]) == ["seed-0", "seed-1"]
+    assert short_names([tmp_path / "a", tmp_path / "a/b"]) == ["a", "a/b"]  # one run inside another's folder
+    assert short_names([tmp_path / "a/b"]) == ["b"]
+
+
+def test_a_run_given_by_several_paths_is_there_once(tmp_path, monkeypatch):
+    record_of(tmp_path / "all/one")
+    record_of(tmp_path / "all/two")
+    (tmp_path / "link").symlink_to(tmp_path / "all/one")
+    monkeypatch.chdir(tmp_path)
+    given = ["all/one", "all", "all/", "all/../all/one", "link", tmp_path / "all"]
+    found, problems = find_runs(Path(p) for p in given)
+    assert ([str(run.folder) for run in found], problems) == (["all/one", "all/two"], [])
+    _, problems = find_runs([Path("none"), Path("none/"), tmp_path / "none"])
+    assert len(problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("launched", "changes", "launch"),
+    [
+        ((False, True), {}, 5),
+        ((False, False), {}, None),
+        ((False, True), {"selected_settings": {"prelaunch_steps": 4}}, 4),
+        ((False, True), {"launch": {"step": 6}}, 6),
+        ((False, True), {"launch": None}, 5),
+    ],
+)
+def test_the_launch_of_a_val_only_run(tmp_path, launched, changes, launch):
+    curve = [{"epoch": i, "train_loss": 1.0, "val_accuracy": 1.0, "launched": on} for i, on in enumerate(launched, 1)]
+    record_of(tmp_path / "run", "vtab", method="dash", curve=curve, **changes)
+    (run,), _ = find_runs([tmp_path])
+    assert run.launch == launch
+    assert {mark for p in all_panels([run])[0] for mark in p.marks} == (
+        {(launch, f"dash launched after step {launch}")} if launch else set()
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"arguments": {"batch_size": 0}},
+        {"arguments": {}},
+        {"versions": ["torch"]},
+        {"test_accuracy": "90"},
+        {"selection": {"candidate": 1, "curves": []}},
+    ],
+)
+def test_a_result_of_another_version_costs_itself_only(tmp_path, capsys, changes):
+    record_of(tmp_path / "good", "vtab")
+    record_of(tmp_path / "other", "vtab", **changes)
+    for words in (["curves", str(tmp_path), str(tmp_path / "c.png")], ["report", str(tmp_path), "-o", "r.html"]):
+        assert main([str(tmp_path / w) if w == "r.html" else w for w in words]) == 1
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert "other" in said
+        assert "this version" in said

@@ -1,0 +1,33 @@
+"""The build of the miniature's weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from dash_vision import miniature
+from dash_vision.miniature.__main__ import main
+from tests.support.miniature import load_weights
+
+
+def test_a_work_folder_of_other_settings_is_refused(tmp_path: Path, capsys) -> None:
+    (tmp_path / "settings.json").write_text('{"scenes": 500, "seed": 3}')
+    assert main(["build", "--work", str(tmp_path), "--stages", "tokenizer"]) == 1
+    assert "another --work folder" in capsys.readouterr().err
+
+
+def test_a_build_that_goes_on_from_exported_weights_keeps_their_latents_and_words(tmp_path: Path) -> None:
+    counts = [word for name in ("vae", "unet", "clip") for word in (f"--{name}-steps", "1")]
+    arguments = ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "out"), "--init", str(miniature.WEIGHTS)]
+    assert main(["build", *arguments, "--scenes", "500", "--processes", "1", *counts]) == 0
+    before, after = (load_weights(folder) for folder in (miniature.WEIGHTS, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    parts = {name.split(".")[0] for name in changed}
+    assert parts >= {"pipeline/vae", "pipeline/unet", "pipeline/text_encoder", "clip"}
+    assert not [name for name in changed if name.startswith(("pipeline/vae.encoder", "pipeline/vae.quant_conv"))]
+    for file in ("pipeline/tokenizer/tokenizer.json", "pipeline/vae/config.json"):
+        old, new = (json.loads((folder / file).read_text()) for folder in (miniature.WEIGHTS, tmp_path / "out"))
+        assert {**old, "_diffusers_version": ""} == {**new, "_diffusers_version": ""}
