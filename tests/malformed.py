@@ -26,18 +26,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from dash_vision.classification.runtime import Interrupted
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dash_vision import DashConfig, save_adapters
 from dash_vision.classification.run import CHECKPOINT, execute
-from dash_vision.classification.runtime import Interrupted
 from dash_vision.classification.sweep import command
 from dash_vision.files.container import checksum
 from dash_vision.runs.signals import StopRequest
 from tests.support.models import trained
 from tests.support.pictures import save_pictures
-from tests.support.vtab import CPU, one_run, write_task
+from tests.support.vtab import cpu, one_run, write_task
 
 REFUSED, SKIPPED, EITHER = "refused", "skipped", "either"
 EIGHTHS = range(8)
@@ -507,7 +507,7 @@ def checkpoints(root: Path) -> Iterator[Case]:
     write_task(root / "data")
     run = one_run(root, cache_dir="none", output_dir=str(root / "whole"))
     with contextlib.suppress(Interrupted):
-        execute(run, CPU, StopAt(4))
+        execute(run, cpu(), StopAt(4))
     good = run.folder / CHECKPOINT
 
     def case(what: str, number: str, expect: str = REFUSED) -> tuple[Path, Case]:
@@ -726,7 +726,7 @@ def classifiers(root: Path) -> Iterator[Case]:
     """Runs of train_vtab.py for `predict` and `merge`."""
     write_task(root / "data")
     run = one_run(root, cache_dir="none", methods=["linear"], epochs=1)
-    execute(run, CPU)
+    execute(run, cpu())
     good = run.folder / "trained.safetensors"
     image = root / "data" / "cifar" / "images" / "test" / "000000.png"
 
