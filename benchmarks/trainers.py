@@ -25,7 +25,6 @@ from dash_vision.bases.loading import Base, load_base
 from dash_vision.classification.config import Run, VtabConfig
 from dash_vision.classification.layout import data_root, read_split, task_folder
 from dash_vision.classification.run import backbone_of, execute
-from dash_vision.classification.runtime import Runtime
 from dash_vision.diffusion.config import DreamBoothConfig
 from dash_vision.diffusion.setup import prepare
 from dash_vision.miniature import pipeline_path
@@ -270,17 +269,17 @@ def plain_vtab(run: Run, settings: Settings, workers: int) -> None:
     s, device = run.settings, settings.device
 
     def loader(split: str, train: bool) -> DataLoader:
-        size = s.batch_size if train else s.eval_batch_size
+        size = run.batch_size if train else s.eval_batch_size
         return DataLoader(PictureFiles(run, split), size, shuffle=train, num_workers=workers)
 
     def train(split: str, val: DataLoader | None) -> nn.Module:
         model = build(backbone_of(run), run.task.classes, run.drop_path, head_seed=run.seed)
         config = LoraConfig(
-            r=s.rank, lora_alpha=s.rank, target_modules=_VIT_TARGETS, modules_to_save=list(head_names(model))
+            r=run.rank, lora_alpha=run.rank, target_modules=_VIT_TARGETS, modules_to_save=list(head_names(model))
         )
         model = get_peft_model(model, config).to(device)
         trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=run.learning_rate, weight_decay=s.weight_decay)
+        optimizer = torch.optim.AdamW(trained, lr=run.learning_rate, weight_decay=s.adam_weight_decay)
         batches = loader(split, train=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, run.epochs * len(batches))
         best = -1.0
@@ -318,7 +317,7 @@ def vtab(
 ) -> list[Table]:
     """Seconds of a whole task: train, choose, train again, test."""
     counter = iter(range(10**6))
-    runtime = Runtime(settings.device, bf16=settings.dtype == torch.bfloat16)
+    runtime = make_runtime(_PRECISION[settings.dtype], str(settings.device))
     with tempfile.TemporaryDirectory() as folder:
 
         def run_of(method: str) -> Run:

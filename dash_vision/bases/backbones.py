@@ -146,6 +146,21 @@ def build(backbone: Backbone, classes: int, drop_path: float = 0.0, head_seed: i
     return model.float()
 
 
+class Normalize(nn.Module):
+    """uint8 images [n, 3, s, s] to a model's input: (x / 255 - mean) / std, in float32, on the images' device."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.scale: Tensor
+        self.shift: Tensor
+        mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
+        self.register_buffer("scale", (1 / (255 * std)).view(3, 1, 1), persistent=False)
+        self.register_buffer("shift", (-mean / std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, images.float(), self.scale)
+
+
 def plain_attention(model: nn.Module) -> None:
     """Let timm's attention compute its products one by one.
 

@@ -7,7 +7,6 @@ cache cannot be read by mistake. A cache can be deleted at any time.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..files.atomic import replacing
+from ..files.container import safetensors_header
 from ..files.errors import InputError
 from .decode import CHUNK, decode_chunks
 
@@ -130,17 +130,16 @@ def open_cache(file: Path, count: int, size: int) -> CachedImages | None:
 def write_cache(file: Path, chunks: Iterator[Tensor], count: int, size: int) -> None:
     """Write chunk after chunk as one .safetensors file, complete or not at all.
 
-    The format is 8 bytes of header length, a JSON header, and the raw pixels: simple enough to stream.
+    A split may be larger than the memory, and files.container takes whole tensors.
     """
     total = count * 3 * size * size
     entry = {"dtype": "U8", "shape": [count, 3, size, size], "data_offsets": [0, total]}
-    header = json.dumps({"images": entry}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
+    header = safetensors_header({"images": entry})
     with replacing(file) as temporary, open(temporary, "wb") as out:
-        out.write(len(header).to_bytes(8, "little") + header)
+        out.write(header)
         for chunk in chunks:
             out.write(chunk.contiguous().numpy().tobytes())
-        if out.tell() != 8 + len(header) + total:
+        if out.tell() != len(header) + total:
             raise InputError(f"{file}: expected {count} pictures of {size} x {size}, got another number of bytes")
 
 

@@ -10,10 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.config import SELECTIONS, DashConfig
+from ..core.config import DashConfig
 from ..files.errors import InputError
 from ..miniature import MINIATURE
-from ..runs.settings import option
+from ..runs.settings import (
+    DASH,
+    MACHINE,
+    OPTIM,
+    OUTPUT,
+    DashArgs,
+    MachineArgs,
+    OptimArgs,
+    OutputArgs,
+    at_least,
+    below_one,
+    option,
+    positive,
+)
 from ..runs.tasks import Task, find_tasks, plain
 
 METHODS = ("dash", "lora", "linear", "full", "bitfit")
@@ -21,23 +34,27 @@ OURS = ("dash", "lora")  # with a native adapter
 NORMALIZATIONS = ("checkpoint", "imagenet", "half", "none")
 RULES = ("best_val", "last")
 DEFAULT_MODEL = "vit_base_patch16_224.augreg_in21k"
-SEARCHABLE = ("learning_rate", "weight_decay", "alpha", "dash_lr_scale", "prelaunch_steps", "dash_k", "rank", "eps")
-
-RUNS, BASE, DATA, TUNE, TRAIN, CHOICE, OUTPUT, MACHINE = (
-    "what to run",
-    "base model",
-    "data",
-    "method",
-    "training",
-    "model selection",
-    "output",
-    "machine",
+DEFAULT_RANK, DEFAULT_TARGET = 8, "vit-blocks"
+SEARCHABLE = (
+    "learning_rate",
+    "adam_weight_decay",
+    "rank",
+    "lora_alpha",
+    "dash_k",
+    "prelaunch_steps",
+    "dash_lr",
+    "dash_eps",
 )
+# Settings that make no difference to a run without a dash, and to one without an adapter of this package.
+_OF_DASH = ("dash_k", "prelaunch_steps", "dash_lr", "dash_selection", "dash_eps")
+_OF_ADAPTERS = ("rank", "lora_alpha", "lora_dropout", "lora_target")
+
+RUNS, BASE, DATA, TRAIN, CHOICE = "what to run", "base model", "data", "training", "model selection"
 
 
 @dataclass
-class VtabConfig:
-    """All settings; None means: decided by task or method, as the help says. Raises InputError for impossible ones."""
+class TaskArgs:
+    """Which runs, on which base and data."""
 
     task: list[str] = option(
         [],
@@ -103,29 +120,14 @@ class VtabConfig:
         shown_default="$DASH_VISION_CACHE or ~/.cache/dash_vision",
     )
 
-    rank: int = option(8, TUNE, "rank of the LoRA update (dash, lora)")
-    alpha: float | None = option(None, TUNE, "LoRA's alpha: the update is scaled by alpha / rank", shown_default="rank")
-    dash_k: int = option(8, TUNE, "task-specific directions per layer (dash)")
-    prelaunch_steps: int = option(100, TUNE, "optimizer steps before the directions are chosen (dash)")
-    dash_selection: str = option(
-        "change_rate", TUNE, "how directions are chosen; others are controls", choices=SELECTIONS
-    )
-    dash_lr_scale: float = option(1.0, TUNE, "learning rate of the singular-value shifts, as a multiple")
-    eps: float = option(1e-6, TUNE, "added to the singular value that a change rate is divided by")
-    target: str = option("vit-blocks", TUNE, "layers to adapt: preset, suffix or regular expression (dash, lora)")
-    dropout: float = option(0.0, TUNE, "dropout on the input of the update (dash, lora)")
+
+@dataclass
+class RecipeArgs:
+    """How long a run trains, and how its epoch and settings are chosen."""
 
     epochs: int | None = option(None, TRAIN, "epochs of the schedule", shown_default="100; 16 for embedded tasks")
     warmup_epochs: int | None = option(None, TRAIN, "epochs of linear warm-up", shown_default="a tenth of the epochs")
-    batch_size: int = option(64, TRAIN, "images per optimizer step, over all processes")
-    learning_rate: float | None = option(
-        None,
-        TRAIN,
-        "AdamW's peak rate",
-        shown_default="1e-3; full: 1e-4; the miniature: ten times that",
-        aliases=["lr"],
-    )
-    weight_decay: float = option(1e-4, TRAIN, "AdamW's weight decay")
+    train_batch_size: int = option(64, TRAIN, "images per optimizer step and process")
     drop_path: float = option(0.1, TRAIN, "stochastic depth of the base (linear probing: 0)")
 
     selection: str = option(
@@ -139,6 +141,28 @@ class VtabConfig:
     )
     val_only: bool = option(False, CHOICE, "stop after val200: no retraining, and the test images stay closed")
 
+
+@dataclass
+class VtabConfig(MachineArgs, OutputArgs, OptimArgs, RecipeArgs, DashArgs, TaskArgs):
+    """All settings; None means: decided by task or method, as the help says. Raises InputError for impossible ones."""
+
+    rank: int | None = option(None, DASH, "rank of the LoRA update (dash, lora)", shown_default=str(DEFAULT_RANK))
+    lora_target: list[str] = option(
+        [],
+        DASH,
+        "layers to adapt: a preset, module-name suffixes, or one regular expression",
+        shown_default=DEFAULT_TARGET,
+    )
+    learning_rate: float | None = option(
+        None,
+        OPTIM,
+        "peak learning rate",
+        aliases=["lr"],
+        shown_default="1e-3; full: 1e-4; the miniature: ten times that; prodigy: 1",
+    )
+    adam_weight_decay: float = option(1e-4, OPTIM, "weight decay")
+    max_grad_norm: float | None = option(None, OPTIM, "gradients are clipped to this norm; none leaves them")
+
     output_dir: str = option("runs/vtab", OUTPUT, "results go to OUTPUT_DIR/TASK/METHOD/seed-N", metavar="DIR")
     tag: str | None = option(None, OUTPUT, "added to the method's name: tells runs with other settings apart")
     overwrite: bool = option(False, OUTPUT, "run again what is done, and start anew what was interrupted")
@@ -148,48 +172,57 @@ class VtabConfig:
     )
 
     device: str = option("auto", MACHINE, "auto, cpu, cuda, cuda:1, mps, ...")
-    mixed_precision: str = option(
-        "auto",
+    mixed_precision: str | None = option(
+        None,
         MACHINE,
-        "autocast; auto is bf16 on a GPU, and on a CPU made for it",
-        choices=["auto", "no", "bf16"],
+        "compute in half precision",
+        choices=("no", "fp16", "bf16"),
+        shown_default="accelerate launch's setting; without it bf16 where the device is fast in it",
     )
-    compile: bool = option(False, MACHINE, "compile the model with torch.compile")
+    allow_tf32: bool = option(True, MACHINE, "TF32 matrix products on Ampere and later")
     eval_batch_size: int = option(256, MACHINE, "images per forward pass in evaluation")
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("checkpoint_every", 1), ("prelaunch_steps", 1)):
-            _require(getattr(self, name) >= least, f"{name} is {least} or more, got {getattr(self, name)}")
-        for name in ("epochs", "image_size", "learning_rate"):
-            value = getattr(self, name)
-            _require(value is None or 0 < value <= 1e30, f"{name} is a number above 0, up to 1e30, got {value}")
-        _require(self.keep_every >= 0, f"keep_every is 0 (keep none) or more, got {self.keep_every}")
-        if self.keep_every:
-            closed = "--keep_every keeps adapters of the retraining, which --val_only leaves out; give one of the two"
-            _require(not self.val_only, closed)
-            methods = self.method_names()
-            none = f"--keep_every keeps native adapters, and {', '.join(methods)} have none; leave it out"
-            _require(bool(set(methods) & set(OURS)), none)
-        for name in ("weight_decay", "dash_lr_scale"):
-            _require(0 <= getattr(self, name) <= 1e30, f"{name} is 0 or more, up to 1e30, got {getattr(self, name)}")
-        _require(0 <= self.drop_path < 1, f"drop_path is a probability in [0, 1), got {self.drop_path}")
-        _require(self.warmup_epochs is None or self.warmup_epochs >= 0, "warmup_epochs is 0 or more")
-        _require(all(seed >= 0 for seed in self.seeds), f"seeds are whole numbers of 0 or more, got {self.seeds}")
-        unknown = [method for method in self.methods if method not in METHODS]
-        _require(not unknown, f"unknown method {''.join(unknown[:1])!r}; it takes {', '.join(METHODS)}")
+        self.check_dash()
+        self.check_optim()
+        self.check_output()
+        at_least(self, 1, "train_batch_size", "eval_batch_size", "checkpoint_every", "epochs", "image_size")
+        at_least(self, 0, "keep_every", "warmup_epochs")
+        positive(self, "learning_rate")
+        below_one(self, "drop_path")
+        self._check_runs()
+        self._check_kept_adapters()
         _require(not (self.checkpoint and self.random_weights), "give --checkpoint or --random_weights, not both")
         local = self.checkpoint or self.random_weights
         _require(not (self.revision and local), "--revision is of weights from the hub; leave it out, or the other")
-        _require(not self.tag or plain(self.tag) != "", f"tag needs letters or digits, got {self.tag!r}")
-        try:
-            self.dash_config(self.dash_k)
-            self.tasks()
-        except ValueError as error:
-            raise InputError(str(error)) from None
+        self.dash_config(self.rank or DEFAULT_RANK, self.target or DEFAULT_TARGET)
         self.candidates()
 
+    def _check_runs(self) -> None:
+        """Raises InputError where the runs asked for cannot be told or cannot be."""
+        _require(all(seed >= 0 for seed in self.seeds), f"seeds are whole numbers of 0 or more, got {self.seeds}")
+        unknown = [method for method in self.methods if method not in METHODS]
+        _require(not unknown, f"unknown method {''.join(unknown[:1])!r}; it takes {', '.join(METHODS)}")
+        _require(not self.tag or plain(self.tag) != "", f"tag needs letters or digits, got {self.tag!r}")
+        for run in self.runs():
+            _require(
+                run.warmup_epochs <= run.epochs,
+                f"--warmup_epochs {run.warmup_epochs} is longer than the {run.epochs} epochs of {run.task.name}; "
+                "shorten it, or raise --epochs",
+            )
+
+    def _check_kept_adapters(self) -> None:
+        """Raises InputError where --keep_every would keep nothing."""
+        if not self.keep_every:
+            return
+        closed = "--keep_every keeps adapters of the retraining, which --val_only leaves out; give one of the two"
+        _require(not self.val_only, closed)
+        methods = self.method_names()
+        none = f"--keep_every keeps native adapters, and {', '.join(methods)} have none; leave it out"
+        _require(bool(set(methods) & set(OURS)), none)
+
     def tasks(self) -> list[Task]:
-        """The tasks asked for. Raises ValueError for an unknown name."""
+        """The tasks asked for. Raises InputError for an unknown name."""
         return find_tasks(self.task)
 
     def method_names(self) -> list[str]:
@@ -198,10 +231,11 @@ class VtabConfig:
         _require(len(set(peft)) == len(peft), f"two --peft_config files are both called {peft[:1]}; rename one")
         return (list(dict.fromkeys(self.methods)) + peft) or ["dash"]
 
-    def runs(self) -> list[Run]:
-        """Every combination of task, seed and method: methods of one task and seed stand side by side."""
+    def runs(self, processes: int = 1) -> list[Run]:
+        """Every combination of task, seed and method, each to be done by `processes` together: methods of one task and
+        seed stand side by side."""
         order = itertools.product(self.tasks(), dict.fromkeys(self.seeds), self.method_names())
-        return [Run(self, task, method, seed) for task, seed, method in order]
+        return [Run(self, task, method, seed, processes) for task, seed, method in order]
 
     def candidates(self) -> list[dict[str, Any]]:
         """Every combination of the values in --search, as overrides of settings; [{}] without a search."""
@@ -223,56 +257,92 @@ class VtabConfig:
                 dataclasses.replace(self, search=[], **combination)
         return combinations
 
-    def dash_config(self, dash_k: int) -> DashConfig:
-        """The adapter's configuration with `dash_k` directions."""
-        return DashConfig(self.rank, self.alpha, dash_k, self.target, self.dropout, self.eps, self.dash_selection)
-
 
 # What a result depends on; where and how fast a run happens changes nothing about it.
-_COMPARED_GROUPS = (BASE, TUNE, TRAIN, CHOICE)
+_COMPARED_GROUPS = (BASE, DASH, OPTIM, TRAIN, CHOICE)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training among those that a VtabConfig asks for."""
+    """One training among those that a VtabConfig asks for. processes: of accelerate launch, which do it together."""
 
     settings: VtabConfig
     task: Task
     method: str
     seed: int
+    processes: int = 1
+
+    @property
+    def label(self) -> str:
+        """The method with its tag: what results call it."""
+        return f"{self.method}-{self.settings.tag}" if self.settings.tag else self.method
 
     @property
     def folder(self) -> Path:
         """Where its result goes."""
-        s = self.settings
-        method = f"{self.method}-{s.tag}" if s.tag else self.method
-        return Path(s.output_dir) / self.task.name / method / f"seed-{self.seed}"
+        return Path(self.settings.output_dir) / self.task.name / self.label / f"seed-{self.seed}"
 
     @property
     def name(self) -> str:
-        return f"{self.task.name} {self.folder.parent.name} seed {self.seed}"
+        """Task, method and seed."""
+        return f"{self.task.name} {self.label} seed {self.seed}"
 
     @property
     def model(self) -> str:
+        """The base's name."""
         return self.settings.model or (MINIATURE if self.task.embedded else DEFAULT_MODEL)
 
     @property
     def epochs(self) -> int:
+        """Epochs of the schedule."""
         return self.settings.epochs or (16 if self.task.embedded else 100)
 
     @property
     def warmup_epochs(self) -> int:
+        """Epochs of linear warm-up."""
         given = self.settings.warmup_epochs
-        return min(self.epochs // 10 if given is None else given, self.epochs)
+        return self.epochs // 10 if given is None else given
+
+    @property
+    def batch_size(self) -> int:
+        """Images of an optimizer step, over all processes."""
+        return self.settings.train_batch_size * self.processes
 
     @property
     def learning_rate(self) -> float:
+        """The peak rate."""
+        if self.settings.learning_rate is not None:
+            return self.settings.learning_rate
+        if self.settings.optimizer == "prodigy":  # it finds the rate itself; this is a factor
+            return 1.0
         usual = 1e-4 if self.method == "full" else 1e-3
-        return self.settings.learning_rate or (10 * usual if self.model == MINIATURE else usual)
+        return 10 * usual if self.model == MINIATURE else usual
+
+    @property
+    def dash_lr(self) -> float:
+        """The peak rate of the singular-value shifts."""
+        given = self.settings.dash_lr
+        return self.learning_rate if given is None else given
 
     @property
     def drop_path(self) -> float:
+        """Stochastic depth of the base."""
         return 0.0 if self.method == "linear" else self.settings.drop_path
+
+    @property
+    def rank(self) -> int:
+        """Of the LoRA update."""
+        return self.settings.rank or DEFAULT_RANK
+
+    @property
+    def dash_k(self) -> int:
+        """Directions of a layer; 0 for every method without a dash."""
+        return self.settings.dash_k if self.method == "dash" else 0
+
+    @property
+    def dash_config(self) -> DashConfig:
+        """The adapter's configuration (dash, lora)."""
+        return self.settings.dash_config(self.rank, self.settings.target or DEFAULT_TARGET, self.dash_k)
 
     @property
     def peft_file(self) -> Path | None:
@@ -280,19 +350,20 @@ class Run:
         names = [f"peft-{plain(Path(file).stem)}" for file in self.settings.peft_config]
         return Path(self.settings.peft_config[names.index(self.method)]) if self.method in names else None
 
+    def uses(self, setting: str) -> bool:
+        """Whether a setting makes a difference to this run's method."""
+        if setting in _OF_DASH:
+            return self.method == "dash"
+        return self.method in OURS or setting not in _OF_ADAPTERS
+
     def candidates(self) -> list[dict[str, Any]]:
         """The overrides of --search that make a difference to this run's method, each once."""
-        without: tuple[str, ...] = ()
-        if self.method != "dash":
-            without = ("prelaunch_steps", "dash_k", "dash_lr_scale", "eps")
-        if self.method not in OURS:
-            without += ("rank", "alpha")
-        found: list[dict[str, Any]] = []
+        candidates: list[dict[str, Any]] = []
         for overrides in self.settings.candidates():
-            kept = {name: value for name, value in overrides.items() if name not in without}
-            if kept not in found:
-                found.append(kept)
-        return found
+            kept = {name: value for name, value in overrides.items() if self.uses(name)}
+            if kept not in candidates:
+                candidates.append(kept)
+        return candidates
 
     def with_overrides(self, overrides: dict[str, Any]) -> Run:
         """The same run under a candidate of --search."""
@@ -301,14 +372,15 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """Everything that the result depends on, JSON-ready: equal for two runs exactly if they are the same run."""
         fields = [f.name for f in dataclasses.fields(VtabConfig) if f.metadata["group"] in _COMPARED_GROUPS]
-        values = {name: getattr(self.settings, name) for name in fields if name != "val_only"}
+        left_out = ("val_only", "train_batch_size")
+        values = {name: getattr(self.settings, name) for name in fields if self.uses(name) and name not in left_out}
         resolved = {
-            "model": self.model,
-            "epochs": self.epochs,
-            "warmup_epochs": self.warmup_epochs,
-            "learning_rate": self.learning_rate,
-            "drop_path": self.drop_path,
+            name: getattr(self, name)
+            for name in ("model", "epochs", "warmup_epochs", "batch_size", "learning_rate", "drop_path")
         }
+        adapter = {name: getattr(self, name) for name in ("rank", "dash_lr") if self.uses(name)}
+        if self.uses("lora_target"):
+            adapter["lora_target"] = self.settings.lora_target or [DEFAULT_TARGET]
         peft = self.peft_file
         named = {
             "task": self.task.name,
@@ -316,7 +388,7 @@ class Run:
             "seed": self.seed,
             "peft": read_peft_config(peft) if peft else None,
         }
-        return {**named, **values, **resolved}
+        return {**named, **values, **resolved, **adapter}
 
 
 def read_peft_config(path: Path) -> dict[str, Any]:

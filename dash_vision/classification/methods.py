@@ -22,8 +22,7 @@ class Tuned:
     """A model prepared for one method: exactly what the method trains requires grad.
 
     model: what is called, images [n, 3, s, s] -> logits [n, classes]. heads: names of its classifier layers in the
-    plain timm model. adapter: of dash and lora. schedule: its
-    launch, None where none may come.
+    plain timm model. adapter: of dash and lora. schedule: its launch, None where none may come.
     """
 
     model: nn.Module
@@ -36,14 +35,13 @@ class Tuned:
         """Parameters that the optimizer updates, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def groups(self, learning_rate: float, weight_decay: float, dash_lr_scale: float) -> list[dict[str, Any]]:
-        """AdamW's parameter groups; "scale" multiplies the scheduled rate. Singular-value shifts have their own."""
+    def groups(self, learning_rate: float, dash_lr: float) -> list[dict[str, Any]]:
+        """The optimizer's parameter groups with their full rates; singular-value shifts are one of their own."""
         shifts: list[nn.Parameter] = []
         rest: list[nn.Parameter] = []
         for name, parameter in self.trainable().items():
             (shifts if name.endswith(".dsigma") else rest).append(parameter)
-        common = {"lr": learning_rate, "weight_decay": weight_decay}
-        groups = [{"params": rest, "scale": 1.0, **common}, {"params": shifts, "scale": dash_lr_scale, **common}]
+        groups = [{"params": rest, "lr": learning_rate}, {"params": shifts, "lr": dash_lr}]
         return [group for group in groups if group["params"]]
 
     def state(self) -> dict[str, Tensor]:
@@ -56,7 +54,7 @@ class Tuned:
         return {**{n: p.detach() for n, p in self.trainable().items()}, **dict(self.model.named_buffers())}
 
     @torch.no_grad()
-    def load_state(self, state: dict[str, Tensor], steps: int) -> None:
+    def load_state(self, state: dict[str, Tensor]) -> None:
         """Write back what `state` gave, in place. Raises ValueError if it is another model's."""
         own = self._tensors()
         wrong = sorted(own.keys() ^ state.keys()) or [k for k in own if own[k].shape != state[k].shape]
@@ -66,8 +64,6 @@ class Tuned:
             )
         for name, tensor in state.items():
             write(own[name], tensor)
-        if self.schedule is not None:
-            self.schedule.steps = steps
 
     @property
     def launched(self) -> bool:
@@ -99,14 +95,14 @@ def prepare(run: Run, backbone: Backbone, classes: int) -> Tuned:
 
 
 def _adapted(run: Run, model: nn.Module, heads: list[str]) -> Tuned:
-    s = run.settings
+    config = run.dash_config
     try:
-        adapter = inject(model, s.dash_config(s.dash_k if run.method == "dash" else 0))
+        adapter = inject(model, config)
     except ValueError as error:
-        raise InputError(f"--target {s.target}: {error}") from None
+        raise InputError(f"--lora_target {config.target}: {error}") from None
     for name in heads:
         model.get_submodule(name).requires_grad_(True)
-    return Tuned(model, run.method, heads, adapter, DashSchedule(adapter, s.prelaunch_steps))
+    return Tuned(model, run.method, heads, adapter, DashSchedule(adapter, run.settings.prelaunch_steps))
 
 
 def _peft(run: Run, model: nn.Module, heads: list[str]) -> Tuned:

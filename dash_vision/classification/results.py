@@ -1,68 +1,22 @@
-"""result.json files: reading them, and what several of them say together."""
+"""What several records of train_vtab.py say together: means, spreads, differences in pairs, and a table of them."""
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
+from ..runs.record import VtabRecord
 from ..runs.tasks import GROUPS, TASKS, VTAB
 
-RESULT = "result.json"
-VAL_RESULT = "val_result.json"
+
+def figure(record: VtabRecord) -> float:
+    """The run's accuracy in percent: on test, or on val200 where test was left closed."""
+    return record.val_accuracy if record.test_accuracy is None else record.test_accuracy
 
 
-def read_result(path: Path) -> dict[str, Any] | None:
-    """The result in a file; None if there is none, it is cut short or of another kind."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) and _is_result(content) else None
-
-
-def _is_result(content: dict[str, Any]) -> bool:
-    task, method, seed, test = (content.get(key) for key in ("task", "method", "seed", "test_accuracy"))
-    return (
-        isinstance(task, str)
-        and task in TASKS
-        and isinstance(method, str)
-        and method.strip() != ""
-        and type(seed) is int
-        and _is_accuracy(content.get("val_accuracy"))
-        and (test is None or _is_accuracy(test))
-        and isinstance(content.get("arguments"), dict)
-    )
-
-
-def _is_accuracy(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= 100
-
-
-def read_results(folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
-    """All results under an output folder, in the order of their paths, val-only ones where there is no full one; and
-    the files that are named like a result and are none."""
-    val_only = (p for p in folder.rglob(VAL_RESULT) if not (p.parent / RESULT).exists())
-    results, unusable = [], []
-    for path in [*sorted(folder.rglob(RESULT)), *sorted(val_only)]:
-        result = read_result(path)
-        if result is None:
-            unusable.append(path)
-        else:
-            results.append(result)
-    return results, unusable
-
-
-def figure(result: dict[str, Any]) -> float:
-    """The result's accuracy in percent: on test, or on val200 where test was left closed."""
-    value = result.get("test_accuracy")
-    return float(result["val_accuracy"] if value is None else value)
-
-
-def summarize(results: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def summarize(records: Iterable[VtabRecord]) -> dict[str, Any]:
     """Per method: mean and sample standard deviation over seeds per task, means over groups and tasks; and the paired
     differences between methods. JSON-ready.
 
@@ -70,16 +24,15 @@ def summarize(results: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """
     table: dict[str, dict[str, dict[int, float]]] = {}
     flags: dict[str, list[str]] = {"synthetic": [], "not the official split": [], "val200 only": []}
-    for result in results:
-        method, task = result["method"], result["task"]
-        table.setdefault(method, {}).setdefault(task, {})[result["seed"]] = figure(result)
+    for record in records:
+        table.setdefault(record.method, {}).setdefault(record.task, {})[record.seed] = figure(record)
         for flag, holds in (
-            ("synthetic", result.get("synthetic")),
-            ("not the official split", not result.get("official_split") and not result.get("synthetic")),
-            ("val200 only", result.get("test_accuracy") is None),
+            ("synthetic", record.synthetic),
+            ("not the official split", not record.official_split and not record.synthetic),
+            ("val200 only", record.test_accuracy is None),
         ):
-            if holds and task not in flags[flag]:
-                flags[flag].append(task)
+            if holds and record.task not in flags[flag]:
+                flags[flag].append(record.task)
     methods = {method: _method_summary(tasks) for method, tasks in table.items()}
     return {"methods": methods, "differences": _differences(table), "notes": {k: v for k, v in flags.items() if v}}
 

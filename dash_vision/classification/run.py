@@ -6,37 +6,35 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..bases.backbones import Backbone, describe
 from ..core.decompositions import VARIABLE
-from ..files.atomic import FolderInUse, FolderLock, write_json
+from ..files.atomic import FolderInUse, FolderLock
 from ..files.checkpoint import load_checkpoint, save_checkpoint
-from ..files.errors import InputError
+from ..files.errors import InputError, Stopped
+from ..runs.record import RESULT, VAL_RESULT, Launch, VtabRecord, read_record, write_record
+from ..runs.runtime import Runtime, device_name
 from ..runs.signals import StopRequest
 from ..runs.versions import installed_versions
 from .cache import cache_root
 from .config import Run
 from .data import TaskData, load_task
-from .loop import Plan, Trainer
+from .job import Plan, VtabJob
 from .methods import prepare
 from .protocol import EpochScore, ProtocolError, Selection, select
-from .results import RESULT, VAL_RESULT, read_result
-from .runtime import Interrupted, Runtime
 from .trained import KEPT_FOLDER, keep_adapter, save_trained
 
 CHECKPOINT = "checkpoint.safetensors"
 PACKAGES = ("dash-vision", "torch", "timm", "peft", "safetensors", "pillow", "numpy")
 
-Progress = Callable[[str, Trainer], None]
+Progress = Callable[[VtabJob], None]
 
 
-def quiet(phase: str, trainer: Trainer) -> None:
+def quiet(job: VtabJob) -> None:
     """Shows nothing."""
 
 
@@ -46,7 +44,7 @@ class Progressed:
     frozen."""
 
     curves: list[list[EpochScore]] = field(default_factory=list)
-    launches: list[dict[str, Any] | None] = field(default_factory=list)
+    launches: list[Launch | None] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     selection: Selection | None = None
 
@@ -64,6 +62,7 @@ def directions_folder(run: Run) -> Path | None:
 
 
 def backbone_of(run: Run) -> Backbone:
+    """The run's base, not loaded. Raises InputError as `describe`."""
     s = run.settings
     return describe(run.model, s.image_size, s.normalization, s.checkpoint, s.random_weights, s.revision)
 
@@ -73,29 +72,36 @@ def open_data(run: Run) -> TaskData:
     return load_task(run.task, run.settings.data_root, backbone_of(run).image_size, cache_folder(run))
 
 
-def finished(run: Run) -> dict[str, Any] | None:
-    """The result of this very run if it is done, else None. Raises InputError when the folder holds another run's."""
+def finished(run: Run) -> VtabRecord | None:
+    """The record of this very run if it is done, else None; a record that is cut short counts as none.
+
+    Raises InputError when the folder holds another run's.
+    """
     if run.settings.overwrite:
         return None
     for name in (VAL_RESULT, RESULT) if run.settings.val_only else (RESULT,):
-        result = read_result(run.folder / name)
-        if result is not None:
-            _check_same(run, result["arguments"], run.folder / name)
-            return result
+        try:
+            record = read_record(run.folder / name)
+        except InputError:
+            continue
+        if isinstance(record, VtabRecord):
+            _check_same(run, record.arguments, run.folder / name)
+            return record
     return None
 
 
-def execute(run: Run, runtime: Runtime, stop: StopRequest | None = None, progress: Progress = quiet) -> dict[str, Any]:
-    """Do the run, or go on with it from its checkpoint; returns what result.json holds.
+def execute(run: Run, runtime: Runtime, stop: StopRequest | None = None, progress: Progress = quiet) -> VtabRecord:
+    """Do the run, or go on with it from its checkpoint; returns the record that it wrote.
 
-    Raises Interrupted after writing a checkpoint when `stop` asks for it; FolderInUse while another process is at this
-    run; InputError, NonFiniteLoss with a sentence for the user.
+    Raises Stopped after writing a checkpoint when `stop` asks for it; FolderInUse while another process is at this
+    run; InputError, RunError with a sentence for the user.
     """
     with _claimed(run.folder, runtime):
         done = finished(run)
         if done is not None:
             return done
-        return _Execution(run, runtime, stop or StopRequest(), progress).result()
+        with runtime.tracking(run.name.replace(" ", "-"), run.identity()):
+            return _Execution(run, runtime, stop or StopRequest(), progress).record()
 
 
 @contextmanager
@@ -133,27 +139,28 @@ class _Execution:
             for file in (run.folder / KEPT_FOLDER).glob("*"):
                 file.unlink()
         runtime.wait()
-        self.settled, self.trainer_state = self._resume()
+        self.settled, self.job_state = self._resume()
 
-    def result(self) -> dict[str, Any]:
+    def record(self) -> VtabRecord:
+        """Train, choose and test as far as that is not done, and write the record."""
         if self.settled.selection is None:
             self._choose()
         selection = self.settled.selection
         assert selection is not None
         if self.run.settings.val_only:
-            return self._write(VAL_RESULT, self._report(selection))
+            return self._write(VAL_RESULT, self._record(selection, None, None))
         chosen = self.run.with_overrides(self.candidates[selection.candidate])
         # An epoch has more steps here, and could contain a launch that the chosen one came before.
         dash = selection.score.launched
-        trainer = self._train(chosen, "train800val200", None, len(self.candidates), selection.epoch, dash)
+        job = self._train(chosen, "train800val200", None, len(self.candidates), selection.epoch, dash)
+        self.settled.seconds["retrain"] = job.training.seconds
         started = time.perf_counter()
         # Every process scores the whole test split: the figure is the first one's.
-        accuracy = self.runtime.agreed(self.data.test.score(selection, trainer.predict))
+        accuracy = self.runtime.agreed(self.data.test.score(selection, job.predict))
         self.settled.seconds["test"] = time.perf_counter() - started
-        report = self._report(selection) | self._outcome(trainer, accuracy)
         if self._gives:
-            save_trained(self.run.folder, trainer.tuned, self._about(), self.backbone, self.runtime.main)
-        return self._write(RESULT, report)
+            save_trained(self.run.folder, job.tuned, self._about(), self.backbone, self.runtime.main)
+        return self._write(RESULT, self._record(selection, job, accuracy))
 
     @property
     def _gives(self) -> bool:
@@ -164,60 +171,57 @@ class _Execution:
         """Train every candidate on train800 and freeze the selection."""
         for index in range(len(self.settled.curves), len(self.candidates)):
             candidate = self.run.with_overrides(self.candidates[index])
-            trainer = self._train(candidate, "train800", "val200", index, candidate.epochs)
-            self.settled.curves.append(trainer.curve)
-            self.settled.launches.append(trainer.launch)
-            self.settled.seconds[f"selection {index}"] = trainer.seconds
-            self.trainer_state = None
+            job = self._train(candidate, "train800", "val200", index, candidate.epochs)
+            self.settled.curves.append(job.curve)
+            self.settled.launches.append(job.launch)
+            self.settled.seconds[f"selection {index}"] = job.training.seconds
         self.settled.selection = select(self.run.settings.selection, self.settled.curves)
         self._save(None)
 
-    def _train(self, run: Run, train: str, val: str | None, stage: int, until: int, dash: bool = True) -> Trainer:
+    def _train(self, run: Run, train: str, val: str | None, stage: int, until: int, dash: bool = True) -> VtabJob:
         """One training of the protocol, from where the checkpoint left it. dash: whether its launch may come."""
         tuned = prepare(run, self.backbone, self.run.task.classes)
         if not dash:
             tuned.schedule = None
-        val_split = self.data.split(val) if val else None
-        trainer = Trainer(run, tuned, self.backbone, self.data.split(train), val_split, self.runtime, stage)
-        state, self.trainer_state = self.trainer_state, None
+        phase = "select" if val else "retrain"
+        images, val_images = self.data.split(train), self.data.split(val) if val else None
+        job = VtabJob(run, tuned, self.backbone, images, val_images, self.runtime, stage, phase, self._save)
+        state, self.job_state = self.job_state, None
         if state is not None:
             try:
-                trainer.load_state_dict(state)
+                job.load_state_dict(state)
             except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
                 raise self._does_not_fit(error) from None
         # Every task, seed and candidate on this base needs the same decompositions.
         if tuned.adapter is not None and dash:
             tuned.adapter.prepare(directions_folder(run))
-        phase = "select" if val else "retrain"
+        if not job.fit(until, self.stop, lambda job: self._after_epoch(job, until)):
+            number = self.runtime.asked_to_stop(self.stop)
+            raise Stopped(number, f"{self.run.name}: stopped in epoch {job.epoch + 1}, checkpoint in {self.file}")
+        return job
 
-        every = run.settings.keep_every
-
-        def after_epoch(trainer: Trainer) -> None:
-            self.progress(phase, trainer)
-            if trainer.epoch == until:
-                return
-            if every and phase == "retrain" and trainer.epoch % every == 0 and self._gives:
-                keep_adapter(self.run.folder, tuned, self._about(), self.backbone, trainer.step, self.runtime.main)
-            if trainer.epoch % run.settings.checkpoint_every == 0:
-                self._save(trainer)
-
-        if not trainer.fit(until, after_epoch, lambda: self.runtime.any(self.stop.pending())):
-            self._save(trainer)
-            raise Interrupted(f"{self.run.name}: stopped in epoch {trainer.epoch + 1}, checkpoint in {self.file}")
-        return trainer
+    def _after_epoch(self, job: VtabJob, until: int) -> None:
+        """Show the epoch; keep the adapter and a checkpoint where the settings ask for them."""
+        self.progress(job)
+        if job.epoch == until:
+            return
+        s, run = self.run.settings, self.run
+        if s.keep_every and job.phase == "retrain" and job.epoch % s.keep_every == 0 and self._gives:
+            keep_adapter(run.folder, job.tuned, self._about(), self.backbone, job.step, self.runtime.main)
+        if job.epoch % s.checkpoint_every == 0:
+            self._save(job)
 
     # -- on disk
 
-    def _save(self, trainer: Trainer | None) -> None:
+    def _save(self, job: VtabJob | None) -> None:
         settled = self.settled
-        curves = [[vars(score) for score in curve] for curve in settled.curves]
         state = {
             "arguments": self.run.identity(),
-            "curves": curves,
-            "launches": settled.launches,
+            "curves": [[asdict(score) for score in curve] for curve in settled.curves],
+            "launches": [asdict(launch) if launch else None for launch in settled.launches],
             "seconds": settled.seconds,
             "selection": settled.selection.to_dict() if settled.selection else None,
-            "trainer": trainer.state_dict() if trainer else None,
+            "job": job.state_dict() if job else None,
         }
         if self.runtime.main:
             save_checkpoint(self.file, state)
@@ -232,12 +236,12 @@ class _Execution:
             curves = [[EpochScore(**score) for score in curve] for curve in state["curves"]]
             if not all(curves):
                 raise ValueError("a curve is empty")
-            launches = list(state.get("launches", [None] * len(curves)))  # the first checkpoints had none
+            launches = [Launch(**launch) if launch else None for launch in state["launches"]]
             if len(launches) != len(curves):
                 raise ValueError("curves and launches are of different candidates")
             frozen = state["selection"]
             selection = None if frozen is None else Selection.from_dict(frozen)
-            return Progressed(curves, launches, dict(state["seconds"]), selection), state["trainer"]
+            return Progressed(curves, launches, dict(state["seconds"]), selection), state["job"]
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, ProtocolError) as error:
@@ -247,12 +251,12 @@ class _Execution:
         reason = " ".join(str(error).split())[:300]
         return InputError(f"{self.file} does not fit this run ({reason}); --overwrite starts anew")
 
-    def _write(self, name: str, report: dict[str, Any]) -> dict[str, Any]:
+    def _write(self, name: str, record: VtabRecord) -> VtabRecord:
         if self.runtime.main:
-            write_json(self.run.folder / name, report)
+            write_record(self.run.folder / name, record)
             self.file.unlink(missing_ok=True)
         self.runtime.wait()
-        return report
+        return record
 
     # -- what is reported
 
@@ -266,46 +270,38 @@ class _Execution:
             "backbone": self.backbone.to_dict(),
         }
 
-    def _report(self, selection: Selection) -> dict[str, Any]:
-        task, score = self.run.task, selection.score
-        return {
-            "task": task.name,
-            "group": task.group,
-            "synthetic": task.embedded,
-            "official_split": self.data.official,
-            "method": self.run.folder.parent.name,
-            "seed": self.run.seed,
-            "model": self.run.model,
-            "normalization": {"mean": list(self.backbone.mean), "std": list(self.backbone.std)},
-            "selected_epoch": selection.epoch,
-            "selected_settings": self.candidates[selection.candidate],
-            "val_accuracy": score.val_accuracy,
-            "test_accuracy": None,
-            "selection": {**selection.to_dict(), "candidates": self.candidates},
-            "launch": self.settled.launches[selection.candidate],
-            "sizes": {"images": self.data.sizes},
-            "data": self.data.source,
-            "seconds": self.settled.seconds,
-            "versions": installed_versions(PACKAGES),
-            "device": device_name(self.runtime),
-            "bf16": self.runtime.bf16,
-            "processes": self.runtime.world,
-            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "arguments": self.run.identity(),
-        }
-
-    def _outcome(self, trainer: Trainer, accuracy: float) -> dict[str, Any]:
-        plan, tuned = trainer.plan, trainer.tuned
-        seconds = {**self.settled.seconds, "retrain": trainer.seconds}
-        return {
-            "test_accuracy": accuracy,
-            "retrain_curve": [{"epoch": s.epoch, "train_loss": s.train_loss} for s in trainer.curve],
-            "launch": trainer.launch,
-            "sizes": {"images": self.data.sizes, "parameters": tuned.counts()},
-            "optimizer_steps": {"retrain": trainer.step, "schedule": plan.steps},
-            "seconds": {**seconds, "total": sum(seconds.values())},
-            "images_per_second": round(trainer.step * plan.batch_size / max(trainer.seconds, 1e-9), 1),
-        }
+    def _record(self, selection: Selection, job: VtabJob | None, accuracy: float | None) -> VtabRecord:
+        """The run's record. job, accuracy: the retraining and its test accuracy; None for a run of val200 alone."""
+        task, seconds = self.run.task, self.settled.seconds
+        assert selection.score.val_accuracy is not None  # `choose` takes no score without it
+        return VtabRecord(
+            task=task.name,
+            group=task.group,
+            synthetic=task.embedded,
+            official_split=self.data.official,
+            method=self.run.label,
+            seed=self.run.seed,
+            model=self.run.model,
+            normalization={"mean": list(self.backbone.mean), "std": list(self.backbone.std)},
+            selected_epoch=selection.epoch,
+            selected_settings=self.candidates[selection.candidate],
+            val_accuracy=selection.score.val_accuracy,
+            test_accuracy=accuracy,
+            selection={**selection.to_dict(), "candidates": self.candidates},
+            launch=job.launch if job else self.settled.launches[selection.candidate],
+            images=self.data.sizes,
+            parameters=job.tuned.counts() if job else None,
+            data=self.data.source,
+            arguments=self.run.identity(),
+            processes=self.runtime.world,
+            mixed_precision=self.runtime.precision,
+            device=device_name(self.runtime.device),
+            seconds={**seconds, "total": sum(seconds.values())},
+            finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            versions=installed_versions(PACKAGES),
+            retrain_losses=[score.train_loss for score in job.curve] if job else [],
+            optimizer_steps=job.step if job else None,
+        )
 
 
 def _check_same(run: Run, found: dict[str, Any], where: Path) -> None:
@@ -322,20 +318,13 @@ def _check_same(run: Run, found: dict[str, Any], where: Path) -> None:
 
 def _check_steps(run: Run, candidates: list[dict[str, Any]], images: int) -> None:
     """A launch that would never come is an error before the first step, not a LoRA run under another name."""
-    if run.method != "dash" or run.settings.dash_k == 0:
+    if run.dash_k == 0:
         return
     for overrides in candidates:
         candidate = run.with_overrides(overrides)
-        steps = Plan.of(candidate, images).steps
-        if candidate.settings.prelaunch_steps >= steps:
+        steps, prelaunch = Plan.of(candidate, images).steps, candidate.settings.prelaunch_steps
+        if prelaunch >= steps:
             raise InputError(
-                f"--prelaunch_steps {candidate.settings.prelaunch_steps} leaves no step for the dash: {run.epochs} "
-                f"epochs of {images} images make {steps} steps; lower it, or raise --epochs"
+                f"--prelaunch_steps {prelaunch} leaves no step for the dash: {candidate.epochs} epochs of {images} "
+                f"images make {steps} steps; lower it, or raise --epochs"
             )
-
-
-def device_name(runtime: Runtime) -> str:
-    """What computed the result, for the reader of it."""
-    if runtime.device.type == "cuda":
-        return torch.cuda.get_device_name(runtime.device)
-    return f"{runtime.device.type}, {torch.get_num_threads()} threads"

@@ -10,17 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from ..files.atomic import FolderInUse, write_json
-from ..files.errors import InputError, one_line
+from ..files.errors import InputError, RunError, one_line
+from ..runs.record import RESULT, VAL_RESULT, VtabRecord, read_record
+from ..runs.runtime import Runtime, make_runtime, usual_precision
 from ..runs.signals import StopRequest
-from ..runs.tasks import find_task
+from ..runs.tasks import TASKS, find_task
 from .config import Run, VtabConfig
-from .loop import NonFiniteLoss, Trainer
-from .results import read_results, render, summarize
+from .job import VtabJob
+from .results import render, summarize
 from .run import execute, finished, open_data
-from .runtime import Runtime, make_runtime
 
 SUMMARY = "summary.json"
 
@@ -42,7 +44,7 @@ _NOT_PASSED_ON = {
 class Tally:
     """What became of a sweep's runs."""
 
-    done: list[dict[str, Any]] = field(default_factory=list)
+    done: list[VtabRecord] = field(default_factory=list)
     skipped: int = 0
     failed: list[str] = field(default_factory=list)
 
@@ -68,15 +70,15 @@ class Display:
         self.started = time.perf_counter()
         self.bar = tqdm(total=1, position=0, leave=False, unit="epoch", desc=run.name, disable=self.hidden)
 
-    def progress(self, phase: str, trainer: Trainer) -> None:
+    def progress(self, job: VtabJob) -> None:
         if self.bar is None:
             return
-        score = trainer.curve[-1]
-        self.bar.total, self.bar.n = trainer.plan.epochs, trainer.epoch
+        score = job.curve[-1]
+        self.bar.total, self.bar.n = job.plan.epochs, job.epoch
         shown = {"loss": f"{score.train_loss:.3f}"}
         if score.val_accuracy is not None:
             shown["val"] = f"{score.val_accuracy:.1f} %"
-        self.bar.set_postfix({"phase": phase, **shown}, refresh=True)
+        self.bar.set_postfix({"phase": job.phase, **shown}, refresh=True)
 
     def end(self, text: str) -> None:
         if self.bar is not None:
@@ -96,11 +98,11 @@ def pending_runs(runs: Sequence[Run], tally: Tally) -> list[Run]:
     and InputError for missing data, before anything is trained."""
     waiting = []
     for run in runs:
-        result = finished(run)
-        if result is None:
+        record = finished(run)
+        if record is None:
             waiting.append(run)
         else:
-            tally.done.append(result)
+            tally.done.append(record)
             tally.skipped += 1
     for run in {run.task.name: run for run in waiting}.values():
         open_data(run)
@@ -121,40 +123,39 @@ def sweep(runs: Sequence[Run], runtime: Runtime, stop: StopRequest) -> Tally:
         for run in waiting:
             display.begin(run)
             try:
-                result = execute(run, runtime, stop, display.progress)
-            except NonFiniteLoss as error:
-                tally.failed.append(str(error))
-                display.end(f"failed: {error}")
+                record = execute(run, runtime, stop, display.progress)
+            except RunError as error:
+                tally.failed.append(f"{run.name}: {error}")
+                display.end(f"failed: {run.name}: {error}")
             except FolderInUse as error:
                 display.end(f"left to another process: {error}")
             else:
-                tally.done.append(result)
-                display.end(line_of(result))
+                tally.done.append(record)
+                display.end(line_of(record))
     finally:
         display.close()
     return tally
 
 
-def line_of(result: dict[str, Any]) -> str:
-    """A result in one line."""
-    name = f"{result['task']} {result['method']} seed {result['seed']}"
-    chosen = f"val200 {result['val_accuracy']:.1f} % at epoch {result['selected_epoch']}"
-    if result["test_accuracy"] is None:
+def line_of(record: VtabRecord) -> str:
+    """A record in one line."""
+    name = f"{record.task} {record.method} seed {record.seed}"
+    chosen = f"val200 {record.val_accuracy:.1f} % at epoch {record.selected_epoch}"
+    if record.test_accuracy is None:
         return f"{name}: {chosen}; test not opened"
-    test = f"test {result['test_accuracy']:.2f} %"
-    kind = " (synthetic)" if result["synthetic"] else "" if result["official_split"] else " (not the official split)"
-    launch = result.get("launch")
-    dashed = f"; dash from step {launch['step']}" if launch else ""
-    selection = result["selection"]
-    if launch is None and any(score["launched"] for score in selection["curves"][selection["candidate"]]):
+    test = f"test {record.test_accuracy:.2f} %"
+    kind = " (synthetic)" if record.synthetic else "" if record.official_split else " (not the official split)"
+    dashed = f"; dash from step {record.launch.step}" if record.launch else ""
+    curve = record.selection["curves"][record.selection["candidate"]]
+    if record.launch is None and any(score["launched"] for score in curve):
         dashed = ", before the launch: plain LoRA"
-    return f"{name}: {test}{kind}; {chosen}{dashed}; {_duration(result['seconds']['total'])}"
+    return f"{name}: {test}{kind}; {chosen}{dashed}; {_duration(record.seconds['total'])}"
 
 
 def write_summary(folder: Path) -> list[str]:
     """Summarize every result under `folder` into summary.json; the table's lines, and what was left out of it."""
-    results, unusable = read_results(folder)
-    summary = summarize(results)
+    records, unusable = _records(folder)
+    summary = summarize(records)
     if summary["methods"]:
         write_json(folder / SUMMARY, summary)
     lines = render(summary)
@@ -164,14 +165,31 @@ def write_summary(folder: Path) -> list[str]:
     return lines
 
 
+def _records(folder: Path) -> tuple[list[VtabRecord], list[Path]]:
+    """All results under an output folder, in the order of their paths, val-only ones where there is no full one; and
+    the files that are named like a result and are none."""
+    val_only = (path for path in folder.rglob(VAL_RESULT) if not (path.parent / RESULT).exists())
+    records, unusable = [], []
+    for path in [*sorted(folder.rglob(RESULT)), *sorted(val_only)]:
+        try:
+            record = read_record(path)
+        except InputError:
+            record = None
+        if isinstance(record, VtabRecord) and record.task in TASKS:
+            records.append(record)
+        else:
+            unusable.append(path)
+    return records, unusable
+
+
 def command(run: Run) -> str:
-    """A shell command that does this one run."""
-    s = run.settings
+    """A shell command that does this one run in one process."""
+    settings = dataclasses.replace(run.settings, train_batch_size=run.batch_size)
     words = ["python", "train_vtab.py", "--task", run.task.name]
     words += ["--peft_config", str(run.peft_file)] if run.peft_file else ["--methods", run.method]
     words += ["--seeds", str(run.seed)]
     for f in dataclasses.fields(VtabConfig):
-        value = getattr(s, f.name)
+        value = getattr(settings, f.name)
         default = f.default if f.default is not dataclasses.MISSING else []
         if f.name in _NOT_PASSED_ON or value == default:
             continue
@@ -206,25 +224,33 @@ def sweep_on_ray(runs: Sequence[Run], say: Callable[[str], None] = print) -> Tal
         (ready,), _ = ray.wait(list(jobs), num_returns=1)
         run = jobs.pop(ready)
         number += 1
-        result, problem = _outcome(ray, ready)
-        if result is None:
+        record, problem = _outcome(ray, ready)
+        if record is None:
             tally.failed.append(f"{run.name}: {problem}")
         else:
-            tally.done.append(result)
-        say(f"[{number}/{len(waiting)}] {line_of(result) if result else f'failed: {run.name}: {problem}'}")
+            tally.done.append(record)
+        say(f"[{number}/{len(waiting)}] {line_of(record) if record else f'failed: {run.name}: {problem}'}")
     return tally
 
 
-def remote_run(settings: dict[str, Any], task: str, method: str, seed: int) -> tuple[dict[str, Any] | None, str]:
-    """One run inside a worker: (result, "") or (None, what went wrong)."""
+def runtime_of(config: VtabConfig) -> Runtime:
+    """The runtime that the settings ask for. Raises InputError as `make_runtime`."""
+    c = config
+    torch.backends.cuda.matmul.allow_tf32 = c.allow_tf32
+    folder = Path(c.output_dir).expanduser() if c.report_to else None
+    return make_runtime(c.mixed_precision or usual_precision(c.device), c.device, c.report_to, folder, c.logging_dir)
+
+
+def remote_run(settings: dict[str, Any], task: str, method: str, seed: int) -> tuple[VtabRecord | None, str]:
+    """One run inside a worker: (record, "") or (None, what went wrong)."""
     run = Run(VtabConfig(**settings), find_task(task), method, seed)
     try:
-        return execute(run, make_runtime(run.settings.device, run.settings.mixed_precision)), ""
+        return execute(run, runtime_of(run.settings)), ""
     except (ValueError, RuntimeError, OSError) as error:
         return None, str(error)
 
 
-def _outcome(ray: Any, job: Any) -> tuple[dict[str, Any] | None, str]:
+def _outcome(ray: Any, job: Any) -> tuple[VtabRecord | None, str]:
     try:
         return ray.get(job)
     except ray.exceptions.RayError as error:  # the worker itself was lost

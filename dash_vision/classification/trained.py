@@ -18,29 +18,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
-from ..bases.backbones import Backbone, build
+from ..bases.backbones import Backbone, Normalize, build
 from ..core.loading import adapter_state, load_adapter
 from ..core.sharding import whole
-from ..files.atomic import replacing, write_json
-from ..files.container import checksum
+from ..files.atomic import write_json
+from ..files.container import Kind, kind_of, read_container, read_content, write_container
 from ..files.errors import InputError
 from ..files.lora import export_states
-from ..files.native import NATIVE_NAME, AdapterState, read_notes, write_native
+from ..files.native import ADAPTER, NATIVE_NAME, AdapterState, read_notes, write_native
 from ..pictures.decode import Picture, open_picture
 from ..pictures.folder import picture_notes
 from .decode import to_tensor
-from .loop import Normalize
 from .methods import Tuned
 
 TRAINED_NAME = "trained.safetensors"
 PEFT_FOLDER = "peft"
 NOTE_NAME = "dash_vision.json"
 KEPT_FOLDER = "adapters"  # of earlier steps, by keep_adapter
-_HEADER = "dash_vision_vtab"
+TRAINED = Kind("classifier", "trained tensors of train_vtab.py")
+_NOTE = "dash_vision_vtab"  # among the notes of a native adapter
 
 
 class Trained(NamedTuple):
@@ -61,7 +59,7 @@ def save_trained(folder: Path, tuned: Tuned, about: dict[str, Any], backbone: Ba
     states = _states(tuned)
     if states:
         if write:
-            write_native(states, folder / NATIVE_NAME, {_HEADER: about})
+            write_native(states, folder / NATIVE_NAME, {_NOTE: about})
             export_states(states, folder / PEFT_FOLDER, "peft")
             write_json(folder / PEFT_FOLDER / NOTE_NAME, about)
     elif tuned.method.startswith("peft-"):
@@ -72,7 +70,7 @@ def save_trained(folder: Path, tuned: Tuned, about: dict[str, Any], backbone: Ba
     else:
         tensors = {name: whole(p).cpu().contiguous() for name, p in tuned.trainable().items()}
         if write:
-            write_tensors(folder / TRAINED_NAME, tensors, about)
+            write_container(folder / TRAINED_NAME, TRAINED, about, tensors)
 
 
 def keep_adapter(
@@ -83,7 +81,7 @@ def keep_adapter(
     states = _states(tuned)
     if states and write:
         (folder / KEPT_FOLDER).mkdir(exist_ok=True)
-        notes = {_HEADER: _resolved(about, backbone), "step": step}
+        notes = {_NOTE: _resolved(about, backbone), "step": step}
         write_native(states, folder / KEPT_FOLDER / f"step-{step:06d}.safetensors", notes)
 
 
@@ -99,14 +97,6 @@ def _states(tuned: Tuned) -> dict[str, AdapterState]:
         return {}
     heads = {name: tuned.model.get_submodule(name) for name in tuned.heads}
     return {"model": adapter_state(tuned.adapter, heads)}
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Tensors with a note in the header, complete or not there; equal content gives equal bytes."""
-    about = {**about, "checksum": checksum(about, tensors)}
-    with replacing(path) as temporary:
-        # One entry only: safetensors writes several in an order that changes.
-        save_file(tensors, temporary, {_HEADER: json.dumps(about)})
 
 
 def load_trained(path: Path, checkpoint: str | None = None) -> Trained:
@@ -147,7 +137,7 @@ def merge(path: Path, out: Path, checkpoint: str | None = None) -> int:
     for adapter in list(model.__dict__.get("dash_adapters", {}).values()):
         _fold_in(adapter.layers, model)
     state = {key: tensor.detach().contiguous() for key, tensor in model.state_dict().items()}
-    write_tensors(out, state, trained.about)
+    write_container(out, TRAINED, trained.about, state)
     return len(state)
 
 
@@ -209,17 +199,7 @@ def _the_file(path: Path) -> Path:
 
 
 def _is_native(path: Path) -> bool:
-    return path.suffix == ".safetensors" and _header(path) is None
-
-
-def _header(path: Path) -> dict[str, Any] | None:
-    """The note of a trained.safetensors; None for another kind of file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_HEADER)
-        return json.loads(text) if text else None
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no complete .safetensors file ({error}); copy it again") from None
+    return path.suffix == ".safetensors" and kind_of(path) == ADAPTER.name
 
 
 def _note(path: Path) -> dict[str, Any]:
@@ -230,7 +210,11 @@ def _note(path: Path) -> dict[str, Any]:
         except (OSError, ValueError, RecursionError):
             about = None
     elif path.suffix == ".safetensors":
-        about = _header(path) or read_notes(path).get(_HEADER)
+        kind = kind_of(path)
+        if kind == TRAINED.name:
+            about = read_content(path, TRAINED)
+        elif kind == ADAPTER.name:
+            about = read_notes(path).get(_NOTE)
     if not isinstance(about, dict) or not _is_note(about):
         raise InputError(
             f"{path} does not say which base and classes it belongs to: it was not written by train_vtab.py; load it "
@@ -260,13 +244,7 @@ def _load_peft(model: nn.Module, folder: Path) -> nn.Module:
 def _load_tensors(model: nn.Module, path: Path) -> None:
     """Write the file's tensors over the model's, all or none."""
     own = dict(model.named_parameters())
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is no complete .safetensors file ({error}); copy it again") from None
-    about = dict(_header(path) or {})
-    if about.pop("checksum", None) not in (None, checksum(about, tensors)):  # the first files had none
-        raise InputError(f"{path} is damaged: its checksum does not fit; use another copy")
+    _, tensors = read_container(path, TRAINED)
     for key, tensor in tensors.items():
         if key not in own or own[key].shape != tensor.shape:
             raise InputError(f"{path} does not fit its base: {key} is {tuple(tensor.shape)} in the file")

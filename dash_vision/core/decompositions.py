@@ -17,24 +17,21 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files.atomic import replacing
-from ..files.container import checksum
+from ..files.container import Kind, checksum, read_container, write_container
+from ..files.errors import InputError
 from .directions import Spectrum, decompose
 
 # Names the folder of files; without it, and without an argument, none are written.
 VARIABLE = "DASH_VISION_DIRECTIONS"
 LIMIT = 20 * 10**9  # bytes in the folder; beyond it, files go that were not used for longest
-_VERSION = "1"  # of the files
+DECOMPOSITION = Kind("decomposition", "a decomposition of a frozen weight")
 
 
 class _Ready(NamedTuple):
-    weight: Tensor  # as it was decomposed: kept, so that its memory stands for nothing else
+    weight: Tensor  # as it was decomposed; keeps the storage alive so that its address cannot be reused
     version: int  # of the tensor: every change in place counts it up
     spectrum: Spectrum
 
@@ -113,9 +110,29 @@ def _work_ahead(
 
 
 def memory_is_short(needed: int) -> bool:
-    """Whether `needed` bytes more would leave less than a quarter of the machine's memory."""
-    memory = psutil.virtual_memory()
-    return memory.available - needed < memory.total / 4
+    """Whether `needed` bytes more would leave less than a quarter of the machine's memory; False where the system does
+    not say how large that is."""
+    total, available = memory()
+    return available - needed < total / 4
+
+
+def memory() -> tuple[int, int]:
+    """(all, available) bytes of the machine's memory.
+
+    Linux says both in /proc/meminfo. Elsewhere half of the physical memory counts as available, and where that is not
+    known either (Windows) the answer is (0, 2^62): nothing is ever short.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+        return sizes["MemTotal"], sizes["MemAvailable"]
+    except (OSError, ValueError, KeyError, IndexError):
+        pass
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0, 2**62
+    return total, total // 2
 
 
 # -- files: one for each weight, named after its content
@@ -125,7 +142,7 @@ def read_or_decompose(weight: Tensor, cache: Path | None) -> Spectrum:
     """`decompose(weight)`, from its file in `cache` if there is a sound one; else it is written there."""
     if cache is None:
         return decompose(weight)
-    path = cache / f"{checksum(_VERSION, {'weight': weight})[:32]}.safetensors"
+    path = cache / f"{checksum(DECOMPOSITION.version, {'weight': weight})[:32]}.safetensors"
     found = _read(path)
     if found is not None:
         device = "cpu" if weight.device.type == "mps" else weight.device
@@ -134,7 +151,7 @@ def read_or_decompose(weight: Tensor, cache: Path | None) -> Spectrum:
     spectrum = decompose(weight)
     try:
         _write(path, spectrum)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         warnings.warn(
             f"cannot keep a decomposition in {cache} ({error}); later runs will compute it again; "
             f"make room there, or name another folder in ${VARIABLE}",
@@ -146,20 +163,16 @@ def read_or_decompose(weight: Tensor, cache: Path | None) -> Spectrum:
 def _read(path: Path) -> Spectrum | None:
     """What `_write` wrote; None for a file that is absent or damaged."""
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
-            if (file.metadata() or {}).get("checksum") != checksum(_VERSION, tensors):
-                return None
+        _, tensors = read_container(path, DECOMPOSITION)
         os.utime(path)  # used now
         return Spectrum(tensors.get("U"), tensors["sigma"], tensors.get("V"))
-    except (OSError, SafetensorError, KeyError, ValueError):
+    except (OSError, InputError, KeyError):
         return None
 
 
 def _write(path: Path, spectrum: Spectrum) -> None:
-    tensors = {key: t.cpu().contiguous() for key, t in spectrum._asdict().items() if t is not None}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"checksum": checksum(_VERSION, tensors)})
+    tensors = {key: t for key, t in spectrum._asdict().items() if t is not None}
+    write_container(path, DECOMPOSITION, None, tensors)
     files = sorted((f.stat().st_mtime, f.stat().st_size, f) for f in path.parent.glob("*.safetensors"))
     excess = sum(size for _, size, _ in files) - LIMIT
     for _, size, file in files:

@@ -70,15 +70,20 @@ def write_safetensors(path: str | PathLike[str], tensors: Mapping[str, Tensor], 
 def _write_sorted(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
     """With several header entries, which safetensors writes in an order that changes from process to process."""
     data = to_safetensors(tensors, metadata=dict(metadata))
-    # The header is JSON behind its length, padded with spaces to a multiple of 8.
+    # The header is JSON after its length, padded with spaces to a multiple of 8.
     length = int.from_bytes(data[:8], "little")
     entries = json.loads(data[8 : 8 + length])
     entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))
+    with open(path, "wb") as file:
+        file.write(safetensors_header(entries))
+        file.write(memoryview(data)[8 + length :])
+
+
+def safetensors_header(entries: Mapping[str, Any]) -> bytes:
+    """The beginning of a safetensors file, before its tensors' bytes. entries: name -> dtype, shape, data_offsets."""
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.write(memoryview(data)[8 + length :])
+    return len(text).to_bytes(8, "little") + text
 
 
 @contextmanager

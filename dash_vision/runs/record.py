@@ -81,7 +81,9 @@ class DreamBoothRecord:
 class VtabRecord:
     """A run of train_vtab.py. method: with its tag. accuracies in percent; test_accuracy is None where the test images
     stayed closed. selection: the curves on val200 and what was chosen from them (classification.protocol.Selection).
-    arguments: everything that the result depends on. seconds: by part of the run."""
+    launch: of the retraining. images: by split. parameters: numbers in the model, trained ones, and trained ones
+    outside the head; None where nothing was retrained. arguments: everything that the result depends on. seconds: by
+    part of the run. retrain_losses: mean loss of every epoch of the retraining. optimizer_steps: of the retraining."""
 
     KIND: ClassVar[str] = "vtab"
 

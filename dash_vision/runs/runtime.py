@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -204,6 +204,17 @@ class Runtime:
         """Give values to the trackers that the run has."""
         self.accelerator.log(values, step=step)
 
+    @contextmanager
+    def tracking(self, name: str, settings: Mapping[str, object]) -> Iterator[None]:
+        """Trackers, where the run has any, take what `log` gives them under `name` until the block ends."""
+        self.accelerator.init_trackers(name, {key: str(value) for key, value in settings.items()})
+        try:
+            yield
+        finally:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+            self.accelerator.trackers = []
+
     def release(self) -> None:
         """Let go of what `prepare` has kept, before another training in the same process."""
         self.accelerator.free_memory()
@@ -254,6 +265,20 @@ def make_runtime(
         accelerator.native_amp = True
         accelerator.scaler = torch.amp.GradScaler("cpu")
     return Runtime(accelerator, sharded)
+
+
+def usual_precision(device: str = "auto") -> str | None:
+    """What `make_runtime` is to compute in where nothing is asked for: None under accelerate launch, whose setting
+    counts then; else "bf16" where the device is fast in it, and "no" elsewhere."""
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
+        return None
+    if device == "auto":
+        usual = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        device = str(usual or "cpu")
+    try:
+        return "bf16" if fast_in_bf16(device) else "no"
+    except RuntimeError:  # no such device, as `make_runtime` will say
+        return "no"
 
 
 def _choose(name: str) -> str:

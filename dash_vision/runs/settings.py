@@ -26,6 +26,10 @@ from ..core.config import SELECTIONS, DashConfig
 from ..files.errors import InputError, one_line
 
 Settings = TypeVar("Settings")
+EXIT_STATUS = """\
+exit status: 0 done; 1 a run could not go on, or data has faults; 2 something cannot be used as given;
+128 + n stopped by signal number n (130: Ctrl-C) after writing a checkpoint, from which the same command goes on
+(accelerate launch itself reports every failure as 1)"""
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 

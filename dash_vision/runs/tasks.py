@@ -6,6 +6,8 @@ import difflib
 import re
 from dataclasses import dataclass
 
+from ..files.errors import InputError
+
 TRAIN, VAL = 800, 200
 SPLITS = ("train800", "val200", "train800val200", "test")
 GROUPS = ("natural", "specialized", "structured")
@@ -95,13 +97,13 @@ def plain(name: str) -> str:
 
 
 def find_task(name: str) -> Task:
-    """The task of this name or alias, whatever its case and separators. Raises ValueError with near names."""
+    """The task of this name or alias, whatever its case and separators. Raises InputError with near names."""
     task = _SPELLINGS.get(plain(name))
     if task:
         return TASKS[task]
     near = list(dict.fromkeys(_SPELLINGS[s] for s in difflib.get_close_matches(plain(name), _SPELLINGS, n=4)))
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise ValueError(
+    raise InputError(
         f"unknown task {name!r}{hint} The tasks are {', '.join(VTAB)}; embedded: {', '.join(EMBEDDED)}; or one of "
         "all, embedded, natural, specialized, structured"
     )

@@ -8,8 +8,7 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from dash_vision.bases import backbones
-from dash_vision.bases.backbones import Backbone, build, describe, head_names
-from dash_vision.classification.loop import Normalize
+from dash_vision.bases.backbones import Backbone, Normalize, build, describe, head_names
 from dash_vision.core.targets import find_targets
 from dash_vision.files.errors import InputError
 from tests.support.vtab import tiny

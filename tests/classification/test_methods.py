@@ -50,8 +50,8 @@ def test_dash_and_lora_of_one_seed_start_alike(tmp_path):
 
 def test_singular_value_shifts_have_their_own_learning_rate(tmp_path):
     tuned, _ = trained_names(tmp_path)
-    rest, shifts = tuned.groups(1e-3, 1e-4, 10.0)
-    assert (rest["scale"], shifts["scale"]) == (1.0, 10.0)
+    rest, shifts = tuned.groups(1e-3, 1e-2)
+    assert (rest["lr"], shifts["lr"]) == (1e-3, 1e-2)
     assert all(p.ndim == 1 and len(p) == 3 for p in shifts["params"])
     assert sum(p.numel() for g in (rest, shifts) for p in g["params"]) == tuned.counts()["trained"]
 
@@ -93,5 +93,5 @@ def test_peft_configurations_that_cannot_be_used_are_explained(tmp_path, content
 
 
 def test_a_target_that_matches_nothing_is_explained(tmp_path):
-    with pytest.raises(InputError, match=r"--target to_q: .*matches no layer"):
-        prepare(one_run(tmp_path, target="to_q"), tiny(), 5)
+    with pytest.raises(InputError, match=r"--lora_target to_q: .*matches no layer"):
+        prepare(one_run(tmp_path, lora_target=["to_q"]), tiny(), 5)

@@ -1,5 +1,6 @@
 """Who may see which images when: the best test epoch cannot be reported."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,7 +10,7 @@ from dash_vision.classification import protocol
 from dash_vision.classification.cache import TensorImages
 from dash_vision.classification.protocol import EpochScore, ProtocolError, SealedTest, Selection, choose, select
 from dash_vision.classification.run import execute
-from tests.support.vtab import CPU, one_run, trained_run, write_task
+from tests.support.vtab import cpu, one_run, trained_run, write_task
 
 
 def curve(*scores):
@@ -91,8 +92,8 @@ def test_a_sealed_split_shows_no_images_and_no_labels():
 
 
 def without_test(result):
-    drop = {"test_accuracy", "seconds", "finished", "images_per_second", "data"}
-    kept = {k: v for k, v in result.items() if k not in drop}
+    drop = {"test_accuracy", "seconds", "finished", "data"}
+    kept = {k: v for k, v in dataclasses.asdict(result).items() if k not in drop}
     if kept["launch"]:
         kept["launch"] = {k: v for k, v in kept["launch"].items() if k != "seconds"}
     return kept
@@ -108,7 +109,7 @@ def test_test_labels_and_images_change_nothing_but_the_test_accuracy(tmp_path):
     (folder / "test.txt").write_text("\n".join(line.rsplit(" ", 1)[0] + " 99" for line in lines))
     run_2, result_2 = trained_run(other)
     assert without_test(result) == without_test(result_2)
-    assert result["test_accuracy"] != result_2["test_accuracy"] == 0
+    assert result.test_accuracy != result_2.test_accuracy == 0
     name = "dash_adapter.safetensors"
     assert (run.folder / name).read_bytes() == (run_2.folder / name).read_bytes()
 
@@ -130,33 +131,33 @@ def test_the_test_images_stay_closed_until_the_final_model_is_trained(tmp_path, 
     write_task(tmp_path / "data")
     run = one_run(tmp_path, search=["learning_rate=1e-3,1e-2"])
     phases = []
-    result = execute(run, CPU, progress=lambda phase, trainer: phases.append((phase, len(events))))
-    assert events == [("select", 2), ("test", result["selected_epoch"])]
+    result = execute(run, cpu(), progress=lambda job: phases.append((job.phase, len(events))))
+    assert events == [("select", 2), ("test", result.selected_epoch)]
     assert [e for phase, e in phases if phase == "select"] == [0] * 8
-    assert [e for phase, e in phases if phase == "retrain"] == [1] * result["selected_epoch"]
+    assert [e for phase, e in phases if phase == "retrain"] == [1] * result.selected_epoch
 
 
 def test_the_final_model_is_trained_on_everything_to_the_selected_epoch(tmp_path):
     _, result = trained_run(tmp_path)
-    curve = result["selection"]["curves"][0]
+    curve = result.selection["curves"][0]
     best = max(curve, key=lambda s: (s["val_accuracy"], -s["val_loss"]))
-    assert result["selected_epoch"] == best["epoch"]
-    assert result["val_accuracy"] == best["val_accuracy"]
-    assert len(result["retrain_curve"]) == best["epoch"]
-    # 24 + 12 images in batches of 8 are 5 steps an epoch; the schedule is that of the whole 4 epochs.
-    assert result["optimizer_steps"] == {"retrain": 5 * best["epoch"], "schedule": 20}
+    assert result.selected_epoch == best["epoch"]
+    assert result.val_accuracy == best["val_accuracy"]
+    assert len(result.retrain_losses) == best["epoch"]
+    # 24 + 12 images in batches of 8 are 5 steps an epoch.
+    assert result.optimizer_steps == 5 * best["epoch"]
 
 
 def test_the_last_epoch_can_be_asked_for(tmp_path):
     _, result = trained_run(tmp_path, selection="last")
-    assert result["selected_epoch"] == 4
+    assert result.selected_epoch == 4
 
 
 def test_a_search_is_settled_on_validation_images(tmp_path):
     _, result = trained_run(tmp_path, search=["learning_rate=1e-9,1e-2"])
-    assert result["selected_settings"] == {"learning_rate": 1e-2}
-    assert result["selection"]["candidates"] == [{"learning_rate": 1e-9}, {"learning_rate": 1e-2}]
-    assert len(result["selection"]["curves"]) == 2
+    assert result.selected_settings == {"learning_rate": 1e-2}
+    assert result.selection["candidates"] == [{"learning_rate": 1e-9}, {"learning_rate": 1e-2}]
+    assert len(result.selection["curves"]) == 2
 
 
 def test_val_only_never_opens_the_test_images_and_is_no_finished_run(tmp_path):
@@ -164,7 +165,7 @@ def test_val_only_never_opens_the_test_images_and_is_no_finished_run(tmp_path):
     for file in (folder / "images" / "test").iterdir():
         file.unlink()
     run, result = trained_run(tmp_path, val_only=True)
-    assert result["test_accuracy"] is None
+    assert result.test_accuracy is None
     assert [p.name for p in run.folder.iterdir()] == ["val_result.json"]
 
 

@@ -1,17 +1,24 @@
 """Tables of finished runs: means, spreads and paired differences."""
 
+import dataclasses
+import json
 import statistics
 
 import pytest
 
-from dash_vision.classification.results import paired, read_results, render, spread, summarize
+from dash_vision.classification.results import paired, render, spread, summarize
+from dash_vision.classification.sweep import write_summary
+from dash_vision.runs.record import VtabRecord
 from dash_vision.runs.tasks import TASKS, VTAB
 from tests.support.vtab import trained_run
 
 
 def result(task, method, seed, accuracy, **more):
+    """A record that says no more than a table needs."""
     values = {"task": task, "method": method, "seed": seed, "test_accuracy": accuracy, "val_accuracy": 1.0}
-    return {**values, "synthetic": TASKS[task].embedded, "official_split": not TASKS[task].embedded, **more}
+    values |= {"synthetic": TASKS[task].embedded, "official_split": not TASKS[task].embedded, **more}
+    unset = {f.name: None for f in dataclasses.fields(VtabRecord) if f.name not in ("kind", *values)}
+    return VtabRecord(**{**unset, **values})
 
 
 def test_means_over_seeds_groups_and_tasks():
@@ -61,5 +68,8 @@ def test_results_are_collected_from_the_folders(data):
     trained_run(data, epochs=2, prelaunch_steps=2, methods=["linear"])
     (data / "runs" / "stray").mkdir()
     (data / "runs" / "stray" / "result.json").write_text("[]")
-    assert [r["method"] for r in read_results(data / "runs")[0]] == ["linear"]
+    lines = write_summary(data / "runs")
+    assert "left out, being cut short or no result: 1 (" in lines[-1]
+    assert "stray" in lines[-1]
+    assert json.loads((data / "runs" / "summary.json").read_text())["methods"].keys() == {"linear"}
     assert render(summarize([]))[0] == "no results yet"

@@ -1,5 +1,6 @@
 """Stopped runs resume exactly, in every phase."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -9,38 +10,24 @@ import pytest
 import torch
 
 from dash_vision.classification.run import CHECKPOINT, execute
-from dash_vision.classification.runtime import INTERRUPTED, Interrupted
 from dash_vision.classification.trained import load_trained
-from dash_vision.files.checkpoint import load_checkpoint, save_checkpoint
-from dash_vision.files.errors import InputError
+from dash_vision.files.checkpoint import load_checkpoint
+from dash_vision.files.errors import InputError, Stopped
 from dash_vision.files.native import read_native
-from dash_vision.runs.signals import StopRequest
 from tests.support.paths import ROOT
 from tests.support.shared import shared_run
-from tests.support.vtab import CPU, one_run
+from tests.support.vtab import StopAt, cpu, one_run
 
 
-class StopAt(StopRequest):
-    """A signal that arrives before optimizer step number `step`, counted over the whole run."""
-
-    def __init__(self, step):
-        super().__init__()
-        self.left = step
-
-    def pending(self):
-        self.left -= 1
-        return self.left < 0
-
-
-def outcome(result):
-    timing = {"seconds", "finished", "images_per_second", "launch", "data"}
-    return {k: v for k, v in result.items() if k not in timing}
+def outcome(record):
+    timing = {"seconds", "finished", "launch", "data"}
+    return {k: v for k, v in dataclasses.asdict(record).items() if k not in timing}
 
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
     """(folder with the data, run, result) of a run that nothing stopped."""
-    with shared_run(tmp_path_factory, "whole-run", lambda root: {"selection": "last", "dropout": 0.1}) as found:
+    with shared_run(tmp_path_factory, "whole-run", lambda root: {"selection": "last", "lora_dropout": 0.1}) as found:
         yield found
 
 
@@ -49,11 +36,11 @@ def whole_run(tmp_path_factory):
 def test_a_stopped_run_goes_on_exactly(tmp_path, whole_run, step):
     folder, whole, expected = whole_run
     own = {"output_dir": str(tmp_path / "parts"), "cache_dir": str(tmp_path / "cache")}
-    run = one_run(folder, **own, selection="last", dropout=0.1)
-    with pytest.raises(Interrupted, match="stopped in epoch"):
-        execute(run, CPU, StopAt(step))
+    run = one_run(folder, **own, selection="last", lora_dropout=0.1)
+    with pytest.raises(Stopped, match="stopped in epoch"):
+        execute(run, cpu(), StopAt(step))
     assert [p.name for p in run.folder.iterdir()] == [CHECKPOINT]
-    found = execute(run, CPU)
+    found = execute(run, cpu())
     assert outcome(found) == outcome(expected)
     name = "dash_adapter.safetensors"
     assert (run.folder / name).read_bytes() == (whole.folder / name).read_bytes()
@@ -64,12 +51,12 @@ def test_kept_adapters_are_the_model_between_epochs_and_survive_a_stop(tmp_path,
     models = {}
 
     def remember(path, state):
-        if state["selection"] is not None and state["trainer"]:
-            models[state["trainer"]["step"]] = {k: v.clone() for k, v in state["trainer"]["model"].items()}
+        if state["selection"] is not None and state["job"]:
+            models[state["job"]["training"]["step"]] = {k: v.clone() for k, v in state["job"]["model"].items()}
 
     monkeypatch.setattr("dash_vision.classification.run.save_checkpoint", remember)
     whole = one_run(data, keep_every=1, checkpoint_every=1, selection="last")
-    execute(whole, CPU)
+    execute(whole, cpu())
     monkeypatch.undo()
     files = sorted((whole.folder / "adapters").iterdir())
     assert [file.stem for file in files] == ["step-000005", "step-000010", "step-000015"]
@@ -87,72 +74,69 @@ def test_kept_adapters_are_the_model_between_epochs_and_survive_a_stop(tmp_path,
         assert torch.equal(head.weight, model["head.weight"])
 
     parts = one_run(data, output_dir=str(tmp_path / "parts"), keep_every=1, selection="last")
-    with pytest.raises(Interrupted):
-        execute(parts, CPU, StopAt(12 + 8))
-    execute(parts, CPU)
+    with pytest.raises(Stopped):
+        execute(parts, cpu(), StopAt(12 + 8))
+    execute(parts, cpu())
     again = sorted((parts.folder / "adapters").iterdir())
     assert [file.read_bytes() for file in again] == [file.read_bytes() for file in files]
-    execute(one_run(data, output_dir=str(tmp_path / "parts"), overwrite=True, selection="last"), CPU)
+    execute(one_run(data, output_dir=str(tmp_path / "parts"), overwrite=True, selection="last"), cpu())
     assert not list((parts.folder / "adapters").iterdir())
 
 
 @pytest.mark.parametrize("method", ["linear", "full", "bitfit"])
 def test_other_methods_go_on_exactly_too(tmp_path, data, method):
     whole = one_run(data, output_dir=str(tmp_path / "whole"), methods=[method], selection="last")
-    expected = execute(whole, CPU)
+    expected = execute(whole, cpu())
     run = one_run(data, output_dir=str(tmp_path / "parts"), methods=[method], selection="last")
     for step in (4, 10):
-        with pytest.raises(Interrupted):
-            execute(run, CPU, StopAt(step))
-    assert outcome(execute(run, CPU)) == outcome(expected)
+        with pytest.raises(Stopped):
+            execute(run, cpu(), StopAt(step))
+    assert outcome(execute(run, cpu())) == outcome(expected)
     assert (run.folder / "trained.safetensors").read_bytes() == (whole.folder / "trained.safetensors").read_bytes()
 
 
 def test_a_search_goes_on_with_the_candidate_it_was_at(tmp_path, data):
     search = {"search": ["learning_rate=1e-3,1e-2"]}
-    expected = execute(one_run(data, output_dir=str(tmp_path / "whole"), **search), CPU)
+    expected = execute(one_run(data, output_dir=str(tmp_path / "whole"), **search), cpu())
     run = one_run(data, output_dir=str(tmp_path / "parts"), **search)
-    with pytest.raises(Interrupted):
-        execute(run, CPU, StopAt(17))
+    with pytest.raises(Stopped):
+        execute(run, cpu(), StopAt(17))
     phases = []
-    found = execute(run, CPU, progress=lambda phase, trainer: phases.append(phase))
+    found = execute(run, cpu(), progress=lambda job: phases.append(job.phase))
     assert outcome(found) == outcome(expected)
     assert phases.count("select") == 3  # of 8: the first candidate's 4 and 1 of the second's were done
 
 
 def test_a_val_only_run_says_when_its_chosen_candidate_launched(tmp_path, data):
     settings = {"val_only": True, "search": ["prelaunch_steps=5,7"]}
-    expected = execute(one_run(data, output_dir=str(tmp_path / "whole"), **settings), CPU)
-    assert expected["launch"]["step"] == expected["selected_settings"]["prelaunch_steps"]
+    expected = execute(one_run(data, output_dir=str(tmp_path / "whole"), **settings), cpu())
+    assert expected.launch.step == expected.selected_settings["prelaunch_steps"]
     run = one_run(data, output_dir=str(tmp_path / "parts"), **settings)
-    with pytest.raises(Interrupted):
-        execute(run, CPU, StopAt(14))  # in the second candidate; each has 12 steps
+    with pytest.raises(Stopped):
+        execute(run, cpu(), StopAt(14))  # in the second candidate; each has 12 steps
     state = load_checkpoint(run.folder / CHECKPOINT)
     assert [launch["step"] for launch in state["launches"]] == [5]
-    assert execute(run, CPU)["launch"]["step"] == expected["launch"]["step"]
-    # A checkpoint from before launches were kept is gone on with.
-    old = one_run(data, output_dir=str(tmp_path / "old"), **settings)
-    old.folder.mkdir(parents=True)
-    save_checkpoint(old.folder / CHECKPOINT, {k: v for k, v in state.items() if k != "launches"})
-    assert outcome(execute(old, CPU)) == outcome(expected)
+    assert execute(run, cpu()).launch.step == expected.launch.step
 
 
 def test_a_checkpoint_of_other_settings_is_not_gone_on_with(data):
     run = one_run(data)
-    with pytest.raises(Interrupted):
-        execute(run, CPU, StopAt(4))
+    with pytest.raises(Stopped):
+        execute(run, cpu(), StopAt(4))
     with pytest.raises(InputError, match=r"other settings \(rank 2 there, 3 here\).*--overwrite"):
-        execute(one_run(data, rank=3), CPU)
-    assert execute(one_run(data, rank=3, overwrite=True), CPU)["arguments"]["rank"] == 3
+        execute(one_run(data, rank=3), cpu())
+    assert execute(one_run(data, rank=3, overwrite=True), cpu()).arguments["rank"] == 3
 
 
 def test_checkpoints_are_written_between_epochs(data, monkeypatch):
     saved = []
     monkeypatch.setattr(
         "dash_vision.classification.run.save_checkpoint",
-        lambda path, state: saved.append((state["selection"] is not None, (state["trainer"] or {}).get("step"))),
+        lambda path, state: saved.append(
+            (state["selection"] is not None, state["job"] and state["job"]["training"]["step"])
+        ),
     )
-    execute(one_run(data, checkpoint_every=2, selection="last"), CPU)
+    execute(one_run(data, checkpoint_every=2, selection="last"), cpu())
     assert saved == [(False, 6), (True, None), (True, 10)]
 
 
@@ -167,11 +151,21 @@ def test_a_signal_leaves_a_checkpoint_and_its_own_exit_status(data):
         "--output_dir",
         str(data / "runs"),
     ]
-    words += ["--model", "test_vit", "--random_weights", "--image_size", "32", "--epochs", "5000", "--batch_size", "4"]
+    words += [
+        "--model",
+        "test_vit",
+        "--random_weights",
+        "--image_size",
+        "32",
+        "--epochs",
+        "5000",
+        "--train_batch_size",
+        "4",
+    ]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     script = "import sys, train_vtab, dash_vision.classification.run as run\n"
-    script += "fit = run.Trainer.fit\n"
-    script += "run.Trainer.fit = lambda self, *a: (print('training', flush=True), fit(self, *a))[1]\n"
+    script += "fit = run.VtabJob.fit\n"
+    script += "run.VtabJob.fit = lambda self, *a: (print('training', flush=True), fit(self, *a))[1]\n"
     script += "sys.exit(train_vtab.main(sys.argv[1:]))"
     process = subprocess.Popen(
         [sys.executable, "-c", script, *words],
@@ -184,7 +178,7 @@ def test_a_signal_leaves_a_checkpoint_and_its_own_exit_status(data):
     assert process.stdout.readline() == "training\n"
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=600)
-    assert process.returncode == INTERRUPTED
+    assert process.returncode == 128 + signal.SIGTERM
     assert "run the same command again to go on" in errors
     assert "Traceback" not in errors
     assert (data / "runs/cifar/dash/seed-0" / CHECKPOINT).is_file()

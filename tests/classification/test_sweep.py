@@ -10,16 +10,14 @@ import dash_vision.core.decompositions as decompositions
 import train_vtab
 from dash_vision.classification import sweep as sweep_module
 from dash_vision.classification.config import VtabConfig
-from dash_vision.classification.loop import NonFiniteLoss
-from dash_vision.classification.results import RESULT, read_result
 from dash_vision.classification.run import execute, finished
-from dash_vision.classification.runtime import Interrupted
 from dash_vision.classification.sweep import command, sweep, sweep_on_ray
 from dash_vision.files.atomic import FolderInUse, FolderLock
-from dash_vision.files.errors import InputError
+from dash_vision.files.errors import InputError, RunError, Stopped
+from dash_vision.runs.record import RESULT, read_record
 from dash_vision.runs.settings import parse
 from dash_vision.runs.signals import StopRequest
-from tests.support.vtab import CPU, one_run, trained_run
+from tests.support.vtab import StopAt, cpu, one_run, trained_run
 
 
 def config(tmp_path, **settings):
@@ -48,9 +46,9 @@ def test_what_is_done_is_skipped_and_what_is_missing_is_run(data, monkeypatch):
     executed = []
     original = sweep_module.execute
     monkeypatch.setattr(sweep_module, "execute", lambda run, *a: executed.append(run.name) or original(run, *a))
-    first = sweep(config(data, methods=["linear", "lora"]).runs(), CPU, StopRequest())
+    first = sweep(config(data, methods=["linear", "lora"]).runs(), cpu(), StopRequest())
     assert (len(first.done), first.skipped, first.failed) == (2, 0, [])
-    again = sweep(config(data, methods=["linear", "lora", "dash"]).runs(), CPU, StopRequest())
+    again = sweep(config(data, methods=["linear", "lora", "dash"]).runs(), cpu(), StopRequest())
     assert (len(again.done), again.skipped) == (3, 2)
     assert executed == ["cifar linear seed 0", "cifar lora seed 0", "cifar dash seed 0"]
 
@@ -58,32 +56,25 @@ def test_what_is_done_is_skipped_and_what_is_missing_is_run(data, monkeypatch):
 def test_the_frozen_weights_are_decomposed_once_for_all_runs(data, monkeypatch):
     seeds = {"seeds": [0, 1]}
     monkeypatch.delenv(decompositions.VARIABLE, raising=False)
-    sweep(config(data, cache_dir="none", output_dir=str(data / "uncached"), **seeds).runs(), CPU, StopRequest())
+    sweep(config(data, cache_dir="none", output_dir=str(data / "uncached"), **seeds).runs(), cpu(), StopRequest())
     decompose, shapes = decompositions.decompose, []
     monkeypatch.setattr(decompositions, "decompose", lambda W: shapes.append(W.shape) or decompose(W))
-    sweep(config(data, **seeds).runs(), CPU, StopRequest())
+    sweep(config(data, **seeds).runs(), cpu(), StopRequest())
     assert len(shapes) == len(list((data / "cache/directions").iterdir())) == 8  # two blocks of four linear layers
     for run in config(data, **seeds).runs():
-        kept = read_result(run.folder / RESULT)
-        other = read_result(data / "uncached" / run.folder.relative_to(data / "runs") / RESULT)
-        assert kept["selection"] == other["selection"]
-        assert kept["launch"]["step"] == other["launch"]["step"] == 2
-    sweep(config(data, seeds=[2], cache_dir="none").runs(), CPU, StopRequest())
+        kept = read_record(run.folder / RESULT)
+        other = read_record(data / "uncached" / run.folder.relative_to(data / "runs") / RESULT)
+        assert kept.selection == other.selection
+        assert kept.launch.step == other.launch.step == 2
+    sweep(config(data, seeds=[2], cache_dir="none").runs(), cpu(), StopRequest())
     assert len(shapes) == 24  # nothing is kept with --cache_dir none: eight to select, eight to retrain
 
 
 def test_a_killed_sweep_goes_on_where_it_was(data):
-    class Kill(StopRequest):
-        left = 9
-
-        def pending(self):
-            self.left -= 1
-            return self.left < 0
-
     runs = config(data, methods=["linear", "lora", "dash"]).runs()
-    with pytest.raises(Interrupted):
-        sweep(runs, CPU, Kill())
-    tally = sweep(runs, CPU, StopRequest())
+    with pytest.raises(Stopped):
+        sweep(runs, cpu(), StopAt(9))
+    tally = sweep(runs, cpu(), StopRequest())
     assert len(tally.done) == 3
     assert tally.skipped < 3
 
@@ -92,7 +83,7 @@ def test_a_result_of_other_settings_is_neither_skipped_nor_overwritten(data):
     run, _ = trained_run(data, epochs=2, prelaunch_steps=2)
     before = (run.folder / "result.json").read_bytes()
     with pytest.raises(InputError, match=r"other settings \(rank 2 there, 3 here\); keep both with --tag"):
-        sweep(config(data, rank=3).runs(), CPU, StopRequest())
+        sweep(config(data, rank=3).runs(), cpu(), StopRequest())
     assert (run.folder / "result.json").read_bytes() == before
     assert finished(config(data, rank=3, overwrite=True).runs()[0]) is None
     assert finished(config(data, device="cuda:5", compile=True).runs()[0]) is not None
@@ -110,11 +101,11 @@ def test_a_diverging_run_does_not_end_the_sweep(data, monkeypatch, capsys):
 
     def fails_once(run, *arguments):
         if run.method == "linear":
-            raise NonFiniteLoss("cifar linear seed 0: the loss became NaN")
+            raise RunError("the loss became NaN")
         return original(run, *arguments)
 
     monkeypatch.setattr(sweep_module, "execute", fails_once)
-    tally = sweep(config(data, methods=["linear", "lora"]).runs(), CPU, StopRequest())
+    tally = sweep(config(data, methods=["linear", "lora"]).runs(), cpu(), StopRequest())
     assert len(tally.done) == 1
     assert tally.failed == ["cifar linear seed 0: the loss became NaN"]
     lines = capsys.readouterr().out.splitlines()
@@ -126,7 +117,7 @@ def test_a_diverging_run_does_not_end_the_sweep(data, monkeypatch, capsys):
 def test_missing_data_of_any_task_is_noticed_before_the_first_run(data, monkeypatch):
     monkeypatch.setattr(sweep_module, "execute", None)
     with pytest.raises(ValueError, match="no data for task svhn"):
-        sweep(config(data, task=["cifar", "svhn"]).runs(), CPU, StopRequest())
+        sweep(config(data, task=["cifar", "svhn"]).runs(), cpu(), StopRequest())
 
 
 # -- commands
@@ -142,7 +133,10 @@ def test_every_printed_command_asks_for_exactly_its_run(tmp_path):
         peft_config=[str(peft)],
         seeds=[0, 3],
         search=["learning_rate=1e-3,1e-2", "dash_k=2,4"],
-        alpha=3.5,
+        lora_alpha=3.5,
+        max_grad_norm=1.0,
+        allow_tf32=False,
+        lora_target=["attn.qkv", "mlp.fc1"],
         compile=True,
     )
     runs = asked.runs()
@@ -184,7 +178,7 @@ def test_runs_on_a_local_ray(data):
         ray.shutdown()
     assert (len(tally.done), tally.failed) == (2, [])
     assert sorted(line.split(":")[0].split("] ")[1] for line in lines) == ["cifar linear seed 0", "cifar lora seed 0"]
-    assert finished(config(data, **stock, methods=["lora"]).runs()[0])["method"] == "lora"
+    assert finished(config(data, **stock, methods=["lora"]).runs()[0]).method == "lora"
 
 
 def test_two_sweeps_of_one_folder_share_the_runs(data):
@@ -193,9 +187,9 @@ def test_two_sweeps_of_one_folder_share_the_runs(data):
     elsewhere.mkdir(parents=True)
     lock = FolderLock(elsewhere)
     with pytest.raises(FolderInUse, match="another run is writing"):
-        execute(runs[0], CPU)
-    tally = sweep(runs, CPU, StopRequest())
-    assert [result["method"] for result in tally.done] == ["lora"]
+        execute(runs[0], cpu())
+    tally = sweep(runs, cpu(), StopRequest())
+    assert [record.method for record in tally.done] == ["lora"]
     assert tally.failed == []
     lock.release()
-    assert len(sweep(runs, CPU, StopRequest()).done) == 2
+    assert len(sweep(runs, cpu(), StopRequest()).done) == 2

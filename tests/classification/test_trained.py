@@ -1,5 +1,6 @@
 """What a run leaves behind: the result, and files that this package, stock timm and PEFT load."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,11 +9,11 @@ import torch
 from peft import PeftModel
 
 from dash_vision import InputError, load_adapter
-from dash_vision.bases.backbones import build
+from dash_vision.bases.backbones import Normalize, build
 from dash_vision.classification.data import load_task
-from dash_vision.classification.loop import Normalize
 from dash_vision.classification.trained import load_trained, merge
 from dash_vision.files.native import NATIVE_NAME, read_native
+from dash_vision.runs.record import read_record
 from dash_vision.runs.tasks import find_task
 from tests.support.vtab import BASE
 
@@ -38,7 +39,7 @@ METHODS = ("dash", "lora", "linear", "full", "bitfit", "dora", "ia3")
 def test_what_is_loaded_again_scores_what_the_result_says(finished, method):
     folder, run, result = finished(method)
     trained = load_trained(run.folder)
-    assert accuracy_of(trained.model, folder) == pytest.approx(result["test_accuracy"])
+    assert accuracy_of(trained.model, folder) == pytest.approx(result.test_accuracy)
     assert trained.about["classes"] == [f"class {i}" for i in range(100)]
 
 
@@ -71,8 +72,8 @@ def test_a_dash_run_has_directions_and_shifts(finished):
     assert state.launched
     assert max(t.abs().max() for k, t in state.tensors.items() if k.endswith("dsigma")) > 0
     assert sorted(state.whole) == ["head.bias", "head.weight"]
-    assert result["launch"]["step"] == 5
-    assert 0 <= result["launch"]["mean_relative_index"] <= 1
+    assert result.launch.step == 5
+    assert 0 <= result.launch.mean_relative_index <= 1
 
 
 def test_an_adapter_does_not_go_onto_another_number_of_classes_or_another_base(finished):
@@ -92,10 +93,11 @@ def test_an_adapter_does_not_go_onto_another_number_of_classes_or_another_base(f
 def test_the_result_says_everything(finished):
     _, run, result = finished("dash")
     stored = json.loads((run.folder / "result.json").read_text())
-    assert stored == json.loads(json.dumps(result))
+    assert stored == json.loads(json.dumps(dataclasses.asdict(result)))
+    assert read_record(run.folder / "result.json") == result
     assert (stored["task"], stored["group"], stored["method"], stored["seed"]) == ("cifar", "natural", "dash", 0)
     assert (stored["synthetic"], stored["official_split"]) == (False, False)
-    assert stored["sizes"]["images"] == {"train800": 24, "val200": 12, "train800val200": 36, "test": 16}
+    assert stored["images"] == {"train800": 24, "val200": 12, "train800val200": 36, "test": 16}
     assert [s["epoch"] for s in stored["selection"]["curves"][0]] == [1, 2, 3, 4]
     assert {"train_loss", "val_accuracy", "val_loss", "launched"} <= stored["selection"]["curves"][0][0].keys()
     assert {"selection 0", "retrain", "test", "total"} == stored["seconds"].keys()

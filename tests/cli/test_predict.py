@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from dash_vision.__main__ import main
+from dash_vision.bases.backbones import Normalize
 from dash_vision.classification.data import load_task
-from dash_vision.classification.loop import Normalize
 from dash_vision.classification.trained import load_trained
 from dash_vision.files.native import NATIVE_NAME
 from dash_vision.runs.tasks import find_task

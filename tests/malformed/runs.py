@@ -13,26 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dash_vision.classification.run import CHECKPOINT, execute
-from dash_vision.classification.runtime import Interrupted
 from dash_vision.classification.sweep import command
-from dash_vision.runs.signals import StopRequest
+from dash_vision.files.errors import Stopped
 from tests.malformed.cases import REFUSED, Case
 from tests.malformed.files import Bomb, broken_files, header_of, save_sealed, set_in
 from tests.malformed.pictures import bad_pictures
-from tests.support.vtab import CPU, one_run, write_task
-
-
-class StopAt(StopRequest):
-    """A signal before optimizer step `left`."""
-
-    def __init__(self, left: int) -> None:
-        super().__init__()
-        self.left = left
-
-    def pending(self) -> bool:
-        self.left -= 1
-        return self.left < 0
-
+from tests.support.vtab import StopAt, cpu, one_run, write_task
 
 _STATE: dict[str, tuple[Any, ...]] = {
     "state": (
@@ -54,14 +40,16 @@ _ENTRIES: dict[str, tuple[Any, ...]] = {
     "curves": (None, 7, [[{"epoch": 1}]], [[7]], [[]]),
     "seconds": (None, 7, [1]),
     "selection": (7, [], {}, {"rule": "best_val", "candidate": 0, "epoch": 9, "curves": []}),
-    "trainer": (7, [], {}, "x"),
-    "trainer/step": (None, "x", -1, 10**6, 1.5),
-    "trainer/model": (None, {}, 7),
-    "trainer/optimizer": (7, [], {"0": 7}),
-    "trainer/curve": (None, 7, [7]),
-    "trainer/loss_sum": (None, "x"),
-    "trainer/launch": (7,),
-    "trainer/seconds": (None, "x"),
+    "job": (7, [], {}, "x"),
+    "job/model": (None, {}, 7),
+    "job/curve": (None, 7, [7]),
+    "job/training": (None, 7, {}),
+    "job/training/step": (None, "x", -1, 10**6, 1.5),
+    "job/training/updates": (None, "x", -1, 10**6),
+    "job/training/losses": (None, 7, ["x"]),
+    "job/training/optimizers": (None, 7, [], [7]),
+    "job/training/launch": (7,),
+    "job/training/seconds": (None, "x"),
 }
 
 
@@ -109,8 +97,8 @@ def bad_checkpoints(good: Path) -> Iterator[tuple[str, dict[str, Any], dict[str,
 def checkpoints(root: Path) -> Iterator[Case]:
     write_task(root / "data")
     run = one_run(root, cache_dir="none", output_dir=str(root / "whole"))
-    with contextlib.suppress(Interrupted):
-        execute(run, CPU, StopAt(4))
+    with contextlib.suppress(Stopped):
+        execute(run, cpu(), StopAt(4))
     good = run.folder / CHECKPOINT
 
     def case(what: str, number: str, expect: str = REFUSED) -> tuple[Path, Case]:
@@ -146,7 +134,7 @@ def classifiers(root: Path) -> Iterator[Case]:
     """Runs of train_vtab.py for `predict` and `merge`."""
     write_task(root / "data")
     run = one_run(root, cache_dir="none", methods=["linear"], epochs=1)
-    execute(run, CPU)
+    execute(run, cpu())
     good = run.folder / "trained.safetensors"
     image = root / "data" / "cifar" / "images" / "test" / "000000.png"
 

@@ -40,7 +40,7 @@ def test_a_lost_loss_of_vtab_is_a_failed_run_and_no_result(bases, tmp_path, caps
     assert "failed: cifar full seed 0: the loss became NaN or infinite" in capsys.readouterr().err
     assert not list(tmp_path.rglob("result.json"))
     for path in tmp_path.rglob("checkpoint.safetensors"):
-        assert all(torch.isfinite(t).all() for t in numbers(load_checkpoint(path)["trainer"]["model"]))
+        assert all(torch.isfinite(t).all() for t in numbers(load_checkpoint(path)["job"]["model"]))
 
 
 def scaled_from(monkeypatch, scale):

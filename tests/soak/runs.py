@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 
 import train_dreambooth
 import train_vtab
-from dash_vision.classification.results import RESULT, read_result
 from dash_vision.classification.run import CHECKPOINT
 from dash_vision.classification.sweep import command
 from dash_vision.files.checkpoint import load_checkpoint
 from dash_vision.files.errors import InputError
 from dash_vision.files.native import NATIVE_NAME, read_native
+from dash_vision.runs.record import RESULT, read_record
 from tests.support.bases import save_base
 from tests.support.pictures import save_pictures
 from tests.support.vtab import one_run, write_task
@@ -126,8 +126,9 @@ class Trainer:
             path = out / name
             found[name] = path.read_bytes() if path.is_file() else None
             if path.name == RESULT:
-                kept = {"task", "val_accuracy", "test_accuracy", "selected_epoch", "retrain_curve", "selection"}
-                found[name] = {key: value for key, value in (read_result(path) or {}).items() if key in kept}
+                kept = ("task", "val_accuracy", "test_accuracy", "selected_epoch", "retrain_losses", "selection")
+                record = read_record(path) if path.is_file() else None
+                found[name] = {key: getattr(record, key) for key in kept} if record else {}
         return found
 
 
@@ -213,8 +214,8 @@ def progress(state: dict[str, Any]) -> int:
     """Optimizer steps in a checkpoint of either trainer."""
     if "training" in state:
         return int(state["training"]["step"])
-    trainer, frozen = state["trainer"], state["selection"] is not None
-    return (1000 if frozen else 0) + (trainer["step"] if trainer else 0)
+    job, frozen = state["job"], state["selection"] is not None
+    return (1000 if frozen else 0) + (job["training"]["step"] if job else 0)
 
 
 def sentence(log: Path, place: int) -> list[str]:

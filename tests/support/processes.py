@@ -24,7 +24,9 @@ def spread(job, world, folder, *more):
 def _start(rank, job, world, folder, *more):
     try:
         torch.set_num_threads(1)
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "WORLD_SIZE": str(world)}  # as launchers do
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}  # as launchers do
+        # accelerate asks for these too; the processes find each other by a file.
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
         job(rank, world, folder, *more)
         dist.destroy_process_group()

@@ -14,6 +14,6 @@ def dreambooth(bases, out, *more):
 
 def vtab(bases, out, *more):
     words = ["--task", "cifar", "--data_root", bases / "data", "--cache_dir", "none", "--output_dir", out]
-    words += ["--model", TINY["model"], "--random_weights", "--epochs", 3, "--batch_size", 8, "--rank", 2]
+    words += ["--model", TINY["model"], "--random_weights", "--epochs", 3, "--train_batch_size", 8, "--rank", 2]
     words += ["--dash_k", 3, "--prelaunch_steps", 2, "--checkpoint_every", 1, *more]
     return train_vtab.main([str(word) for word in words])

@@ -1,22 +1,22 @@
 """A VTAB-1k folder and runs small enough to train in a second."""
 
 import colorsys
+import signal
 
 import numpy as np
-import torch
 from PIL import Image
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 
 from dash_vision.bases.backbones import Backbone, describe
 from dash_vision.classification.config import VtabConfig
-from dash_vision.classification.loop import Trainer
+from dash_vision.classification.job import VtabJob
 from dash_vision.classification.methods import prepare
 from dash_vision.classification.run import backbone_of, execute, open_data
-from dash_vision.classification.runtime import Runtime
+from dash_vision.runs.runtime import make_runtime
+from dash_vision.runs.signals import StopRequest
 from dash_vision.runs.tasks import find_task
 
-CPU = Runtime(torch.device("cpu"))
 COUNTS = {"train800": 24, "val200": 12, "test": 16}
 
 
@@ -56,7 +56,7 @@ def write_task(root, name="cifar", counts=COUNTS, classes=4, size=12, seed=0, ki
     return folder
 
 
-def one_run(tmp_path, **settings):
+def one_run(tmp_path, processes=1, **settings):
     """A Run of the tiny model on the task written by `write_task`."""
     values = {
         **TINY,
@@ -66,33 +66,56 @@ def one_run(tmp_path, **settings):
         "cache_dir": str(tmp_path / "cache"),
         "output_dir": str(tmp_path / "runs"),
         "epochs": 4,
-        "batch_size": 8,
+        "train_batch_size": 8,
         "rank": 2,
         "dash_k": 3,
         "prelaunch_steps": 5,
         "eval_batch_size": 7,
         **settings,
     }
-    (run,) = VtabConfig(**values).runs()
+    (run,) = VtabConfig(**values).runs(processes)
     return run
 
 
+def cpu(precision="no"):
+    """The runtime of this process on the CPU; another one that is made afterwards takes its place."""
+    return make_runtime(precision, "cpu")
+
+
+class StopAt(StopRequest):
+    """A SIGTERM that arrives before optimizer step number `step`, counted over all trainings from 0."""
+
+    def __init__(self, step):
+        self.left = step
+
+    @property
+    def signal(self):
+        self.left -= 1
+        return signal.SIGTERM if self.left < 0 else None
+
+
 def trained_run(tmp_path, **settings):
-    """(run, result) of a finished run."""
+    """(run, record) of a finished run."""
     if not (tmp_path / "data").exists():
         write_task(tmp_path / "data")
     run = one_run(tmp_path, **settings)
-    return run, execute(run, CPU)
+    return run, execute(run, cpu())
 
 
 CIFAR = find_task("cifar")
 
 
-def trainer_of(tmp_path, runtime=CPU, val="val200", **settings):
+def job_of(tmp_path, runtime=None, **settings):
+    """The job that selects the epoch of `one_run`."""
     run = one_run(tmp_path, **settings)
     data, backbone = open_data(run), backbone_of(run)
     tuned = prepare(run, backbone, run.task.classes)
-    return Trainer(run, tuned, backbone, data.split("train800"), data.split(val) if val else None, runtime, 0)
+    return VtabJob(run, tuned, backbone, data.split("train800"), data.split("val200"), runtime or cpu(), 0)
+
+
+def fit(job, until):
+    """Train a job that nothing stops."""
+    assert job.fit(until, StopRequest())
 
 
 def tiny(**options):

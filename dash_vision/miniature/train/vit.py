@@ -25,7 +25,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ...bases.backbones import MINIATURE_SHAPE, plain_attention
-from ...classification.loop import Plan, mixed_seed
+from ...classification.job import Plan, mixed_seed
 from ...files.atomic import replacing
 from ...files.checkpoint import load_checkpoint, save_checkpoint
 from ..world.scenes import COLOURS, MARKS, OUTFITS, PROPERTIES, SETTINGS, Scene, random_scene, render
@@ -203,14 +203,14 @@ def build(plan: BuildPlan) -> dict[str, float]:
 
 def _train(plan: BuildPlan, model: VisionTransformer, pixels: np.ndarray, labels: Tensor) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), plan.learning_rate, (0.9, 0.95), weight_decay=plan.weight_decay)
-    rates = Plan(plan.steps, 1, 1, 0, plan.learning_rate)
+    rates = Plan(plan.steps, 1, 1, 0)
     warmup = max(1, plan.steps // 20)
     file = plan.work / "vit-checkpoint.safetensors"
     step = _resume(plan, file, model, optimizer)
     started, first, average = time.monotonic(), step, torch.ones(2)
     while step < plan.steps:
         for group in optimizer.param_groups:
-            group["lr"] = rates.rate(step) * min(1.0, (step + 1) / warmup)
+            group["lr"] = rates.rate(plan.learning_rate, step) * min(1.0, (step + 1) / warmup)
         images, numbers = batch_at(plan, pixels, step)
         images = images.to(plan.device)
         with torch.autocast(plan.device, torch.bfloat16):
