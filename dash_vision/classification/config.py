@@ -195,7 +195,7 @@ class VtabConfig(MachineArgs, OutputArgs, OptimArgs, RecipeArgs, DashArgs, TaskA
         _require(not (self.checkpoint and self.random_weights), "give --checkpoint or --random_weights, not both")
         local = self.checkpoint or self.random_weights
         _require(not (self.revision and local), "--revision is of weights from the hub; leave it out, or the other")
-        self.dash_config(self.rank or DEFAULT_RANK, self.target or DEFAULT_TARGET)
+        self.dash_config(DEFAULT_RANK if self.rank is None else self.rank, self.target or DEFAULT_TARGET)
         self.candidates()
 
     def _check_runs(self) -> None:
@@ -332,7 +332,7 @@ class Run:
     @property
     def rank(self) -> int:
         """Of the LoRA update."""
-        return self.settings.rank or DEFAULT_RANK
+        return DEFAULT_RANK if self.settings.rank is None else self.settings.rank
 
     @property
     def dash_k(self) -> int:

@@ -283,8 +283,10 @@ class DashArgs:
 
     def check_dash(self) -> None:
         """Raises InputError for a value out of its range."""
-        at_least(self, 1, "rank", "prelaunch_steps")
-        at_least(self, 0, "dash_k", "dash_eps", "dash_lr")
+        at_least(self, 1, "prelaunch_steps")
+        at_least(self, 0, "rank", "dash_k", "dash_eps", "dash_lr")
+        if self.rank == 0 and self.dash_k == 0:
+            raise InputError("--rank and --dash_k are both 0: nothing would be trained; give at least one of them")
         positive(self, "lora_alpha")
         below_one(self, "lora_dropout")
         if self.dash_k == 0 and self.dash_lr:

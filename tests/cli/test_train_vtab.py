@@ -42,7 +42,7 @@ def test_help_has_groups_and_defaults(capsys):
             "keeps adapters of the retraining, which --val_only",
         ),
         (["--task", "cifar", "--keep_every", "2", "--methods", "full", "linear"], "full, linear have none"),
-        (["--task", "cifar", "--rank", "0"], "--rank is 0; it takes a number of 1 or more"),
+        (["--task", "cifar", "--rank", "-1"], "--rank is -1; it takes a number of 0 or more"),
         (["--task", "cifar", "--dash_k", "0", "--dash_lr", "1e-3"], "--dash_lr does nothing without the dash"),
         (["--task", "cifar", "--warmup_epochs", "101"], "--warmup_epochs 101 is longer than the 100 epochs of cifar"),
         (["--task", "mini_count", "--warmup_epochs", "17"], "longer than the 16 epochs of mini_count"),

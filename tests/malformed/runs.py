@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from dash_vision.classification.run import CHECKPOINT, execute
 from dash_vision.classification.sweep import command
@@ -142,8 +142,9 @@ def classifiers(root: Path) -> Iterator[Case]:
         words = (program, str(path), str(image if program == "predict" else root / "out.safetensors"))
         return Case("classifier", what, "dash_vision", words, str(path), expect)
 
-    about = json.loads(header_of(good.read_bytes())[0]["__metadata__"]["dash_vision_vtab"])
-    broken = broken_files(good.read_bytes(), root / "f0" / "x", "dash_vision_vtab")
+    whole = json.loads(header_of(good.read_bytes())[0]["__metadata__"]["dash_vision"])
+    about = whole["content"]
+    broken = broken_files(good.read_bytes(), root / "f0" / "x", "dash_vision")
     for number, (what, data, expect) in enumerate(broken):
         path = root / f"f{number}" / "trained.safetensors"
         path.parent.mkdir()
@@ -154,10 +155,9 @@ def classifiers(root: Path) -> Iterator[Case]:
         for value in values:
             content = json.loads(json.dumps(about))
             set_in(content, place, value)
-            content.pop("checksum", None)
             path = root / f"h{count}" / "trained.safetensors"
             path.parent.mkdir()
-            save_file(load_file(good), path, {"dash_vision_vtab": json.dumps(content)})
+            save_sealed(path, {**whole, "content": content}, load_file(good))
             yield case(f"{place} is {value}", path)
             count += 1
     for number, (what, name, data) in enumerate(bad_pictures()):

@@ -37,7 +37,9 @@ def test_a_lost_loss_of_dreambooth_keeps_the_last_good_checkpoint(bases, tmp_pat
 def test_a_lost_loss_of_vtab_is_a_failed_run_and_no_result(bases, tmp_path, capsys, precision):
     more = ("--methods", "full", "--learning_rate", 1e25, "--mixed_precision", precision)
     assert vtab(bases, tmp_path, *more) == 1
-    assert "failed: cifar full seed 0: the loss became NaN or infinite" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "failed: cifar full seed 0: the loss is" in said
+    assert "--learning_rate" in said
     assert not list(tmp_path.rglob("result.json"))
     for path in tmp_path.rglob("checkpoint.safetensors"):
         assert all(torch.isfinite(t).all() for t in numbers(load_checkpoint(path)["job"]["model"]))
@@ -104,7 +106,7 @@ def test_rates_that_no_optimizer_takes_are_refused(bases, tmp_path, capsys, scri
     assert status.value.code == 2
     said = capsys.readouterr().err
     assert "learning_rate" in said
-    assert "1e30" in said.replace("1e+30", "1e30")
+    assert ("above 0" if rate == 0 else "1e30") in said.replace("1e+30", "1e30")
     assert said.count("\n") == 1
 
 

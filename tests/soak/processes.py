@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 import train_dreambooth
 from dash_vision.files.native import NATIVE_NAME
 from tests.soak.runs import (
-    BATCH,
     PATIENCE,
     UNDISTURBED,
     Tally,
@@ -53,8 +52,7 @@ class Way:
         common = {"WORLD_SIZE": str(self.world), "LOCAL_WORLD_SIZE": str(self.world), "MASTER_ADDR": "127.0.0.1"}
         common |= {"MASTER_PORT": str(free_port())} | (FSDP if self.fsdp else {})
         places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(self.world)]
-        if trainer.main is train_dreambooth.main:
-            more = (*more, "--train_batch_size", str(BATCH // self.world))
+        more = (*more, "--train_batch_size", str(trainer.batch // self.world))
         return [trainer.start(out, *more, **common, **place) for place in places]
 
 

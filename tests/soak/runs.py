@@ -103,7 +103,7 @@ class Trainer:
     """A command that is run again and again until it is done.
 
     results: what is compared, relative to the output folder, as are checkpoints (a pattern). reference: the output
-    folder of the run that nobody disturbs.
+    folder of the run that nobody disturbs. batch: pictures an optimizer step, over all processes.
     """
 
     name: str
@@ -112,6 +112,7 @@ class Trainer:
     results: tuple[str, ...]
     checkpoints: str
     reference: Path
+    batch: int
 
     def run(self, out: Path, *more: str) -> int:
         return self.main([*self.words(out), *more])
@@ -163,6 +164,7 @@ def trainers(folder: Path) -> list[Trainer]:
             (NATIVE_NAME, "pytorch_lora_weights.safetensors", "kohya/out.safetensors", "samples.png"),
             "checkpoint-*.safetensors",
             folder / "dreambooth" / "out",
+            BATCH,
         ),
         Trainer(
             "train_vtab.py",
@@ -171,6 +173,7 @@ def trainers(folder: Path) -> list[Trainer]:
             (f"{place}/{NATIVE_NAME}", f"{place}/{RESULT}"),
             f"{place}/{CHECKPOINT}",
             folder / "vtab" / "out",
+            8,  # one_run's
         ),
     ]
 
