@@ -31,12 +31,6 @@ ARROWS = {
 # What code outside the standard library a room may import at all; None: anything that pyproject.toml names.
 FOREIGN = {"core": {"torch", "safetensors"}, "files": {"torch", "safetensors"}}
 
-# Arrows that still run the wrong way, each to be removed with its cause; a test fails when one of them is gone, so that
-# the list cannot outlive them: (importing module, imported module).
-UNFINISHED = {
-    ("dash_vision.miniature.train.vit", "dash_vision.classification.job"),
-}
-
 
 def files():
     for folder in ("dash_vision", "eval"):
@@ -95,8 +89,7 @@ def test_every_arrow_is_in_the_list():
     for path in files():
         room = room_of(dotted_name(path))
         for name in filter(is_ours, imports(path)):
-            known = (dotted_name(path), name) in UNFINISHED
-            if room_of(name) not in {room, *ARROWS[room]} and not known:
+            if room_of(name) not in {room, *ARROWS[room]}:
                 wrong.append(f"{path.relative_to(ROOT)} ({room}) imports {name} ({room_of(name)})")
     assert not wrong, "\n".join(sorted(set(wrong)))
 
@@ -120,10 +113,7 @@ def test_no_arrow_of_the_list_leads_in_a_circle():
 
 
 def test_no_file_reaches_itself_through_its_imports():
-    graph = {
-        dotted_name(path): {n for n in imports(path) if is_ours(n) and (dotted_name(path), n) not in UNFINISHED}
-        for path in files()
-    }
+    graph = {dotted_name(path): {name for name in imports(path) if is_ours(name)} for path in files()}
     state = {}
 
     def visit(name, way):
@@ -143,7 +133,6 @@ def test_no_file_reaches_itself_through_its_imports():
 def test_eval_never_imports_a_trainer():
     for path in sorted((ROOT / "eval").rglob("*.py")):
         trainers = {n for n in imports(path) if n.startswith(("dash_vision.diffusion", "dash_vision.classification"))}
-        trainers = {n for n in trainers if (dotted_name(path), n) not in UNFINISHED}
         assert not trainers, f"{path.name}: {trainers}"
 
 
@@ -153,7 +142,6 @@ def test_the_core_knows_torch_and_safetensors_alone(room):
         for name in imports(path):
             top = name.split(".")[0]
             known = top in sys.stdlib_module_names or top in FOREIGN[room] or is_ours(name)
-            known = known or (dotted_name(path), name) in UNFINISHED
             assert known, f"{path.relative_to(ROOT)} imports {name}"
 
 
@@ -166,8 +154,3 @@ def test_no_module_hides_a_function_of_its_package():
         defined |= {alias.asname or alias.name for node in listed for alias in node.names}
         modules = {p.stem for p in package.glob("*.py")} | {p.name for p in package.iterdir() if p.is_dir()}
         assert not (defined & modules - {"annotations"}), package
-
-
-def test_what_is_unfinished_is_still_there():
-    there = {(dotted_name(path), name) for path in files() for name in imports(path)}
-    assert there >= UNFINISHED

@@ -35,12 +35,15 @@ class DropPaths:
                     setattr(parent, name, path)
                     self.paths.append(path)
 
-    def draw(self, images: int, rank: int, world: int, device: torch.device) -> None:
-        """Draw for a batch of `images` from the default generator and keep the part of process `rank`, images rank,
-        rank + world, ...; a process with none of the batch computes one image that does not count."""
+    def draw(
+        self, images: int, rank: int, world: int, device: torch.device, generator: torch.Generator | None = None
+    ) -> None:
+        """Draw for a batch of `images` from `generator`, on the CPU (None: the default one), and keep the part of
+        process `rank`, images rank, rank + world, ...; a process with none of the batch computes one image that does
+        not count."""
         for path in self.paths:
             keep = 1 - path.drop_prob
-            factors = torch.empty(images, device=device).bernoulli_(keep)
+            factors = torch.empty(images).bernoulli_(keep, generator=generator).to(device)
             if path.scale_by_keep:
                 factors.div_(keep)
             mine = factors[rank::world]

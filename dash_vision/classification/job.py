@@ -1,7 +1,7 @@
 """What the training loop runs for VTAB: one model on one split, measured on another after every epoch.
 
-All randomness of a step follows from (seed, stage, step): a run that was stopped and resumed computes what it would
-have computed, with no state of any random generator stored.
+All randomness of a step follows from (seed, stage, step), see runs.seeds: a run that was stopped and resumed computes
+what it would have computed, with no state of any random generator stored.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..bases.backbones import Backbone, Normalize, plain_attention
+from ..core.schedule import DashSchedule
 from ..files.errors import InputError, RunError
 from ..runs.loop import Training, train
 from ..runs.optimizers import make_optimizer
 from ..runs.record import Launch
 from ..runs.runtime import Runtime
+from ..runs.seeds import stream
 from ..runs.signals import StopRequest
 from .config import Run
 from .data import Split
@@ -68,15 +70,6 @@ class Plan:
         return full * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def mixed_seed(*parts: int) -> int:
-    """One 63-bit seed of several small numbers; different numbers give unrelated seeds."""
-    value = 0x9E3779B97F4A7C15
-    for part in parts:
-        value = ((value ^ part) * 0xD1342543DE82EF95 + 0x2545F4914F6CDD1D) % 2**64
-        value ^= value >> 29
-    return value >> 1
-
-
 class VtabJob:
     """Trains `tuned` on `images`, and measures it on `val` after every epoch.
 
@@ -107,11 +100,12 @@ class VtabJob:
         self.paths = DropPaths(tuned.model)
         self.parallel = _placed(tuned.model, runtime, run.settings.compile)
         runtime.release()
+        optimizer = make_optimizer(run.settings, tuned.groups(run.learning_rate, run.dash_lr))
         self.training = Training(
             networks=[self.parallel],
-            optimizers=[make_optimizer(run.settings, tuned.groups(run.learning_rate, run.dash_lr))],
+            optimizers=[optimizer],
             rate=self.plan.rate,
-            schedule=tuned.schedule,
+            schedule=_schedule(run, tuned, optimizer),
             max_grad_norm=run.settings.max_grad_norm,
             name=f"VTAB, stage {stage}",
             seed=run.seed,
@@ -154,10 +148,9 @@ class VtabJob:
         """Cross-entropy of this process's part of batch number `batch`, weighted so that the mean over processes is the
         mean over the batch's images."""
         runtime, numbers = self.runtime, self._numbers(batch)
-        torch.manual_seed(mixed_seed(self.run.seed, self.stage, batch, 0))
-        self.paths.draw(len(numbers), runtime.rank, runtime.world, runtime.device)
-        if runtime.rank:  # what else is drawn, each process draws for its own images
-            torch.manual_seed(mixed_seed(self.run.seed, self.stage, batch, runtime.rank))
+        # Drawn for the whole batch, by all processes alike; dropout is each process's own, and the loop seeds it.
+        draws = stream(self.run.seed, f"{self.training.name}, drop path", batch)
+        self.paths.draw(len(numbers), runtime.rank, runtime.world, runtime.device, draws)
         share = numbers[runtime.rank :: runtime.world]
         images, labels, weight = self.images.images[share], self.images.labels[share], runtime.world / len(numbers)
         if len(share) == 0:  # the last batch is smaller than the world: take part in the reduction with nothing
@@ -181,8 +174,8 @@ class VtabJob:
         """The images of a batch: the next part of the epoch's permutation."""
         epoch, place = divmod(batch, self.plan.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(mixed_seed(self.run.seed, self.stage, -1 - epoch))
-            order = torch.randperm(len(self.images), generator=generator)
+            draws = stream(self.run.seed, f"{self.training.name}, order", epoch)
+            order = torch.randperm(len(self.images), generator=draws)
             self._order = epoch, order.to(self.runtime.device)
         return self._order[1][place * self.plan.batch_size : (place + 1) * self.plan.batch_size]
 
@@ -239,6 +232,13 @@ class VtabJob:
         self.tuned.load_state(state["model"])
         self.training.load_state_dict(state["training"], self.runtime)
         self.curve = curve
+
+
+def _schedule(run: Run, tuned: Tuned, optimizer: torch.optim.Optimizer) -> DashSchedule | None:
+    """What launches the dash of a method that has an adapter, unless its launch may not come."""
+    if tuned.adapter is None or not tuned.may_launch:
+        return None
+    return DashSchedule(tuned.adapter, run.settings.prelaunch_steps, optimizer, run.seed)
 
 
 def _placed(model: nn.Module, runtime: Runtime, compiled: bool) -> nn.Module:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ..bases.backbones import Backbone, build, head_names
 from ..core.adapter import Adapter, inject
-from ..core.schedule import DashSchedule
 from ..core.sharding import whole, write
 from ..files.errors import InputError
 from .config import OURS, Run, read_peft_config
@@ -22,14 +21,14 @@ class Tuned:
     """A model prepared for one method: exactly what the method trains requires grad.
 
     model: what is called, images [n, 3, s, s] -> logits [n, classes]. heads: names of its classifier layers in the
-    plain timm model. adapter: of dash and lora. schedule: its launch, None where none may come.
+    plain timm model. adapter: of dash and lora. may_launch: whether its launch may come.
     """
 
     model: nn.Module
     method: str
     heads: list[str]
     adapter: Adapter | None = None
-    schedule: DashSchedule | None = None
+    may_launch: bool = True
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters that the optimizer updates, by name."""
@@ -102,7 +101,7 @@ def _adapted(run: Run, model: nn.Module, heads: list[str]) -> Tuned:
         raise InputError(f"--lora_target {config.target}: {error}") from None
     for name in heads:
         model.get_submodule(name).requires_grad_(True)
-    return Tuned(model, run.method, heads, adapter, DashSchedule(adapter, run.settings.prelaunch_steps))
+    return Tuned(model, run.method, heads, adapter)
 
 
 def _peft(run: Run, model: nn.Module, heads: list[str]) -> Tuned:

@@ -181,8 +181,7 @@ class _Execution:
     def _train(self, run: Run, train: str, val: str | None, stage: int, until: int, dash: bool = True) -> VtabJob:
         """One training of the protocol, from where the checkpoint left it. dash: whether its launch may come."""
         tuned = prepare(run, self.backbone, self.run.task.classes)
-        if not dash:
-            tuned.schedule = None
+        tuned.may_launch = dash
         phase = "select" if val else "retrain"
         images, val_images = self.data.split(train), self.data.split(val) if val else None
         job = VtabJob(run, tuned, self.backbone, images, val_images, self.runtime, stage, phase, self._save)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dash_vision.classification.job import Plan, mixed_seed
+from dash_vision.classification.job import Plan
 from dash_vision.classification.run import execute
 from dash_vision.classification.sweep import line_of
 from dash_vision.files.errors import InputError, RunError
@@ -40,11 +40,6 @@ def test_defaults_are_the_published_recipe(tmp_path):
     assert one_run(tmp_path, methods=["full"]).learning_rate == 1e-4
     assert one_run(tmp_path, optimizer="prodigy").learning_rate == 1.0
     assert one_run(tmp_path, model=None).model == "vit_base_patch16_224.augreg_in21k"
-
-
-def test_seeds_mixed_from_neighbouring_numbers_differ():
-    parts = [(s, g, t) for s in range(4) for g in range(3) for t in range(-40, 40)]
-    assert len({mixed_seed(*p) for p in parts}) == len(parts)
 
 
 def test_an_epoch_shows_every_image_once_in_a_new_order(data):

@@ -9,6 +9,7 @@ nothing would ask the class token to keep where things are.
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -25,9 +26,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ...bases.backbones import MINIATURE_SHAPE, plain_attention
-from ...classification.job import Plan, mixed_seed
 from ...files.atomic import replacing
 from ...files.checkpoint import load_checkpoint, save_checkpoint
+from ...runs.seeds import seed_of
 from ..world.scenes import COLOURS, MARKS, OUTFITS, PROPERTIES, SETTINGS, Scene, random_scene, render
 
 SIZE = MINIATURE_SHAPE["img_size"]
@@ -135,7 +136,7 @@ def _drawn(plan: BuildPlan, count: int) -> Iterator[tuple[bytes, list[int]]]:
 def batch_at(plan: BuildPlan, pixels: np.ndarray, step: int) -> tuple[Tensor, Tensor]:
     """(pictures [n, 3, 64, 64] in -1..1, their numbers [n]) of a step: drawn from (seed, step) alone, half of them
     mirrored, moved by up to 4 pixels."""
-    rng = np.random.default_rng(mixed_seed(plan.seed, step))
+    rng = np.random.default_rng(seed_of(plan.seed, "vit batch", step))
     numbers = np.sort(rng.choice(plan.scenes, plan.batch_size, replace=plan.scenes < plan.batch_size))
     images = to_input(pixels[numbers])
     mirrored = torch.from_numpy(rng.random(plan.batch_size) < 0.5)
@@ -201,16 +202,20 @@ def build(plan: BuildPlan) -> dict[str, float]:
     return accuracies
 
 
+def _falling(progress: float) -> float:
+    """Half a cosine: 1 at the beginning, 0 at the end."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
 def _train(plan: BuildPlan, model: VisionTransformer, pixels: np.ndarray, labels: Tensor) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), plan.learning_rate, (0.9, 0.95), weight_decay=plan.weight_decay)
-    rates = Plan(plan.steps, 1, 1, 0)
     warmup = max(1, plan.steps // 20)
     file = plan.work / "vit-checkpoint.safetensors"
     step = _resume(plan, file, model, optimizer)
     started, first, average = time.monotonic(), step, torch.ones(2)
     while step < plan.steps:
         for group in optimizer.param_groups:
-            group["lr"] = rates.rate(plan.learning_rate, step) * min(1.0, (step + 1) / warmup)
+            group["lr"] = plan.learning_rate * min(1.0, (step + 1) / warmup) * _falling(step / plan.steps)
         images, numbers = batch_at(plan, pixels, step)
         images = images.to(plan.device)
         with torch.autocast(plan.device, torch.bfloat16):
