@@ -11,7 +11,6 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -42,6 +41,7 @@ from .runs import (
     RECORDS,
     DreamBoothRun,
     Run,
+    VtabRun,
     find_runs,
     labels,
     load_pipeline,
@@ -201,12 +201,12 @@ def _recorded_base(run: Run) -> dict[str, str]:
     """What a run says of its base where no probes of it are kept."""
     if isinstance(run, DreamBoothRun):
         return {"model": run.base}
-    arguments = run.content["arguments"]
+    arguments = run.record.arguments
     return {
-        "model": str(run.content.get("model")),
+        "model": run.record.model,
         "checkpoint": str(arguments.get("checkpoint")),
         "random weights": str(arguments.get("random_weights")),
-        "normalization": str(run.content.get("normalization")),
+        "normalization": str(run.record.normalization),
     }
 
 
@@ -217,14 +217,13 @@ def _common_start(run: Run, state: AdapterState, other_run: Run, other: AdapterS
     """
     if other is None or (state.rank, list(state.kinds)) != (other.rank, list(other.kinds)):
         return 0
-    seed = run.content.get("seed")
-    alike = seed is not None and seed == other_run.content.get("seed") and _drawn_on(run) == _drawn_on(other_run)
+    alike = run.record.seed == other_run.record.seed and _drawn_on(run) == _drawn_on(other_run)
     return state.rank if alike else 0
 
 
-def _drawn_on(run: Run) -> Any:
-    device = run.content.get("device")
-    return device.get("type") if isinstance(device, dict) else "cpu"  # train_vtab.py draws on the CPU
+def _drawn_on(run: Run) -> str:
+    """The kind of device: train_vtab.py draws on the CPU, and a record calls a GPU by its name."""
+    return "cpu" if isinstance(run, VtabRun) or run.record.device.startswith("cpu") else "gpu"
 
 
 def _full_weights(path: Path) -> Path | None:
@@ -268,15 +267,15 @@ def _steps(run: Run, state: AdapterState) -> dict[int, Mapping[str, Tensor]]:
         try:
             if isinstance(run, DreamBoothRun):
                 saved = load_checkpoint(path)
-                step, tensors = int(saved["step"]), saved["adapters"]["unet"]
+                step, tensors = int(saved["training"]["step"]), next(iter(saved["adapters"].values()))
             else:
                 step, tensors = int(read_notes(path)["step"]), read_native(path)["model"].tensors
             if all(f"{m}.{key}" in tensors for m in state.kinds for key in "AB"):
                 found[step] = tensors
         except (InputError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} cannot be read ({error}); remove it to do without that step") from None
-    final = run.content.get("steps") or run.content.get("optimizer_steps", {}).get("retrain") or 0
-    found[int(final)] = state.tensors
+    final = run.record.steps if isinstance(run, DreamBoothRun) else run.record.optimizer_steps
+    found[final or 0] = state.tensors
     return dict(sorted(found.items()))
 
 

@@ -10,8 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dash_vision.files.errors import InputError
+from dash_vision.miniature import MINIATURE
+
 from .prompts import DINO
-from .runs import MINIATURE, InputError, no_loading_bars, within_memory
+from .runs import no_loading_bars, within_memory
 
 _BATCH = 32
 _INSTEAD = "--device cpu"
@@ -24,7 +27,7 @@ class ClipEncoder:
         from transformers import CLIPModel, CLIPProcessor
 
         no_loading_bars()
-        self.name = f"CLIP of {MINIATURE}" if name == MINIATURE else f"CLIP {name}"
+        self.name = f"CLIP of the {MINIATURE}" if name == MINIATURE else f"CLIP {name}"
         self.device = device
         place: str | Path = name
         if name == MINIATURE:
@@ -74,7 +77,7 @@ class DinoEncoder:
 
     def __init__(self, name: str = DINO, checkpoint: str | None = None, device: str = "cpu") -> None:
         self.device = device
-        self.name = f"ViT of {MINIATURE}" if name == MINIATURE else f"timm {name}"
+        self.name = f"ViT of the {MINIATURE}" if name == MINIATURE else f"timm {name}"
         self.model, self.transform = miniature_vit() if name == MINIATURE else self._timm(name, checkpoint)
         with within_memory(self.name, _INSTEAD):
             self.model.eval().to(device)

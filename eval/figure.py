@@ -169,8 +169,6 @@ def check_block(block: Block) -> tuple[dict[str, DreamBoothRun], list[str]]:
         try:
             run = read_run(folder)
             check_files(run)
-            if not run.content["arguments"].keys() >= {"resolution", "num_inference_steps", "guidance_scale"}:
-                raise InputError(f"{folder}/run.json is of another version of dash-vision; make the run again")
             runs[name] = run
         except InputError as error:
             problems.append(f"{name}: {error}")
@@ -245,7 +243,7 @@ def _sample(
         load_lora(pipeline, run)
         say(f"{first.subject}: {name}, {len(prompts)} pictures")
         for number, prompt in enumerate(prompts):
-            columns[number] += generate(pipeline, [prompt], [seed * 100_003 + number], side, settings)
+            columns[number] += generate(pipeline, [prompt], seed, [number], side, settings)
         pipeline.unload_lora_weights()
     story = {
         "subject": str(block.subject),

@@ -227,11 +227,8 @@ def _figure(figure: Figure) -> str:
 
 
 def same_pictures(first: DreamBoothRun, second: DreamBoothRun) -> bool:
-    """Whether two runs were trained on the same pictures; where one does not record which, on the same folder."""
-    digests = [run.content.get("instance_digest") for run in (first, second)]
-    if None in digests:
-        digests = [str(run.content["arguments"].get("instance_data_dir")) for run in (first, second)]
-    return digests[0] == digests[1]
+    """Whether two runs were trained on the same pictures."""
+    return first.record.instance_digest == second.record.instance_digest
 
 
 class Sheet(NamedTuple):
@@ -255,15 +252,14 @@ class Sheet(NamedTuple):
     def _noise(self) -> tuple[Any, ...]:
         names = ("validation_prompt", "num_inference_steps", "guidance_scale", "resolution", "num_validation_images")
         run = self.run
-        asked = tuple(str(run.content["arguments"].get(name)) for name in names)
-        return (run.prompt, run.content.get("seed"), self.size, *asked)
+        asked = tuple(str(run.record.arguments.get(name)) for name in names)
+        return (run.prompt, run.record.seed, self.size, *asked)
 
     @property
     def columns(self) -> list[str]:
         """The prompt of every column."""
-        arguments = self.run.content["arguments"]
-        prompts = self.run.content.get("validation_prompts") or arguments.get("validation_prompt") or []
-        return [str(p) for p in prompts for _ in range(int(arguments.get("num_validation_images") or 1))]
+        record = self.run.record
+        return [p for p in record.validation_prompts for _ in range(int(record.arguments["num_validation_images"]))]
 
     @property
     def tiles(self) -> list[tuple[int, int, int]]:
@@ -399,10 +395,10 @@ def _accuracy(runs: Sequence[VtabRun]) -> str:
     tested: dict[str, list[VtabRun]] = {}
     untested: dict[str, list[VtabRun]] = {}
     for name, run in zip(names, runs, strict=True):
-        into = untested if run.content.get("test_accuracy") is None else tested
+        into = untested if run.record.test_accuracy is None else tested
         into.setdefault(name, []).append(run)
     notes = [
-        f"{run.content['task']} is {'synthetic' if run.content.get('synthetic') else 'not the official split'}"
+        f"{run.record.task} is {'synthetic' if run.record.synthetic else 'not the official split'}"
         for run in runs
         if _unofficial(run)
     ]
@@ -414,18 +410,18 @@ def _accuracy(runs: Sequence[VtabRun]) -> str:
     head = ["task", "method", "seed", "epoch", "val200", "test", "parameters", "seconds"]
     every = []
     for name, run in zip(names, runs, strict=True):
-        c = run.content
-        parameters = c["sizes"].get("parameters", {}).get("trained_without_head")
+        c = run.record
+        parameters = (c.parameters or {}).get("trained_without_head")
         every.append(
             [
-                Cell(str(c["task"])),
+                Cell(c.task),
                 Cell(name),
-                number(c["seed"], "{}"),
-                number(c.get("selected_epoch")),
-                number(c.get("val_accuracy"), "{:.1f}"),
-                number(c.get("test_accuracy"), "{:.2f}"),
+                number(c.seed, "{}"),
+                number(c.selected_epoch),
+                number(c.val_accuracy, "{:.1f}"),
+                number(c.test_accuracy, "{:.2f}"),
                 number(parameters),
-                number(c.get("seconds", {}).get("total"), "{:.1f}"),
+                number(c.seconds.get("total"), "{:.1f}"),
             ]
         )
     note = "Every run. epoch: chosen on val200; accuracies in percent; parameters: trained, without the head."
@@ -435,7 +431,7 @@ def _accuracy(runs: Sequence[VtabRun]) -> str:
 def _methods(runs: Sequence[VtabRun]) -> list[str]:
     """Each run's method with the settings in which runs of this method differ: only seeds are averaged."""
     unlike = {*PLACES, "task", "method", "seed"}
-    settings = [{k: _plain(v) for k, v in run.content["arguments"].items() if k not in unlike} for run in runs]
+    settings = [{k: _plain(v) for k, v in run.record.arguments.items() if k not in unlike} for run in runs]
     differing = {
         method: _differing([s for r, s in zip(runs, settings, strict=True) if r.method == method])
         for method in {run.method for run in runs}
@@ -447,21 +443,21 @@ def _methods(runs: Sequence[VtabRun]) -> list[str]:
 
 
 def _unofficial(run: VtabRun) -> bool:
-    return bool(run.content.get("synthetic") or not run.content.get("official_split"))
+    return bool(run.record.synthetic or not run.record.official_split)
 
 
 def _rows(found: Mapping[str, Sequence[VtabRun]], measure: str) -> list[Row]:
     """A row per name with what its runs have of `measure`; of two runs of one task and seed the first counts."""
     rows = []
     for name, runs in found.items():
-        measured = [run for run in runs if run.content.get(measure) is not None]
+        measured = [run for run in runs if getattr(run.record, measure) is not None]
         cells: dict[str, dict[int, float]] = {}
         for run in measured:
-            task = cells.setdefault(str(run.content["task"]), {})
-            task.setdefault(int(run.content["seed"]), float(run.content[measure]))
-        unofficial = [str(run.content["task"]) for run in measured if _unofficial(run)]
+            task = cells.setdefault(run.record.task, {})
+            task.setdefault(run.record.seed, float(getattr(run.record, measure)))
+        unofficial = [run.record.task for run in measured if _unofficial(run)]
         if measured:
-            rows.append(Row(name, str(measured[0].content.get("model")), None, cells, unofficial=unofficial))
+            rows.append(Row(name, measured[0].record.model, None, cells, unofficial=unofficial))
     return rows
 
 
@@ -501,20 +497,20 @@ def _dreambooth_table(runs: Sequence[Run], names: Sequence[str]) -> str:
     for name, run in zip(names, runs, strict=True):
         if not isinstance(run, DreamBoothRun):
             continue
-        c = run.content
+        c = run.record
         last = run.losses[-max(1, len(run.losses) // 10) :]
         body.append(
             [
                 Cell(name),
                 number(run.argument("rank")),
                 number(run.argument("dash_k")),
-                number(c.get("trainable_parameters")),
-                number(c.get("steps")),
+                number(c.trainable_parameters),
+                number(c.steps),
                 number(run.launch),
                 number(run.argument("learning_rate"), "{:g}"),
-                number(c.get("seed"), "{}"),
+                number(c.seed, "{}"),
                 number(statistics.fmean(last) if last else None, "{:.4f}"),
-                number(c.get("timings_s", {}).get("train"), "{:.1f}"),
+                number(c.timings.get("train"), "{:.1f}"),
             ]
         )
     if not body:
@@ -530,7 +526,7 @@ def _settings(runs: Sequence[Run], names: Sequence[str]) -> str:
     for kind, title in KINDS:
         chosen = [(name, run) for name, run in zip(names, runs, strict=True) if isinstance(run, kind)]
         columns = [
-            {key: _plain(v) for key, v in run.content["arguments"].items() if key not in PLACES} for _, run in chosen
+            {key: _plain(v) for key, v in run.record.arguments.items() if key not in PLACES} for _, run in chosen
         ]
         if not columns:
             continue
@@ -547,22 +543,13 @@ def _settings(runs: Sequence[Run], names: Sequence[str]) -> str:
 def _versions(runs: Sequence[Run], names: Sequence[str]) -> str:
     if not runs:
         return ""
-    columns = [{**run.content["versions"], "device": _device(run)} for run in runs]
+    columns = [{**run.record.versions, "device": run.record.device} for run in runs]
     differing = _differing(columns)
     said = f"They differ in {', '.join(differing)}." if differing else "The same for every run."
     if len(runs) == 1:
         said = "What the run was made with."
     every = _side_by_side(columns, names, "all-versions")
     return f"<p>{escape(said)}</p><details><summary>All versions</summary>{every}</details>"
-
-
-def _device(run: Run) -> str:
-    """In one spelling for both kinds of run, which record it differently."""
-    device = run.content.get("device")
-    if not isinstance(device, dict):
-        return _plain(device)
-    name = device.get("name")
-    return _plain(name) if device.get("type") == "cuda" else f"{device.get('type')}, {device.get('threads')} threads"
 
 
 def _differing(columns: Sequence[dict[str, str]]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,60 +20,66 @@ from dash_vision.files.errors import InputError
 from dash_vision.files.fingerprints import compare_probes
 from dash_vision.files.lora import DIFFUSERS_NAME
 from dash_vision.files.native import NATIVE_NAME, AdapterState
+from dash_vision.runs.record import (
+    METHODS,
+    RECORDS,
+    RUN,
+    DreamBoothRecord,
+    VtabRecord,
+    read_record,
+    record_file,
+)
+from dash_vision.runs.seeds import stream
 
-RECORDS = ("run.json", "result.json", "val_result.json")  # of finished runs
-MINIATURE = "the embedded miniature"  # what a run.json calls it
-
-# What pages and figures need among a DreamBooth run's arguments, and what both kinds of record may have: numbers.
+# What pages and figures need among a DreamBooth run's arguments: numbers.
 _ARGUMENTS = ("rank", "dash_k", "learning_rate", "resolution", "num_inference_steps", "guidance_scale")
-_MEASURES = ("seed", "steps", "trainable_parameters", "selected_epoch", "val_accuracy", "test_accuracy")
 
 
 @dataclass(frozen=True)
 class DreamBoothRun:
-    """A DreamBooth output folder. subject: "sks cat" of "a photo of sks cat", or None."""
+    """A DreamBooth output folder."""
 
     folder: Path
-    content: dict[str, Any]
+    record: DreamBoothRecord
 
     @property
     def base(self) -> str:
         """The base's hub id or path, or MINIATURE."""
-        return str(self.content["base"]["name"])
+        return self.record.base.name
 
     @property
     def base_fingerprint(self) -> str:
-        """By which the same base under another name is recognised."""
-        return str(self.content["base"]["fingerprints"]["unet"])
+        """By which the same base under another name is recognised: of the denoiser, which comes first."""
+        return next(iter(self.record.base.fingerprints.values()))
 
     @property
     def prompt(self) -> str:
         """The instance prompt."""
-        return str(self.content["instance_prompt"])
+        return self.record.instance_prompt
 
     @property
     def subject(self) -> str:
         """What follows "a photo of" in the instance prompt; the whole prompt when it has another form."""
-        return self.prompt.split(" of ", 1)[-1]
+        return self.record.subject
 
     @property
     def method(self) -> str:
         """ "LoRA" or "LoRA-Dash"."""
-        return {"lora": "LoRA", "lora-dash": "LoRA-Dash"}.get(self.content["method"], str(self.content["method"]))
+        return METHODS.get(self.record.method, self.record.method)
 
     @property
     def launch(self) -> int | None:
         """The step after which the dash was launched."""
-        return next((int(p["after_step"]) for p in self.content["phases"] if p["phase"] == "dash"), None)
+        return self.record.launch.step if self.record.launch else None
 
     @property
     def losses(self) -> list[float]:
         """The loss of every optimizer step."""
-        return [float(value) for value in self.content["losses"]]
+        return self.record.losses
 
     def argument(self, name: str) -> Any:
         """A setting of the run."""
-        return self.content["arguments"][name]
+        return self.record.arguments[name]
 
 
 @dataclass(frozen=True)
@@ -81,35 +87,38 @@ class VtabRun:
     """A run of train_vtab.py: the folder of its result.json, or of a val_result.json where test was left closed."""
 
     folder: Path
-    content: dict[str, Any]
+    record: VtabRecord
 
     @property
     def method(self) -> str:
         """As train_vtab.py calls it, "LoRA" and "LoRA-Dash" spelled out."""
-        name = str(self.content["method"])
-        return {"lora": "LoRA", "dash": "LoRA-Dash"}.get(name, name)
+        return METHODS.get(self.record.method, self.record.method)
 
     @property
     def launch(self) -> int | None:
         """The step after which the dash was launched; where only the curve tells of a launch, the one asked for."""
-        launch = self.content.get("launch")
-        if launch:
-            return int(launch["step"])
-        asked = {**self.content["arguments"], **(self.content.get("selected_settings") or {})}
+        if self.record.launch:
+            return self.record.launch.step
+        asked = {**self.record.arguments, **self.record.selected_settings}
         return int(asked["prelaunch_steps"]) if any(s.get("launched") for s in self._curve) else None
 
     @property
     def _curve(self) -> list[dict[str, Any]]:
         """The chosen candidate's epochs on train800."""
-        selection = self.content["selection"]
+        selection = self.record.selection
         curve: list[dict[str, Any]] = selection["curves"][selection["candidate"]]
         return curve
+
+    @property
+    def undashed(self) -> bool:
+        """Whether the model that was kept has no shifts though the dash was launched: its epoch came before that."""
+        return self.record.launch is None and any(score["launched"] for score in self._curve)
 
     @property
     def scores(self) -> list[tuple[int, float, float | None]]:
         """(optimizer step, training loss, accuracy on val200 in percent) at every epoch's end of the chosen candidate's
         training on train800."""
-        steps = -(-self.content["sizes"]["images"]["train800"] // self.content["arguments"]["batch_size"])
+        steps = -(-self.record.images["train800"] // self.record.arguments["batch_size"])
         return [(int(s["epoch"]) * steps, float(s["train_loss"]), s["val_accuracy"]) for s in self._curve]
 
 
@@ -126,16 +135,16 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     seen: set[str] = set()
     for path in distinct((Path(p).expanduser() for p in paths), set()):
         folders = [path]
-        if path.is_dir() and not _record(path):
+        if path.is_dir() and not record_file(path):
             folders = sorted({file.parent for name in RECORDS for file in path.rglob(name)})
             if not folders:
                 problems.append(
                     f"{path} holds no run.json and no result.json; give the output folders of finished runs"
                 )
         for folder in distinct(folders, seen):
-            record = _record(folder)
+            record = record_file(folder)
             try:
-                runs.append(read_vtab_run(folder) if record and record.name != "run.json" else read_run(folder))
+                runs.append(read_vtab_run(record) if record and record.name != RUN else read_run(folder))
             except InputError as error:
                 problems.append(str(error))
     return runs, problems
@@ -150,16 +159,11 @@ def distinct(folders: Iterable[Path], seen: set[str]) -> Iterator[Path]:
             yield folder
 
 
-def _record(folder: Path) -> Path | None:
-    files = (folder / name for name in RECORDS)
-    return next((file for file in files if file.is_file()), None)
-
-
 def labels(runs: Sequence[Run]) -> list[str]:
     """A short name for each run, no two alike: its method, of a VTAB run its task and seed as well; and where that
     leaves some alike, for those their folders as in `short_names`."""
     names = [
-        f"{run.content['task']}, {run.method}, seed {run.content['seed']}" if isinstance(run, VtabRun) else run.method
+        f"{run.record.task}, {run.method}, seed {run.record.seed}" if isinstance(run, VtabRun) else run.method
         for run in runs
     ]
     alike: dict[str, list[int]] = {}
@@ -201,47 +205,34 @@ def read_run(folder: str | Path) -> DreamBoothRun:
         raise InputError(
             f"{folder} holds no run.json; its run has not finished, or it is no run of train_dreambooth.py"
         )
-    content = read_json(path)
-    run = DreamBoothRun(folder, content)
-    try:
-        if content["kind"] != "dreambooth":
-            raise InputError(f"{path} is of a {content['kind']} run; this takes runs of train_dreambooth.py")
-        needed = (run.base, run.base_fingerprint, run.prompt, run.method)
-        numbers = [*run.losses, *map(run.argument, _ARGUMENTS), content.get("timings_s", {}).get("train", 0)]
-        content["class_prompt"]  # null without a class
-        if None in needed or not all(map(math.isfinite, numbers)) or (run.launch or 0) < 0:
-            raise ValueError
-        _check_record(content)
-    except InputError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError):
-        raise InputError(f"{path} is of another version of dash-vision; make the run again") from None
+    record = read_record(path)
+    if not isinstance(record, DreamBoothRecord):
+        raise InputError(f"{path} is of a run of train_vtab.py; this takes runs of train_dreambooth.py")
+    run = DreamBoothRun(folder, record)
+    _check_open_parts(path, lambda: all(math.isfinite(run.argument(name)) for name in _ARGUMENTS))
     if not (folder / DIFFUSERS_NAME).is_file():
         raise InputError(f"{folder} has no {DIFFUSERS_NAME}; make the run again")
     return run
 
 
-def read_vtab_run(folder: Path) -> VtabRun:
-    """The run in `folder`. Raises InputError when its record is cut short or of another version."""
-    path = _record(folder)
-    assert path is not None
-    run = VtabRun(folder, read_json(path))
-    try:
-        complete = run.scores and run.content["task"] and run.method
-        if not complete or not isinstance(run.content["seed"], int) or (run.launch or 0) < 0:
-            raise ValueError
-        _check_record(run.content)
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError, ArithmeticError):
-        raise InputError(f"{path} is no result of this version of train_vtab.py; make the run again") from None
+def read_vtab_run(path: Path) -> VtabRun:
+    """The run whose record `path` is. Raises InputError when it is cut short or of another version."""
+    record = read_record(path)
+    if not isinstance(record, VtabRecord):
+        raise InputError(f"{path} is of a run of train_dreambooth.py; this takes results of train_vtab.py")
+    run = VtabRun(path.parent, record)
+    _check_open_parts(path, lambda: bool(run.scores) and (run.launch or 0) >= 0 and run.undashed is not None)
     return run
 
 
-def _check_record(content: dict[str, Any]) -> None:
-    """Raises KeyError, TypeError or ValueError where what both kinds of run record has not its form."""
-    measures = [content[name] for name in _MEASURES if content.get(name) is not None]
-    tables = (content["arguments"], content["versions"])
-    if not all(map(math.isfinite, measures)) or not all(isinstance(table, dict) for table in tables):
-        raise ValueError
+def _check_open_parts(path: Path, whole: Callable[[], bool]) -> None:
+    """Raises InputError where what is read here of a record's settings and curves is not there."""
+    try:
+        if whole():
+            return
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, ArithmeticError):
+        pass
+    raise InputError(f"{path} is of another version of dash-vision; make the run again")
 
 
 def read_json(path: Path) -> Any:
@@ -264,29 +255,20 @@ def no_loading_bars() -> None:
 def load_pipeline(run: DreamBoothRun, base: str | None = None) -> Any:
     """The stock diffusers pipeline that a run was trained on, in float32. Raises InputError.
 
-    base: a hub id or folder to use instead of the run's own record.
+    base: a hub id, folder or file to use instead of the one in the run's record.
     """
-    import diffusers
+    from dash_vision.bases.loading import load_base
 
     no_loading_bars()
-    name = base or run.base
-    if name == MINIATURE:
-        from dash_vision.miniature import pipeline_path
-
-        name = str(pipeline_path())
+    specification = dict(run.record.base.specification)
+    if base:
+        specification |= {"name": base, "revision": None}  # a revision is of one hub id
     try:
-        if Path(name).is_file():
-            kinds = {"Stable Diffusion": "StableDiffusionPipeline", "Stable Diffusion XL": "StableDiffusionXLPipeline"}
-            pipeline = getattr(diffusers, kinds[run.content["base"]["family"]]).from_single_file(name)
-        else:
-            pipeline = diffusers.DiffusionPipeline.from_pretrained(name, use_safetensors=True, safety_checker=None)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"cannot load {name}, the base of {run.folder} ({reason}); name where it is by --base"
-        ) from None
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+        return load_base(**specification).pipeline
+    except TypeError as error:
+        raise InputError(f"{run.folder} records its base in another way ({error}); make the run again") from None
+    except InputError as error:
+        raise InputError(f"{error} (of {run.folder}; --base says where its base is now)") from None
 
 
 def fitting_runs(
@@ -365,12 +347,12 @@ def load_lora(pipeline: Any, run: DreamBoothRun) -> None:
 
 
 def generate(
-    pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], side: int, settings: Mapping[str, Any]
+    pipeline: Any, prompts: Sequence[str], seed: int, numbers: Sequence[int], side: int, settings: Mapping[str, Any]
 ) -> list[Any]:
-    """A picture of side x side pixels for each prompt, from the noise of its seed. settings: of the sampler. Raises
-    InputError where memory does not suffice."""
+    """A picture of side x side pixels for each prompt, from the noise of (seed, its number), which is that of column
+    `number` in a run's samples.png. settings: of the sampler. Raises InputError where memory does not suffice."""
     # Each picture has its own generator, on the CPU: its noise is the same for every method, batch, process and device.
-    noises = [torch.Generator().manual_seed(seed) for seed in seeds]
+    noises = [stream(seed, "sample", number) for number in numbers]
     # In float32 whatever the pipeline computes in: random numbers of half precision would be others.
     shape = (1, pipeline.unet.config.in_channels, side // pipeline.vae_scale_factor, side // pipeline.vae_scale_factor)
     latents = torch.cat([torch.randn(shape, generator=noise) for noise in noises]).to(pipeline.unet.dtype)

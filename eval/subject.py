@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dash_vision.files.atomic import replacing, write_json, write_text
 from dash_vision.files.lora import DIFFUSERS_NAME
+from dash_vision.miniature import MINIATURE
 from dash_vision.pictures.decode import Refused, read_picture
 from dash_vision.runs.versions import installed_versions
 
@@ -36,7 +37,6 @@ from .figure import (
 )
 from .prompts import CLIP, DINO, PICTURES_PER_PROMPT, PROMPT_LISTS, prompt_list
 from .runs import (
-    MINIATURE,
     DreamBoothRun,
     InputError,
     dtype_name,
@@ -51,7 +51,7 @@ from .runs import (
 from .scores import RESULT, differences, interval_method, intervals, markdown
 
 FLOOR = "base (floor)"
-_NOISES = 1000  # numbers of starting noises kept for each prompt
+_MOST_PROMPTS = 1000  # picture n of prompt p starts from noise 1000 n + p: the first from that of samples.png
 PACKAGES = ("dash-vision", "torch", "diffusers", "transformers", "timm")
 
 
@@ -177,13 +177,13 @@ def _check(how: Protocol) -> None:
     check_whole("batch_size", how.batch_size, 1)
     check_sampling(how.seed, how.steps, how.guidance)
     usable_device(how.device)
-    if how.images_per_prompt > _NOISES:
-        raise InputError(f"--images_per_prompt is {how.images_per_prompt}; it takes at most {_NOISES}")
+    if len(how.prompts) > _MOST_PROMPTS:
+        raise InputError(f"--prompts are {len(how.prompts)}; it takes at most {_MOST_PROMPTS}")
 
 
 def class_of(run: DreamBoothRun) -> str:
     """What the subject is, without the rare word: "cat" of the class prompt "a photo of cat"."""
-    return _without_article(str(run.content["class_prompt"]).split(" of ", 1)[-1])
+    return _without_article(run.record.class_prompt.split(" of ", 1)[-1])
 
 
 def _without_article(words: str) -> str:
@@ -302,9 +302,9 @@ def _draw(
         with tqdm(total=len(missing), desc=job.name, disable=say is _silent) as bar:
             for start in range(0, len(missing), how.batch_size):
                 batch = missing[start : start + how.batch_size]
-                seeds = [how.seed * 100_003 + p * _NOISES + n for p, n in batch]
+                numbers = [n * _MOST_PROMPTS + p for p, n in batch]
                 asked = [job.prompts[p] for p, _ in batch]
-                pictures = generate(pipeline, asked, seeds, settings["resolution"], sampler)
+                pictures = generate(pipeline, asked, how.seed, numbers, settings["resolution"], sampler)
                 for (p, n), picture in zip(batch, pictures, strict=True):
                     with replacing(job.picture(p, n)) as temporary:
                         picture.save(temporary, format="PNG")

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-RESULT = "result.json"
-VAL_RESULT = "val_result.json"
+from dash_vision.files.errors import InputError
+from dash_vision.runs.record import RESULT, VAL_RESULT, VtabRecord
+
+from .runs import VtabRun, read_vtab_run
+
 # Arguments that a result records and that change nothing about it, by the methods that have no use for them.
-_OF_DASH = {"dash_k", "prelaunch_steps", "dash_selection", "dash_lr_scale", "eps"}
-_OF_ADAPTERS = {"rank", "alpha", "target", "dropout"}
+_OF_DASH = {"dash_k", "prelaunch_steps", "dash_selection", "dash_lr", "dash_eps"}
+_OF_ADAPTERS = {"rank", "lora_alpha", "lora_target", "lora_dropout"}
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,14 @@ def read_results(paths: Sequence[Path]) -> tuple[list[Result], list[str]]:
     results, closed = [], []
     for file in files:
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            if content["test_accuracy"] is None:
+            run = read_vtab_run(file)
+            if run.record.test_accuracy is None:
                 closed.append(file)
             else:
-                results.append(_result(file, content))
-        except (KeyError, TypeError, AttributeError, OverflowError):
-            problems.append(f"{file} is no result of this version of train_vtab.py")
-        except (OSError, ValueError, RecursionError) as error:
+                results.append(_result(file, run))
+        except InputError as error:
+            problems.append(str(error))
+        except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
             problems.append(f"{file} cannot be used ({error})")
     if closed:
         problems.append(_closed(closed))
@@ -85,59 +88,45 @@ def _closed(files: Sequence[Path]) -> str:
     return f"{shown} {verb} of validation only; the table takes test accuracies: run train_vtab.py without --val_only"
 
 
-def _result(file: Path, content: dict[str, Any]) -> Result:
+def _result(file: Path, run: VtabRun) -> Result:
     """Raises KeyError, TypeError, AttributeError or OverflowError for another kind of file, ValueError for a value."""
-    accuracy, seed = float(content["test_accuracy"]), content["seed"]
-    if not 0 <= accuracy <= 100:
-        raise ValueError(f"its test accuracy is {accuracy}; accuracies are percentages, 0 to 100")
-    names = content["task"], content["method"]
-    if type(seed) is not int or not all(isinstance(name, str) and name.strip() for name in names):
-        raise TypeError
-    if not all(name.isprintable() for name in names):
+    record = run.record
+    if not all(name.isprintable() for name in (record.task, record.method)):
         raise ValueError("the name of its task or method has control characters")
-    sizes = content.get("sizes", {})
-    parameters = sizes.get("parameters", {}).get("trained_without_head")
+    parameters = (record.parameters or {}).get("trained_without_head")
     if parameters is not None and not 0 <= parameters < 1e15:
         raise ValueError(f"it says that {parameters} parameters were trained"[:80])
-    settings = _settings(content)
+    settings = _settings(record)
+    assert record.test_accuracy is not None
     return Result(
         file,
-        content["task"],
-        content["method"],
-        seed,
-        accuracy,
-        None if parameters is None else int(parameters),
-        bool(content["synthetic"]),
-        bool(content["official_split"]) and not content["synthetic"],
-        int(sizes.get("images", {}).get("test", 0)),
+        record.task,
+        record.method,
+        record.seed,
+        record.test_accuracy,
+        parameters,
+        record.synthetic,
+        record.official_split and not record.synthetic,
+        record.images.get("test", 0),
         _backbone(settings),
         {name: _text(value) for name, value in settings.items()},
-        _undashed(content),
+        run.undashed,
     )
 
 
-def _undashed(content: dict[str, Any]) -> bool:
-    """Whether the model tested has no shifts though the run's dash was launched; False where it is not recorded."""
-    if content.get("launch", {}) is not None:
-        return False
-    selection = content["selection"]
-    return any(score["launched"] for score in selection["curves"][selection["candidate"]])
-
-
-def _settings(content: dict[str, Any]) -> dict[str, Any]:
+def _settings(record: VtabRecord) -> dict[str, Any]:
     """Model, normalization and arguments of a run; those that are unset or that its method has no use for left out."""
-    values = dict(content.get("arguments", {}))
-    method = str(values.get("method", content["method"]))
+    values = dict(record.arguments)
+    method = str(values.get("method", record.method))
     if method != "dash":
         values = {name: value for name, value in values.items() if name not in _OF_DASH}
     if method not in ("dash", "lora"):
         values = {name: value for name, value in values.items() if name not in _OF_ADAPTERS}
-    if values.get("alpha") == values.get("rank"):  # what an unset alpha means
-        values["alpha"] = None
-    values["model"] = content.get("model", values.get("model"))
-    normalization = content.get("normalization")
-    if normalization is not None:  # the numbers: "checkpoint" says which only beside the checkpoint
-        values["normalization"] = _normalization(tuple(normalization["mean"]), tuple(normalization["std"]))
+    if values.get("lora_alpha") == values.get("rank"):  # what an unset alpha means
+        values["lora_alpha"] = None
+    values["model"] = record.model
+    # The numbers: "checkpoint" says which only beside the checkpoint.
+    values["normalization"] = _normalization(tuple(record.normalization["mean"]), tuple(record.normalization["std"]))
     values.update({f"peft.{name}": value for name, value in (values.pop("peft", None) or {}).items()})
     for name in ("task", "seed"):
         values.pop(name, None)

@@ -143,7 +143,7 @@ def read_record(path: Path) -> Record:
     try:
         record = _typed(kinds[kind], content)
         _check(record)
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"{path} is of another version of dash-vision ({error}); make the run again") from None
     return record
 

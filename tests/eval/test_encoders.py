@@ -12,9 +12,8 @@ from torchvision.transforms import functional as images
 from transformers import CLIPModel, CLIPProcessor
 
 from dash_vision.bases.backbones import MINIATURE_WEIGHTS
-from dash_vision.miniature import clip_path
+from dash_vision.miniature import MINIATURE, clip_path
 from eval.encoders import ClipEncoder, DinoEncoder
-from eval.runs import MINIATURE
 from tests.support.vtab import TINY
 
 
@@ -67,7 +66,7 @@ def test_the_miniatures_vit_stands_in_for_dino():
     plain.load_state_dict(kept)
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     encoder = DinoEncoder(MINIATURE)
-    assert encoder.name == "ViT of the embedded miniature"
+    assert encoder.name == "ViT of the miniature"
     with torch.no_grad():
         features = plain(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1)
     expected = torch.nn.functional.normalize(features.double(), dim=1)

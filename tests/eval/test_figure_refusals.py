@@ -103,9 +103,7 @@ def test_a_prompt_without_a_place_for_the_subject_gets_a_note(runs, tmp_path, ca
     assert capsys.readouterr().out.count("has no {}") == 1
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("instance_prompt", "a photo of zwx dog"), ("arguments", {"resolution": 32})]
-)
+@pytest.mark.parametrize(("key", "value"), [("subject", "zwx dog"), ("arguments", {"resolution": 32})])
 def test_runs_of_another_subject_do_not_stand_in_one_block(runs, tmp_path, capsys, key, value):
     shutil.copytree(runs / "dash", tmp_path / "other")
     record = json.loads((runs / "dash/run.json").read_text())

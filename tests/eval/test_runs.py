@@ -1,6 +1,5 @@
 """Which run is which: names, folders and versions."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,43 +7,24 @@ import pytest
 from eval.__main__ import main
 from eval.curves import all_panels
 from eval.runs import find_runs, labels, short_names
+from tests.support.records import dreambooth_record, vtab_record, write_record
 
 
-def record_of(folder, kind="dream", method="lora", task="cifar", seed=0, curve=(), **changes):
+def record_of(folder, kind="dream", curve=(), **changes):
     """A folder with the record of a run, and no more than it takes to be one."""
-    folder.mkdir(parents=True)
     if kind == "dream":
-        numbers = {"rank": 1, "dash_k": 0, "learning_rate": 1e-3, "resolution": 64}
-        content = {
-            "kind": "dreambooth",
-            "method": method,
-            "base": {"name": "sd", "fingerprints": {"unet": "1"}},
-            "instance_prompt": "a photo of sks cat",
-            "class_prompt": None,
-            "arguments": {**numbers, "num_inference_steps": 2, "guidance_scale": 2.0},
-            "phases": [],
-            "losses": [1.0],
-            "versions": {},
-        }
+        write_record(folder / "run.json", dreambooth_record(**changes))
         (folder / "pytorch_lora_weights.safetensors").touch()
-    else:
-        curve = list(curve) or [{"epoch": 1, "train_loss": 1.0, "val_accuracy": 50.0}]
-        content = {
-            "task": task,
-            "method": method,
-            "seed": seed,
-            "arguments": {"batch_size": 8, "prelaunch_steps": 5},
-            "sizes": {"images": {"train800": 24}},
-            "selection": {"candidate": 0, "curves": [curve]},
-            "versions": {},
-        }
-    (folder / ("run.json" if kind == "dream" else "val_result.json")).write_text(json.dumps({**content, **changes}))
+        return
+    if curve:
+        changes["selection"] = {"candidate": 0, "curves": [list(curve)]}
+    write_record(folder / "val_result.json", vtab_record(**changes))
 
 
 def test_only_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
     for place in ("1/r4/seed-0", "2/r4/seed-1"):
         record_of(tmp_path / "dream" / place)
-    record_of(tmp_path / "dream/3/r4/seed-0", method="lora-dash")
+    record_of(tmp_path / "dream/3/r4/seed-0", method="dash")
     record_of(tmp_path / "vtab/cifar/dash/seed-7", "vtab", method="dash", seed=7)
     record_of(tmp_path / "vtab/svhn/lora/seed-0", "vtab", task="svhn")
     record_of(tmp_path / "again/svhn/lora/seed-0", "vtab", task="svhn")
@@ -85,7 +65,7 @@ def test_a_run_given_by_several_paths_is_there_once(tmp_path, monkeypatch):
         ((False, True), {}, 5),
         ((False, False), {}, None),
         ((False, True), {"selected_settings": {"prelaunch_steps": 4}}, 4),
-        ((False, True), {"launch": {"step": 6}}, 6),
+        ((False, True), {"launch": {"step": 6, "layers": 1, "seconds": 0.1, "mean_relative_index": 0.5}}, 6),
         ((False, True), {"launch": None}, 5),
     ],
 )
@@ -117,4 +97,4 @@ def test_a_result_of_another_version_costs_itself_only(tmp_path, capsys, changes
         said = capsys.readouterr().err
         assert said.count("\n") == 1
         assert "other" in said
-        assert "this version" in said
+        assert "another version" in said

@@ -269,7 +269,7 @@ def test_what_several_rows_lack_is_said_once(tmp_path):
 
 def test_sizes_of_small_models_differ(tmp_path):
     for method, count in (("lora", 65_536), ("dash", 65_664)):
-        results(tmp_path, method, {"cifar": 50.0}, sizes={"parameters": {"trained_without_head": count}})
+        results(tmp_path, method, {"cifar": 50.0}, parameters={"trained_without_head": count})
     assert [row[2] for row in markdown([tmp_path])[1].values()] == ["65,664", "65,536"]
     text, _, _ = table([tmp_path], "csv", published=False)
     assert {r["parameters"] for r in csv.DictReader(io.StringIO(text))} == {"65664", "65536"}

@@ -33,7 +33,7 @@ def rows_of(*paths):
         ({"arguments": {"method": "lora", "rank": 4, "checkpoint": "w.npz"}}, "lora (checkpoint w.npz)"),
         ({"arguments": {"method": "lora", "rank": 4, "epochs": 10}}, "lora (epochs 10)"),
         ({"official_split": False}, "lora (other data)"),
-        ({"sizes": {"images": {"test": 500}}}, "lora (other data)"),
+        ({"images": {"test": 500}}, "lora (other data)"),
     ],
 )
 def test_what_is_not_comparable_is_never_averaged(tmp_path, changes, name):
@@ -41,7 +41,6 @@ def test_what_is_not_comparable_is_never_averaged(tmp_path, changes, name):
         "model": "augreg_in21k",
         "normalization": {"mean": [0.5] * 3, "std": [0.5] * 3},
         "arguments": {"method": "lora", "rank": 4},
-        "sizes": {"images": {"test": 10000}},
     }
     results(tmp_path / "a", "lora", {"cifar": 90.0}, **same)
     results(tmp_path / "b", "lora", {"cifar": 80.0}, **{**same, **changes})
@@ -53,8 +52,23 @@ def test_what_is_not_comparable_is_never_averaged(tmp_path, changes, name):
 
 def test_what_changes_nothing_about_a_result_makes_no_row(tmp_path):
     same = {"model": "m", "normalization": {"mean": [0.5] * 3, "std": [0.5] * 3}}
-    a = {"method": "lora", "rank": 4, "dash_k": 8, "alpha": None, "normalization": "checkpoint", "dropout": 0.0}
-    b = {"method": "lora", "rank": 4, "dash_k": 2, "alpha": 4.0, "normalization": "half", "dropout": 0.0, "search": []}
+    a = {
+        "method": "lora",
+        "rank": 4,
+        "dash_k": 8,
+        "lora_alpha": None,
+        "normalization": "checkpoint",
+        "lora_dropout": 0.0,
+    }
+    b = {
+        "method": "lora",
+        "rank": 4,
+        "dash_k": 2,
+        "lora_alpha": 4.0,
+        "normalization": "half",
+        "lora_dropout": 0.0,
+        "search": [],
+    }
     results(tmp_path, "lora", {"cifar": 70.0}, seeds=(0,), arguments={**a, "task": "cifar", "seed": 0}, **same)
     results(tmp_path, "lora", {"cifar": 70.0}, seeds=(2,), arguments={**b, "task": "cifar", "seed": 2}, **same)
     assert rows_of(tmp_path) == ({"lora": [71.0, None]}, [])  # 70 and 72
@@ -92,8 +106,8 @@ def test_an_impossible_accuracy_is_a_broken_result(tmp_path, capsys, accuracy):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"sizes": {"parameters": {"trained_without_head": 10**400}}},
-        {"sizes": {"images": {"test": []}}},
+        {"parameters": {"trained_without_head": 10**400}},
+        {"images": {"test": []}},
         {"arguments": 7},
         {"arguments": {"peft": [1]}},
         {"normalization": {"mean": [[0]], "std": 1}},
@@ -141,7 +155,7 @@ def test_csv_and_latex(tmp_path, capsys):
     assert len(rows) == 24
     assert rows[0] == {
         "method": "my_method",
-        "model": "",
+        "model": "vit",
         "published": "no",
         "official_split": "yes",
         "parameters": "290000",
