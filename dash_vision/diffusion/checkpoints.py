@@ -8,6 +8,7 @@ from typing import Any
 
 from ..files.checkpoint import save_checkpoint
 from ..files.errors import InputError
+from ..runs.record import RUN
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -31,10 +32,26 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return files[-1] if files else None
 
 
-def find_checkpoint(folder: Path, wanted: str | None) -> Path | None:
-    """The file that --resume_from_checkpoint names; None for "latest" when there is none. Raises InputError."""
-    if wanted is None:
+def starting_point(folder: Path, wanted: str | None, overwrite: bool) -> Path | None:
+    """The checkpoint that a run in `folder` goes on from; None to begin with step 1.
+
+    wanted: --resume_from_checkpoint; without it an interrupted run goes on from its latest checkpoint.
+
+    Raises InputError where the folder holds a finished run that would be lost, and where there is no such checkpoint.
+    """
+    if wanted is not None:
+        return _named(folder, wanted)
+    if overwrite:
         return None
+    if (folder / RUN).exists():
+        raise InputError(
+            f"{folder} holds a finished run; give another --output_dir, or --overwrite to replace it, or "
+            "--resume_from_checkpoint latest and a larger --max_train_steps to train it further"
+        )
+    return latest_checkpoint(folder)
+
+
+def _named(folder: Path, wanted: str) -> Path | None:
     if wanted == "latest":
         return latest_checkpoint(folder)
     for path in (Path(wanted).expanduser(), folder / wanted, folder / f"{wanted}.safetensors"):

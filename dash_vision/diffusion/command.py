@@ -48,10 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run(config, runtime)
     except Stopped as stopped:
         if runtime and runtime.main:
-            print(
-                f"stopped by {stopped.signal}; {stopped}; resume with the same command and --resume_from_checkpoint "
-                "latest"
-            )
+            print(f"stopped by {stopped.signal}; {stopped}; the same command goes on from there")
         return 128 + stopped.signum
     except InputError as error:
         return _fail(str(error), 2)
@@ -106,8 +103,8 @@ def _explain(error: RuntimeError, runtime: Runtime | None) -> str | None:
         return uncompiled
     # torch has no error of its own for a peer that is gone: gloo's is a plain RuntimeError.
     return (
-        "another process of this run has ended or cannot be reached; what was written before is kept, resume with "
-        "--resume_from_checkpoint latest"
+        "another process of this run has ended or cannot be reached; what was written before is kept, and the same "
+        "command goes on from the latest checkpoint"
     )
 
 

@@ -153,8 +153,13 @@ class CheckpointArgs:
     checkpointing_steps: int = option(100, OUTPUT, "optimizer steps between checkpoints; 0 for none")
     checkpoints_total_limit: int | None = option(2, OUTPUT, "checkpoints to keep, the oldest go first")
     resume_from_checkpoint: str | None = option(
-        None, OUTPUT, "resume from a checkpoint: latest, its name, or its path", metavar="latest|NAME"
+        None,
+        OUTPUT,
+        "go on from a checkpoint: latest, its name, or its path",
+        metavar="latest|NAME",
+        shown_default="the latest, of an interrupted run",
     )
+    overwrite: bool = option(False, OUTPUT, "replace a finished run, and start anew what was interrupted")
 
 
 @dataclass
@@ -210,6 +215,8 @@ class DreamBoothConfig(
 
     def _check_idle(self) -> None:
         """Raises InputError for a setting that is given and does nothing."""
+        if self.overwrite and self.resume_from_checkpoint is not None:
+            raise InputError("--overwrite starts anew and --resume_from_checkpoint does not; leave one of them out")
         for name in ("class_data_dir", "class_prompt"):
             if getattr(self, name) is not None and not self.with_prior_preservation:
                 raise InputError(f"--{name} does nothing without --with_prior_preservation; add that, or leave it out")

@@ -223,13 +223,19 @@ class DreamBoothJob:
             if name == "instance_data" and was.get(name) != value:
                 raise InputError(
                     f"the pictures or captions in {self.plan.settings.instance_data_dir} are not those that {path} was "
-                    "trained on; put them back, or leave out --resume_from_checkpoint to start anew"
+                    "trained on; put them back, or give --overwrite to start anew"
                 )
             if was.get(name) != value:
                 raise InputError(
                     f"{path} was trained with --{name} {was.get(name)}, this run has {value}; give the same value to "
-                    "go on, or leave out --resume_from_checkpoint to start anew"
+                    "go on, or give --overwrite to start anew"
                 )
+        done = state["training"]["step"]
+        if done > self.plan.max_train_steps:
+            raise InputError(
+                f"{path} has {done} steps, --max_train_steps is {self.plan.max_train_steps}; give at least {done}, or "
+                "--overwrite to start anew"
+            )
         for name, probes in self.probes.items():
             difference = compare_probes(probes, state["base"][name])
             if difference is not None:

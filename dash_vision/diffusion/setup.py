@@ -26,9 +26,10 @@ from ..pictures.folder import InstanceImage, decode_files
 from ..pictures.listing import Listing, check_folder, list_folder
 from ..runs.loop import Training
 from ..runs.optimizers import make_optimizer, make_rate
+from ..runs.record import RUN
 from ..runs.runtime import Runtime
 from ..runs.seeds import seed_everything
-from .checkpoints import find_checkpoint, put_aside
+from .checkpoints import put_aside, starting_point
 from .config import DreamBoothConfig
 from .job import DreamBoothJob, Material
 from .latents import Example, Framing, encode_examples, prompts_of
@@ -53,7 +54,7 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
     output = Path(settings.output_dir).expanduser()
     make_writable(output)
     lock = _claim(output) if runtime.main else None
-    checkpoint = find_checkpoint(output, settings.resume_from_checkpoint)
+    checkpoint = starting_point(output, settings.resume_from_checkpoint, settings.overwrite)
     with _timed(timings, "load"):
         base = _load(settings, runtime, say)
     plan = make_plan(settings, prompts, base)
@@ -334,11 +335,14 @@ def _begin(job: DreamBoothJob, checkpoint: Path | None) -> None:
     """Resume from the checkpoint, or start afresh beside what an earlier run may have left."""
     if checkpoint is not None:
         job.restore(checkpoint)
-        job.say(f"resumed from {checkpoint} at step {job.training.step}")
+        anew = "" if job.plan.settings.resume_from_checkpoint else "; --overwrite starts anew"
+        job.say(f"resumed from {checkpoint} at step {job.training.step}{anew}")
     elif job.plan.settings.resume_from_checkpoint == "latest":
         job.say(f"note: there is no checkpoint in {job.plan.output} yet; starting from the beginning")
     job.runtime.wait()
     if job.runtime.main:
+        if job.plan.settings.overwrite:  # what marks the folder as finished
+            (job.plan.output / RUN).unlink(missing_ok=True)
         kept = put_aside(job.plan.output, job.training.step)
         if kept:
             job.say(f"note: later checkpoints of an earlier run were moved to {kept}")

@@ -1,0 +1,1 @@
+"""The subcommands of `dash-vision` that are no trainer and no figure."""

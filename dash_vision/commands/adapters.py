@@ -1,0 +1,118 @@
+"""`dash-vision export`, `inspect`, `predict` and `merge`: look at adapters, convert them, use trained classifiers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..files.errors import one_line
+
+if TYPE_CHECKING:
+    from ..files.native import AdapterState
+
+FORMATS = ("diffusers", "kohya", "peft")
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `export`."""
+    parser.add_argument("native", type=Path, metavar="NATIVE", help="dash_adapter.safetensors of a run")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write into")
+    parser.add_argument("--to", choices=FORMATS, required=True, help="kohya is what ComfyUI and A1111 read")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="number format of the file (default: fp32)")
+
+
+def add_inspect(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `inspect`."""
+    parser.add_argument("file", type=Path, metavar="FILE")
+
+
+def add_predict(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `predict`."""
+    _add_classifier(parser)
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    parser.add_argument("--top", type=int, default=5, help="classes to print (default: 5)")
+
+
+def add_merge(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `merge`."""
+    _add_classifier(parser)
+    parser.add_argument("out", type=Path, metavar="OUT", help="the .safetensors file to write")
+
+
+def _add_classifier(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="run folder of train_vtab.py, or a file in it")
+    parser.add_argument("--checkpoint", metavar="FILE", help="local weights of the base (default: as trained)")
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write a native adapter as a plain LoRA, and say which readers would leave a part of it out."""
+    import torch
+
+    from ..core.loading import read_adapters
+    from ..files.lora import export_states
+    from ..files.readers import infer_about, remarks
+
+    states = read_adapters(args.native)
+    print(f"wrote {export_states(states, args.out, args.to, getattr(torch, DTYPES[args.dtype]))}")
+    layers = {("unet" if name == "model" else name): state.kinds for name, state in states.items()}
+    for remark in remarks(layers, args.to, infer_about(states)):
+        print(f"note: {remark}")
+
+
+def inspect(args: argparse.Namespace) -> None:
+    """Print what a native adapter holds."""
+    print("\n".join(map(one_line, describe(args.file))), flush=True)
+
+
+def classify(args: argparse.Namespace) -> None:
+    """`predict` and `merge`, which need timm."""
+    from ..classification.trained import command_lines
+
+    print("\n".join(map(one_line, command_lines(args))), flush=True)
+
+
+def describe(file: Path) -> list[str]:
+    """The lines that `inspect` prints."""
+    from ..core.loading import read_adapters
+    from ..files.native import read_notes
+
+    states = read_adapters(file)
+    lines = [f"{file}: native dash-vision adapter, {file.stat().st_size / 1e6:.2f} MB"]
+    lines += [f"  {key}: {_cut(str(value))}" for key, value in sorted(read_notes(file).items())]
+    for name, state in states.items():
+        lines += ["", *_describe_component(name, state)]
+    return lines
+
+
+def _describe_component(name: str, state: AdapterState) -> list[str]:
+    phase = "dash (launched)" if state.launched else "pre-launch" if state.dash_k else "plain LoRA"
+    compact = "compact, " if state.compact else ""
+    parameters = sum(state.tensors[f"{m}.{key}"].numel() for m in state.kinds for key in ("A", "B", "dsigma"))
+    lines = [
+        f"{name}: {compact}{len(state.kinds)} layers, rank {state.rank}, scaling {state.scaling:g}, "
+        f"dash_k {state.dash_k}, eps {state.eps:g}, {phase}",
+        f"  {parameters:,} trained numbers; base fingerprint {state.fingerprint}",
+    ]
+    width = max(len(m) for m in state.kinds)
+    if not state.launched:
+        return lines + [f"  {m:<{width}}  {_shape(state, m)}" for m in state.kinds]
+    lines.append(
+        f"  {'layer':<{width}}  {'shape':>11}  largest |dsigma|  "
+        "chosen directions (index of singular value, 0 = largest)"
+    )
+    for m in state.kinds:
+        largest = state.tensors[f"{m}.dsigma"].abs().max().item() if state.size(m)[3] else 0.0
+        chosen = " ".join(map(str, state.tensors[f"{m}.indices"].tolist()))
+        lines.append(f"  {m:<{width}}  {_shape(state, m)}  {largest:>16.3g}  {chosen}")
+    return lines
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def _shape(state: AdapterState, module: str) -> str:
+    out, in_, _, _ = state.size(module)
+    return f"{f'{out} x {in_}':>11}"
