@@ -29,7 +29,7 @@ HELP = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a benchmark and print its tables."""
-    args = _parser().parse_args(arguments)
+    args = make_parser().parse_args(arguments)
     try:
         if args.name == "exactness":
             from .exactness import report
@@ -83,7 +83,7 @@ def _measure(args: argparse.Namespace, settings: Settings) -> list[Table]:
     return run(settings, args.models, size, args.rank, args.dash_k)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measurements, one command each.")
     commands = parser.add_subparsers(dest="name", required=True)
     for name, text in HELP.items():

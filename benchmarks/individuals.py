@@ -381,8 +381,8 @@ def sheet(cases: Sequence[Case], arms: Sequence[Arm], file: Path, zoom: int = 2)
     picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run; 0 on success, 2 with one sentence on stderr otherwise."""
+def make_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.individuals", description=__doc__.split("\n")[0])
     parser.add_argument("output", type=Path, metavar="OUT", help="folder for runs, pictures and scores.json")
     parser.add_argument(
@@ -396,7 +396,12 @@ def main(arguments: list[str] | None = None) -> int:
     arms_from.add_argument("--plan", type=Path, metavar="FILE", help="arms from a YAML file instead, with comparisons")
     parser.add_argument("--base", type=Path, help="a pipeline folder instead of the shipped miniature")
     parser.add_argument("--places", type=int, default=12, help="held-out places an individual (default: 12)")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; 0 on success, 2 with one sentence on stderr otherwise."""
+    args = make_parser().parse_args(arguments)
     try:
         comparisons: list[Comparison] = []
         if args.plan:

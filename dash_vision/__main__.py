@@ -38,7 +38,7 @@ def _eval(arguments: Sequence[str]) -> int:
     except ImportError:  # in a checkout
         from eval.__main__ import main
 
-    return int(main(arguments))
+    return int(main(arguments, f"{NAME} eval"))
 
 
 # Programs with command lines of their own: name -> (what it does, its main).
@@ -50,7 +50,7 @@ PROGRAMS: dict[str, tuple[str, Run]] = {
 }
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog=NAME, description="LoRA-Dash for diffusion models and vision transformers.")
     commands = top.add_subparsers(dest="command", required=True)
     for name, (help_, _) in PROGRAMS.items():
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         parser = commands.add_parser(name, help=help_, description=help_)
         add(parser)
-        parser.set_defaults(run=run)
+        parser.set_defaults(action=run)
     return top
 
 
@@ -74,9 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[:1] and words[0] in PROGRAMS:
         sys.argv = [f"{NAME} {words[0]}", *words[1:]]  # what the program calls itself in its help and its errors
         return PROGRAMS[words[0]][1](words[1:])
-    args = _parser().parse_args(words)
+    args = make_parser().parse_args(words)
     try:
-        args.run(args)
+        args.action(args)
     except (InputError, ValueError) as error:
         return _fail(error, 2)
     except RunError as error:

@@ -1,9 +1,9 @@
-"""python -m eval figure --subject DIR --adapter lora=OUT1 --adapter dash=OUT2 --prompts "a {} in the snow" ... OUT.png
+"""python -m eval figure --subject DIR --adapter lora=OUT1 --adapter dash=OUT2 --prompts "a {} in the snow" -o OUT.png
 python -m eval vtab RESULTS... [--style markdown|latex|csv] [--published] [-o FILE]
-python -m eval curves RUNS... OUT.png
+python -m eval curves RUNS... -o OUT.png
 python -m eval report RUNS... -o report.html
 python -m eval subject --subject DIR --adapter lora=OUT1 --adapter dash=OUT2 -o OUT
-python -m eval directions RUN [--truth RUN_OR_FULL] OUT.png
+python -m eval directions RUN [--truth RUN_OR_FULL] -o OUT.png
 
 Exit status: 0; 1 when something was left out, one sentence for each on stderr; 2 when nothing could be made.
 """
@@ -44,8 +44,9 @@ class _Into(argparse.Action):
         block["adapters"].append((name, Path(folder)))
 
 
-def _parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m eval", description="Figures and tables from what runs left on disk.")
+def make_parser(prog: str = "python -m eval") -> argparse.ArgumentParser:
+    """What the commands take. prog: what the program calls itself."""
+    top = argparse.ArgumentParser(prog=prog, description="Figures and tables from what runs left on disk.")
     commands = top.add_subparsers(dest="command", required=True)
     figure = commands.add_parser(
         "figure",
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "subjects; {} in a prompt stands for the subject's name.",
     )
     _add_sampling(figure, "one tile per method for each")
-    figure.add_argument("out", type=Path, metavar="OUT", help="the .png or .pdf to write; comes last")
+    figure.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the .png or .pdf to write")
     figure.set_defaults(run=_figure)
     vtab = commands.add_parser("vtab", help="the accuracy table of VTAB-1k papers")
     vtab.add_argument("results", type=Path, nargs="+", metavar="RESULTS", help="result.json files, or folders of them")
@@ -126,7 +127,7 @@ def _add_curves(commands: Any) -> None:
     curves.add_argument(
         "runs", type=Path, nargs="+", metavar="RUNS", help="output folders of runs, or folders that hold some"
     )
-    curves.add_argument("out", type=Path, metavar="OUT", help="the .png or .pdf to write; comes last")
+    curves.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the .png or .pdf to write")
     curves.set_defaults(run=_curves)
 
 
@@ -143,13 +144,9 @@ def _add_report(commands: Any) -> None:
     report.set_defaults(run=_report)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m eval") -> int:
     """Run a command; the exit status."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    # OUT stands last, after a list of prompts that would swallow it: set it apart.
-    if words[:1] == ["figure"] and len(words) > 1 and not words[-1].startswith("-"):
-        words = ["figure", *words[1:-1], "--", words[-1]]
-    args = _parser().parse_args(words)
+    args = make_parser(prog).parse_args(arguments)
     # What libraries say that is no news to the user; before they are imported.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
@@ -190,7 +187,7 @@ def _add_directions(commands: Any) -> None:
     )
     directions.add_argument("--seed", type=int, default=0, help="of the random updates (default: 0)")
     directions.add_argument("--base", help="where the base is now (default: as the run says)")
-    directions.add_argument("out", type=Path, metavar="OUT", help="the .png or .pdf to write; comes last")
+    directions.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the .png or .pdf to write")
     directions.set_defaults(run=_directions)
 
 
@@ -245,7 +242,7 @@ def _report(args: argparse.Namespace) -> list[str]:
 
 def _figure(args: argparse.Namespace) -> list[str]:
     if not args.blocks:
-        raise InputError("no --subject; give --subject DIR --adapter NAME=OUT --prompts PROMPT ... OUT.png")
+        raise InputError("no --subject; give --subject DIR --adapter NAME=OUT --prompts PROMPT ... -o OUT.png")
     import torch
 
     from .figure import Block, make_figure

@@ -46,7 +46,7 @@ def room_of(dotted):
         return "command"
     if parts[:2] == ["dash_vision", "commands"]:
         return "commands"
-    if parts[0] == "eval":
+    if parts[0] == "eval" or parts[:2] == ["dash_vision", "evaluation"]:  # its name in an install
         return "eval"
     inner = parts[1:]
     if not inner:

@@ -216,6 +216,12 @@ class DreamBoothJob:
 
     def _compare(self, path: Path, state: dict[str, Any]) -> None:
         """Raises InputError where a checkpoint's settings, pictures or base are not those of this run."""
+        done = state["training"]["step"]
+        if done > self.plan.max_train_steps:
+            raise InputError(
+                f"{path} has {done} steps, --max_train_steps is {self.plan.max_train_steps}; give at least {done}, or "
+                "--overwrite to start anew"
+            )
         was, now = state["settings"], self._identity()
         if self._same_batches(state):
             now = {name: value for name, value in now.items() if name not in _SPLIT}
@@ -223,19 +229,13 @@ class DreamBoothJob:
             if name == "instance_data" and was.get(name) != value:
                 raise InputError(
                     f"the pictures or captions in {self.plan.settings.instance_data_dir} are not those that {path} was "
-                    "trained on; put them back, or give --overwrite to start anew"
+                    "trained on; put them back, or --overwrite to start anew"
                 )
             if was.get(name) != value:
                 raise InputError(
                     f"{path} was trained with --{name} {was.get(name)}, this run has {value}; give the same value to "
-                    "go on, or give --overwrite to start anew"
+                    "go on, or --overwrite to start anew"
                 )
-        done = state["training"]["step"]
-        if done > self.plan.max_train_steps:
-            raise InputError(
-                f"{path} has {done} steps, --max_train_steps is {self.plan.max_train_steps}; give at least {done}, or "
-                "--overwrite to start anew"
-            )
         for name, probes in self.probes.items():
             difference = compare_probes(probes, state["base"][name])
             if difference is not None:

@@ -66,7 +66,7 @@ def _report(args: argparse.Namespace) -> None:
     report(args.work, args.docs, args.weights, args.images)
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = argparse.ArgumentParser(prog="python -m dash_vision.miniature", description="The embedded miniature base.")
     commands = top.add_subparsers(dest="command", required=True)
@@ -115,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; 0 on success, 1 with one sentence on stderr otherwise."""
-    args = parser().parse_args(arguments)
+    args = make_parser().parse_args(arguments)
     try:
         args.run(args)
     except (ValueError, OSError, FloatingPointError) as error:

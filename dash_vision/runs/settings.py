@@ -72,7 +72,7 @@ def parse(cls: type[Settings], description: str, epilog: str, arguments: Sequenc
 
     Exits with status 2 and one sentence when something is unknown or of the wrong type; with 0 after --help.
     """
-    parser = _parser(cls, description, epilog)
+    parser = make_parser(cls, description, epilog)
     words = list(sys.argv[1:] if arguments is None else arguments)
     given, unknown = parser.parse_known_args(_underscored(words))
     if unknown:
@@ -150,7 +150,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
 
 
-def _parser(cls: type, description: str, epilog: str) -> argparse.ArgumentParser:
+def make_parser(cls: type, description: str, epilog: str) -> argparse.ArgumentParser:
     # Settings that are not given must not appear, so that a file's value is not hidden by a default.
     parser = _Parser(
         usage="%(prog)s [--config FILE] [settings]",

@@ -57,12 +57,38 @@ def test_going_on_with_another_number_of_processes_is_said(bases, tmp_path):
 def test_a_new_run_puts_old_checkpoints_aside(bases, tmp_path):
     train(settings(bases, tmp_path / "out", checkpointing_steps=4))
     lines = []
-    train(settings(bases, tmp_path / "out", max_train_steps=2, prelaunch_steps=1), lines)
+    train(settings(bases, tmp_path / "out", max_train_steps=2, prelaunch_steps=1, overwrite=True), lines)
     assert (tmp_path / "out/earlier-1/checkpoint-8.safetensors").is_file()
     assert any("earlier-1" in line for line in lines)
     lines = []
     prepare(settings(bases, tmp_path / "new", resume_from_checkpoint="latest"), lines)
     assert any("no checkpoint" in line for line in lines)
+
+
+def test_a_finished_run_is_replaced_only_on_demand(bases, tmp_path):
+    out = tmp_path / "out"
+    train(settings(bases, out, checkpointing_steps=4))
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    with pytest.raises(InputError, match=r"out holds a finished run; .*--overwrite"):
+        prepare(settings(bases, out))
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    assert prepare(settings(bases, out, resume_from_checkpoint="latest", max_train_steps=9)).training.step == 8
+    assert prepare(settings(bases, out, overwrite=True)).training.step == 0
+    with pytest.raises(InputError, match="leave one of them out"):
+        settings(bases, out, overwrite=True, resume_from_checkpoint="latest")
+
+
+def test_an_interrupted_run_goes_on_with_the_same_command(bases, tmp_path):
+    out = tmp_path / "out"
+    train(settings(bases, out, checkpointing_steps=4))
+    (out / "run.json").unlink()  # which the end of a run writes
+    (out / "checkpoint-8.safetensors").unlink()
+    lines = []
+    assert prepare(settings(bases, out), lines).training.step == 4
+    assert any("at step 4; --overwrite starts anew" in line for line in lines)
+    with pytest.raises(InputError, match="has 4 steps, --max_train_steps is 3; give at least 4, or --overwrite"):
+        prepare(settings(bases, out, max_train_steps=3, prelaunch_steps=2))
+    assert prepare(settings(bases, out, overwrite=True)).training.step == 0
 
 
 def test_a_lost_loss_stops_the_run_and_keeps_the_last_good_checkpoint(bases, tmp_path):

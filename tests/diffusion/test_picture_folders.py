@@ -177,7 +177,7 @@ def test_the_folder_of_the_pictures_is_no_output_folder(bases, tmp_path, capsys)
 def test_an_output_folder_inside_that_of_the_pictures_is_not_trained_on(bases, tmp_path, capsys):
     save_pictures(tmp_path / "dog", 2)
     for _ in range(2):
-        status, said = run(bases, tmp_path / "dog/out", capsys, "--instance_data", tmp_path / "dog")
+        status, said = run(bases, tmp_path / "dog/out", capsys, "--instance_data", tmp_path / "dog", "--overwrite")
         assert status == 0
         assert "pictures: 2 in" in said
     assert "did not look into 1 subfolder: out" in said

@@ -36,6 +36,7 @@ def test_buckets_captions_and_prior_preservation_train_together(bases, tmp_path)
     assert any("generating 2" in line for line in lines)
     before = [np.asarray(Image.open(p)).astype(int) for p in made]
     made[0].unlink()
+    config.overwrite = True
     lines = []
     prepare(config, lines)
     assert any("generating 1" in line for line in lines)

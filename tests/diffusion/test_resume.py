@@ -67,7 +67,7 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_from_there(bases, tmp_path):
     assert str(tmp_path / "cut/out/checkpoint-3.safetensors") in str(stopped.value)
     assert (tmp_path / "cut/out/checkpoint-3.safetensors").is_file()
     lines = []
-    train(settings(bases, tmp_path / "cut" / "out", resume_from_checkpoint="latest"), lines)
+    train(settings(bases, tmp_path / "cut" / "out"), lines)
     assert any("at step 3" in line for line in lines)
     assert (tmp_path / "cut/out/dash_adapter.safetensors").read_bytes() == (
         tmp_path / "whole/out/dash_adapter.safetensors"
@@ -109,7 +109,6 @@ def test_a_killed_process_loses_nothing(bases, tmp_path):
         *("--pretrained_model_name_or_path", str(bases / "sd"), "--rank", "2", "--dash_k", "3"),
         *("--max_train_steps", "40", "--prelaunch_steps", "4", "--train_batch_size", "2", "--learning_rate", "1e-2"),
         *("--num_inference_steps", "2", "--validation_prompt", "a photo of sks cat", "--checkpointing_steps", "1"),
-        *("--resume_from_checkpoint", "latest"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     for _ in range(3):

@@ -42,17 +42,17 @@ def test_curves_are_what_the_runs_recorded(recorded):
 def test_curves_of_good_runs_are_drawn_beside_broken_ones(recorded, tmp_path, capsys):
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut/run.json").write_text('{"kind": "dreamb')
-    assert main(["curves", str(recorded / "dream"), str(tmp_path / "cut"), str(tmp_path / "c.png")]) == 1
+    assert main(["curves", str(recorded / "dream"), str(tmp_path / "cut"), "-o", str(tmp_path / "c.png")]) == 1
     said = capsys.readouterr()
     assert said.err.count("\n") == 1
     assert "cut" in said.err
     assert "3 charts of 2 runs" in said.out
     with Image.open(tmp_path / "c.png") as page:
         assert page.width > 1500
-    assert main(["curves", str(tmp_path / "cut"), str(tmp_path / "d.png")]) == 2
-    assert main(["curves", str(recorded / "dream"), str(tmp_path / "d.gif")]) == 2
+    assert main(["curves", str(tmp_path / "cut"), "-o", str(tmp_path / "d.png")]) == 2
+    assert main(["curves", str(recorded / "dream"), "-o", str(tmp_path / "d.gif")]) == 2
     assert not (tmp_path / "d.png").exists()
-    assert main(["curves", str(recorded / "vtab"), str(tmp_path / "v.pdf")]) == 0
+    assert main(["curves", str(recorded / "vtab"), "-o", str(tmp_path / "v.pdf")]) == 0
     assert (tmp_path / "v.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -61,7 +61,7 @@ def test_too_many_runs_for_a_picture_are_one_sentence_and_several_charts_of_a_pa
     for i in range(MOST_LINES + 3):
         (tmp_path / "many" / f"run-{i:02d}").mkdir(parents=True)
         shutil.copy(source / "result.json", tmp_path / "many" / f"run-{i:02d}")
-    assert main(["curves", str(tmp_path / "many"), str(tmp_path / "c.png")]) == 2
+    assert main(["curves", str(tmp_path / "many"), "-o", str(tmp_path / "c.png")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "35 runs; one picture takes up to 32: name fewer" in said

@@ -22,7 +22,9 @@ from tests.support.charts import drawn_lines
 
 
 def directions(*words):
-    return main(["directions", "--draws", "20", *map(str, words)])
+    """The command, with the file to write as the last word."""
+    *rest, out = map(str, words)
+    return main(["directions", "--draws", "20", *rest, "-o", out])
 
 
 @pytest.fixture
@@ -242,7 +244,7 @@ def test_bad_input_is_one_sentence(recorded, tmp_path, capsys, words, sentence):
     places = {"RUNS": str(recorded), "HERE": str(tmp_path), "MINIATURE": str(pipeline_path())}
     for name, place in places.items():
         words = [word.replace(name, place) for word in words]
-    assert main(["directions", *words[:-1], str(tmp_path / words[-1])]) == 2
+    assert main(["directions", *words[:-1], "-o", str(tmp_path / words[-1])]) == 2
     said = capsys.readouterr().err
     assert sentence in said
     assert said.count("\n") == 1

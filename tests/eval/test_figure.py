@@ -38,7 +38,7 @@ def test_the_figure_has_the_paper_s_layout(runs, tmp_path, capsys):
 def test_figures_repeat_themselves_and_seeds_differ(runs, tmp_path):
     for name, extra in (("a", []), ("b", []), ("c", ["--seed", "1"])):
         words = ["figure", "--subject", str(runs / "cat"), "--adapter", f"dash={runs / 'dash'}", *extra]
-        assert main([*words, "--prompts", "a {}", str(tmp_path / f"{name}.png")]) == 0
+        assert main([*words, "--prompts", "a {}", "-o", str(tmp_path / f"{name}.png")]) == 0
     a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
     assert a == b
     assert a != c
@@ -48,7 +48,7 @@ def test_half_precision_draws_nearly_the_same(runs, tmp_path):
     pages = {}
     for dtype in ("float32", "bfloat16"):
         words = ["figure", "--subject", str(runs / "cat"), "--adapter", f"dash={runs / 'dash'}", "--dtype", dtype]
-        assert main([*words, "--prompts", "a {}", str(tmp_path / f"{dtype}.png")]) == 0
+        assert main([*words, "--prompts", "a {}", "-o", str(tmp_path / f"{dtype}.png")]) == 0
         with Image.open(tmp_path / f"{dtype}.png") as page:
             assert json.loads(page.text["dash-vision"])["blocks"][0]["dtype"] == dtype
             pages[dtype] = page.convert("RGB")
@@ -62,9 +62,9 @@ def test_adapters_of_other_layers_of_one_base_are_compared(runs, tmp_path, capsy
         train(settings(runs, tmp_path / name, lora_target=target, **few))
     words = ["figure", "--subject", str(runs / "cat"), "--adapter", f"dash={runs / 'dash'}"]
     words += [w for name in ("query", "key") for w in ("--adapter", f"{name}={tmp_path / name}")]
-    assert main([*words, "--prompts", "a {}", str(tmp_path / "a.png")]) == 0
+    assert main([*words, "--prompts", "a {}", "-o", str(tmp_path / "a.png")]) == 0
     words += ["--adapter", f"other={runs / 'other'}"]
-    assert main([*words, "--prompts", "a {}", str(tmp_path / "b.png")]) == 2
+    assert main([*words, "--prompts", "a {}", "-o", str(tmp_path / "b.png")]) == 2
     assert "different bases" in capsys.readouterr().err
 
 
@@ -72,9 +72,9 @@ def test_subjects_stack_and_pdf_is_written(runs, tmp_path):
     words = []
     for _ in range(2):
         words += ["--subject", str(runs / "cat"), "--adapter", f"dash={runs / 'dash'}", "--prompts", "a {}"]
-    assert main(["figure", *words, str(tmp_path / "two.png")]) == 0
-    assert main(["figure", *words[: len(words) // 2], str(tmp_path / "one.png")]) == 0
-    assert main(["figure", *words, str(tmp_path / "two.pdf")]) == 0
+    assert main(["figure", *words, "-o", str(tmp_path / "two.png")]) == 0
+    assert main(["figure", *words[: len(words) // 2], "-o", str(tmp_path / "one.png")]) == 0
+    assert main(["figure", *words, "-o", str(tmp_path / "two.pdf")]) == 0
     with Image.open(tmp_path / "two.png") as two, Image.open(tmp_path / "one.png") as one:
         assert two.width == one.width
         assert two.height == 2 * (one.height - 2 * MARGIN) + GAP + 2 * MARGIN

@@ -37,7 +37,9 @@ def test_bad_figures_are_one_sentence(runs, tmp_path, capsys, change, words):
     places |= {"CUT": tmp_path / "cut", "OLD": tmp_path / "old", "LESS": tmp_path / "less"}
     change = [w.split("=")[0] + f"={places[w.split('=')[1]]}" if w.split("=")[-1] in places else w for w in change]
     try:
-        status = main(["figure", "--subject", str(runs / "cat"), *change, "--prompts", "a {}", str(tmp_path / "o.png")])
+        status = main(
+            ["figure", "--subject", str(runs / "cat"), *change, "--prompts", "a {}", "-o", str(tmp_path / "o.png")]
+        )
     except SystemExit as stop:
         status = stop.code
     assert status == 2
@@ -65,7 +67,7 @@ def test_a_bad_part_costs_itself_only(runs, tmp_path, capsys):
     adapters["old"] = tmp_path / "old"
     words = ["figure", "--subject", str(tmp_path / "cat"), *(f"--adapter={n}={p}" for n, p in adapters.items())]
     empty = ["--subject", str(tmp_path), *words[3:6], "--prompts", "a {}"]  # a block of which nothing is left
-    assert main([*words, "--prompts", "a {}", *empty, str(tmp_path / "o.png")]) == 1
+    assert main([*words, "--prompts", "a {}", *empty, "-o", str(tmp_path / "o.png")]) == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 7
     for line, part in zip(
@@ -86,7 +88,7 @@ def test_settings_of_zero_are_taken(runs, tmp_path):
     story = {}
     for guidance in ("0", "1", "2.5"):
         out = tmp_path / f"{guidance}.png"
-        assert main([*words, "--guidance_scale", guidance, "--prompts", "a {}", str(out)]) == 0
+        assert main([*words, "--guidance_scale", guidance, "--prompts", "a {}", "-o", str(out)]) == 0
         with Image.open(out) as page:
             story[guidance] = json.loads(page.text["dash-vision"])
             story[guidance]["pixels"] = page.tobytes()
@@ -116,7 +118,7 @@ def test_runs_of_another_subject_do_not_stand_in_one_block(runs, tmp_path, capsy
         f"--adapter=a={runs / 'lora'}",
         f"--adapter=b={tmp_path / 'other'}",
     ]
-    assert main([*words, "--prompts", "a {}", str(tmp_path / "o.png")]) == 2
+    assert main([*words, "--prompts", "a {}", "-o", str(tmp_path / "o.png")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "different words or resolutions" in said
@@ -136,7 +138,7 @@ def test_runs_of_another_subject_do_not_stand_in_one_block(runs, tmp_path, capsy
 )
 def test_settings_that_cannot_be_used_are_one_sentence(runs, tmp_path, capsys, change, sentence):
     words = ["figure", "--subject", str(runs / "cat"), "--adapter", f"dash={runs / 'dash'}", "--prompts", "a {}"]
-    assert main([*words, *change, str(tmp_path / "o.png")]) == 2
+    assert main([*words, *change, "-o", str(tmp_path / "o.png")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert sentence in said
@@ -145,7 +147,7 @@ def test_settings_that_cannot_be_used_are_one_sentence(runs, tmp_path, capsys, c
 def test_a_folder_of_broken_pictures_is_no_subject(runs, tmp_path, capsys):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
     words = ["figure", "--subject", str(tmp_path), "--adapter", f"dash={runs / 'dash'}", "--prompts", "a {}"]
-    assert main([*words, str(tmp_path / "o.png")]) == 2
+    assert main([*words, "-o", str(tmp_path / "o.png")]) == 2
     assert f"no picture in {tmp_path} can be read" in capsys.readouterr().err
 
 
@@ -164,7 +166,7 @@ def test_a_file_that_cannot_be_written_is_named_before_anything_is_drawn(runs, t
 def test_a_wrong_base_draws_nothing(runs, bases, tmp_path, capsys, base):
     folder = {"sd2": runs / "sd2", "xl": bases / "sdxl"}[base]
     words = ["figure", "--subject", str(runs / "cat"), "--adapter", f"dash={runs / 'dash'}", "--base", str(folder)]
-    assert main([*words, "--prompts", "a {}", str(tmp_path / "o.png")]) == 2
+    assert main([*words, "--prompts", "a {}", "-o", str(tmp_path / "o.png")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert f"was trained on other weights than {folder} holds" in said
@@ -176,11 +178,11 @@ def test_an_adapter_that_does_not_fit_is_named(runs, tmp_path, capsys):
     path = tmp_path / "odd/pytorch_lora_weights.safetensors"
     save_file({key: torch.cat([t, t], dim=1) for key, t in load_file(path).items()}, path)
     words = ["figure", "--subject", str(runs / "cat"), "--adapter", f"odd={tmp_path / 'odd'}", "--prompts", "a {}"]
-    assert main([*words, str(tmp_path / "o.png")]) == 2
+    assert main([*words, "-o", str(tmp_path / "o.png")]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: odd: cannot load {path} in the base")
     assert said.count("\n") == 1
-    more = ["--adapter", f"dash={runs / 'dash'}", "--prompts", "a {}", str(tmp_path / "o.png")]
+    more = ["--adapter", f"dash={runs / 'dash'}", "--prompts", "a {}", "-o", str(tmp_path / "o.png")]
     assert main([*words[:5], *more]) == 1
     assert capsys.readouterr().err.startswith(f"error: left out: odd: cannot load {path} in the base")
     with Image.open(tmp_path / "o.png") as page:
@@ -194,7 +196,7 @@ def test_the_adapter_of_another_base_costs_itself_only(runs, tmp_path, capsys):
     capsys.readouterr()
     words = [f"--adapter=query={tmp_path / 'query'}", f"--adapter=odd={tmp_path / 'odd'}"]
     train(settings(runs, tmp_path / "query", **(few | {"lora_target": ["to_k"]})))
-    figure = ["figure", "--subject", str(runs / "cat"), *words, "--prompts", "a {}", str(tmp_path / "o.png")]
+    figure = ["figure", "--subject", str(runs / "cat"), *words, "--prompts", "a {}", "-o", str(tmp_path / "o.png")]
     assert main(figure) == 1  # no layer in common: only the base's weights tell
     said = capsys.readouterr().err
     assert f"error: left out: odd: {tmp_path / 'odd'} was trained on other weights than {runs / 'sd'} holds" in said

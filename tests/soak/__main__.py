@@ -82,13 +82,18 @@ def soak(folder: Path, parts: list[str], extent: Extent, minutes: float, seed: i
         yield memory(folder / "memory", extent.cycles, extent.steps)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def make_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description="Does a run lose anything?")
     parser.add_argument("--minutes", type=float, default=0, help="go on killing for this long (default: 50 kills each)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     parser.add_argument("--short", action="store_true", help="a few of each, as the test suite does")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = make_parser().parse_args(arguments)
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="dash-vision-soak-"))
     folder.chmod(0o755)  # for the child that gives up its rights

@@ -14,7 +14,7 @@ def figure_of(runs, out, *adapters, prompts=("a photo of {}", "a {} in the snow"
     words = ["figure", "--subject", str(runs / "cat")]
     for adapter in adapters:
         words += ["--adapter", f"{adapter}={runs / adapter}"]
-    return main([*words, "--prompts", *prompts, str(out)])
+    return main([*words, "--prompts", *prompts, "-o", str(out)])
 
 
 def painted_sheet(colour, columns=1, inputs=2):
