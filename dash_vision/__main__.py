@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from .commands import adapters, generate
 from .files.errors import InputError, RunError
+from .runs.cores import choose_threads
 from .runs.faults import fail, report
 from .runs.settings import reader_gone
 
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.argv = [f"{NAME} {words[0]}", *words[1:]]  # what the program calls itself in its help and its errors
         return PROGRAMS[words[0]][1](words[1:])
     args = make_parser().parse_args(words)
+    choose_threads()
     try:
         return _act(args)
     except Exception as error:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..files.errors import InputError, RunError, Stopped
 from ..miniature import MINIATURE
 from ..runs.cores import choose_threads
-from ..runs.faults import fail, hidden, printable_streams, report
+from ..runs.faults import fail, hidden, launcher_note, printable_streams, report
 from ..runs.settings import parse
 from .config import DreamBoothConfig
 from .early import look
@@ -27,6 +27,7 @@ EPILOG = """examples:
   accelerate launch train_dreambooth.py --instance_data cat/ --dash_k 8
   accelerate launch train_dreambooth.py --instance_data my_dog/ --instance_prompt "a photo of sks dog" \\
       --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 --mixed_precision fp16
+  python train_dreambooth.py --instance_data cat/       a single process needs no launcher
 
 exit status: 0 finished; 1 could not go on; 2 wrong settings or input; 128 + n stopped by signal n, checkpoint written
 (accelerate launch itself reports every failure as 1)
@@ -64,7 +65,7 @@ def _main(config: DreamBoothConfig) -> int:
         _run(config, runtime)
     except Stopped as stopped:
         if runtime and runtime.main:
-            print(f"stopped by {stopped.signal}; {stopped}; the same command goes on from there")
+            print(f"stopped by {stopped.signal}; {stopped}; the same command goes on from there{launcher_note()}")
         return 128 + stopped.signum
     except InputError as error:
         return _fail(str(error), 2)
