@@ -110,7 +110,11 @@ def _explain(error: Exception, runtime: Runtime | None) -> str | None:
     """What to tell the user of an error of torch; None where there is nothing better than a report."""
     from ..runs.runtime import compile_failure, memory_failure
 
-    known = compile_failure(error) or memory_failure(error)
+    advice = (
+        "try --mixed_precision bf16 (or fp16), --gradient_checkpointing, --train_batch_size 1 or a smaller "
+        "--resolution; checkpoints and adapters written before are kept"
+    )
+    known = compile_failure(error) or memory_failure(error, advice)
     if known or runtime is None or runtime.world == 1:
         return known
     # torch has no error of its own for a peer that is gone: gloo's is a plain RuntimeError.
