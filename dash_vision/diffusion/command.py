@@ -17,7 +17,6 @@ from ..runs.cores import choose_threads
 from ..runs.faults import fail, hidden, launcher_note, printable_streams, report
 from ..runs.settings import parse
 from .config import DreamBoothConfig
-from .early import look
 
 if TYPE_CHECKING:
     from ..runs.runtime import Runtime
@@ -54,8 +53,10 @@ def _main(config: DreamBoothConfig) -> int:
     folder = Path(config.output_dir).expanduser()
     runtime: Runtime | None = None
     try:
+        # Each as late as can be: --help and wrong settings wait for no library, missing pictures not for torch.
+        from .early import look
+
         look(config)
-        # Only now, so that --help, wrong settings and missing pictures do not wait for torch.
         choose_threads(small=config.pretrained_model_name_or_path in (None, MINIATURE))
         from ..runs.runtime import make_runtime
 
