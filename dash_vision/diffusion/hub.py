@@ -11,10 +11,11 @@ from .config import DreamBoothConfig
 def check_token(settings: DreamBoothConfig) -> None:
     """Raises InputError where the hub cannot be reached or does not let the user write."""
     import huggingface_hub
+    from huggingface_hub import constants  # which the library imports only when it is asked for
 
     token = settings.hub_token or huggingface_hub.get_token()
     remedy = "log in with hf auth login, or leave out --push_to_hub"
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
         raise InputError("--push_to_hub does not go with HF_HUB_OFFLINE, which is set; leave one of them out")
     if not token:
         raise InputError(f"--push_to_hub needs a token of the hub, and there is none; {remedy}")

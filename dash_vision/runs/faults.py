@@ -104,7 +104,7 @@ def _describe(error: BaseException, arguments: Sequence[str]) -> str:
         ", ".join(f"{name} {number}" for name, number in installed_versions(_PACKAGES).items()),
         *_devices(),
         "",
-        *traceback.format_exception(error),
+        "".join(traceback.format_exception(error)),
     ]
     return _without_tokens("\n".join(lines), arguments)
 

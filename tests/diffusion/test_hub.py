@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from dash_vision.diffusion.config import DreamBoothConfig
 from dash_vision.diffusion.hub import check_token, push
@@ -20,7 +21,7 @@ class Hub:
         self.calls, self.role, self.fails = [], role, fails
         monkeypatch.setattr(huggingface_hub, "HfApi", self.api)
         monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
     def api(self, token=None):
         self.calls.append(("token", token))
@@ -56,7 +57,7 @@ def test_a_token_is_needed_and_must_be_able_to_write(monkeypatch):
     Hub(monkeypatch, fails="whoami")
     with pytest.raises(InputError, match="the hub does not take the token"):
         check_token(config(hub_token=TOKEN))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="HF_HUB_OFFLINE"):
         check_token(config(hub_token=TOKEN))
 

@@ -174,8 +174,8 @@ def test_a_token_is_in_no_record():
 def test_the_hub_library_keeps_what_it_fetches_in_the_folder_given(tmp_path):
     code = (
         "import sys\nfrom dash_vision.diffusion import command, early\n"
-        "def look(config):\n    import huggingface_hub\n"
-        "    print(huggingface_hub.constants.HF_HUB_CACHE)\n    sys.exit()\n"
+        "def look(config):\n    from huggingface_hub import constants\n"
+        "    print(constants.HF_HUB_CACHE)\n    sys.exit()\n"
         "early.look = look\ncommand.main(['--instance_data', 'x', '--cache_dir', sys.argv[1]])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
