@@ -69,6 +69,7 @@ class Training:
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 0
+    after_update: Callable[[int], None] | None = None
 
     step: int = 0
     updates: int = 0
@@ -158,7 +159,6 @@ def train(job: Job, training: Training, runtime: Runtime, until: int, stop: Stop
         t.set_rates()
         for optimizer in optimizers:
             optimizer.step()
-            optimizer.zero_grad()
         t.step += 1
 
         if runtime.step_was_skipped:  # fp16: the gradients overflowed, no weight was changed, the loss scale goes down
@@ -169,7 +169,11 @@ def train(job: Job, training: Training, runtime: Runtime, until: int, stop: Stop
             if norm is not None:
                 # A gradient that is not finite has just spoilt the weights, though this step's loss may look well.
                 mean = torch.where(torch.isfinite(norm), mean, norm.to(mean) * 0)
+            if t.after_update is not None:
+                t.after_update(t.updates)
             _count(t)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         pending.append(mean)
 
         # Each look at the losses makes a GPU wait, so they are looked at together.
