@@ -180,10 +180,10 @@ class _Execution:
 
     def _train(self, run: Run, train: str, val: str | None, stage: int, until: int, dash: bool = True) -> VtabJob:
         """One training of the protocol, from where the checkpoint left it. dash: whether its launch may come."""
-        tuned = prepare(run, self.backbone, self.run.task.classes)
+        images, val_images = self.data.split(train), self.data.split(val) if val else None
+        tuned = prepare(run, self.backbone, self.run.task.classes, Plan.of(run, len(images)).steps)
         tuned.may_launch = dash
         phase = "select" if val else "retrain"
-        images, val_images = self.data.split(train), self.data.split(val) if val else None
         job = VtabJob(run, tuned, self.backbone, images, val_images, self.runtime, stage, phase, self._save)
         state, self.job_state = self.job_state, None
         if state is not None:
@@ -300,6 +300,7 @@ class _Execution:
             versions=installed_versions(PACKAGES),
             retrain_losses=[score.train_loss for score in job.curve] if job else [],
             optimizer_steps=job.step if job else None,
+            untrained=job.training.untrained if job else [],
         )
 
 

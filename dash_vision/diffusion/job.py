@@ -24,6 +24,7 @@ from ..files.atomic import FolderLock
 from ..files.checkpoint import load_checkpoint
 from ..files.errors import InputError
 from ..files.fingerprints import compare_probes
+from ..runs.gradients import untrained_sentence
 from ..runs.loop import Training
 from ..runs.runtime import Runtime
 from .checkpoints import checkpoint_path, write_checkpoint
@@ -161,6 +162,10 @@ class DreamBoothJob:
             self._bar.set_description_str("dash")
             if self.runtime.main:
                 self._bar.write(f"step {launch['step']}: {report}")
+
+    def untrained(self, names: Sequence[str], unused: bool) -> None:
+        """Say which tensors are not trained."""
+        self.say(f"warning: {untrained_sentence(names, unused)}")
 
     # -- checkpoints
 

@@ -168,6 +168,7 @@ def describe(job: DreamBoothJob) -> DreamBoothRecord:
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(job.started)),
         seconds=round(time.time() - job.started, 1),
         versions=installed_versions(PACKAGES),
+        untrained=training.untrained,
     )
 
 

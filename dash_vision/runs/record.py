@@ -49,7 +49,7 @@ class BaseRecord:
 class DreamBoothRecord:
     """A DreamBooth run. subject: "sks cat" of "a photo of sks cat". validation_prompts: of samples.png, column by
     column. instance_digest: of the pictures' pixels. arguments: every setting, after the base's defaults. losses: of
-    every optimizer step. timings, seconds: in seconds."""
+    every optimizer step. timings, seconds: in seconds. untrained: trainable tensors that had no gradient."""
 
     KIND: ClassVar[str] = "dreambooth"
 
@@ -74,6 +74,7 @@ class DreamBoothRecord:
     started: str
     seconds: float
     versions: dict[str, str]
+    untrained: list[str] = field(default_factory=list)
     kind: str = KIND
 
 
@@ -83,7 +84,8 @@ class VtabRecord:
     stayed closed. selection: the curves on val200 and what was chosen from them (classification.protocol.Selection).
     launch: of the retraining. images: by split. parameters: numbers in the model, trained ones, and trained ones
     outside the head; None where nothing was retrained. arguments: everything that the result depends on. seconds: by
-    part of the run. retrain_losses: mean loss of every epoch of the retraining. optimizer_steps: of the retraining."""
+    part of the run. retrain_losses: mean loss of every epoch of the retraining. optimizer_steps: of the retraining.
+    untrained: trainable tensors that had no gradient in it."""
 
     KIND: ClassVar[str] = "vtab"
 
@@ -113,6 +115,7 @@ class VtabRecord:
     versions: dict[str, str]
     retrain_losses: list[float] = field(default_factory=list)
     optimizer_steps: int | None = None
+    untrained: list[str] = field(default_factory=list)
     kind: str = KIND
 
 

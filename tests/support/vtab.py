@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from dash_vision.bases.backbones import Backbone, describe
 from dash_vision.classification.config import VtabConfig
-from dash_vision.classification.job import VtabJob
+from dash_vision.classification.job import Plan, VtabJob
 from dash_vision.classification.methods import prepare
 from dash_vision.classification.run import backbone_of, execute, open_data
 from dash_vision.runs.runtime import make_runtime
@@ -109,8 +109,9 @@ def job_of(tmp_path, runtime=None, **settings):
     """The job that selects the epoch of `one_run`."""
     run = one_run(tmp_path, **settings)
     data, backbone = open_data(run), backbone_of(run)
-    tuned = prepare(run, backbone, run.task.classes)
-    return VtabJob(run, tuned, backbone, data.split("train800"), data.split("val200"), runtime or cpu(), 0)
+    images = data.split("train800")
+    tuned = prepare(run, backbone, run.task.classes, Plan.of(run, len(images)).steps)
+    return VtabJob(run, tuned, backbone, images, data.split("val200"), runtime or cpu(), 0)
 
 
 def fit(job, until):

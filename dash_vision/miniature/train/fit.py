@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...files.checkpoint import load_checkpoint, save_checkpoint
 from ...files.errors import InputError, Stopped
+from ...runs.gradients import untrained_sentence
 from ...runs.loop import Training, train
 from ...runs.runtime import fast_in_bf16, make_runtime, usual_precision
 from ...runs.seeds import stream
@@ -216,6 +217,10 @@ class Fit:
             "training": self.training.state_dict(self.runtime),
         }
         save_checkpoint(self.checkpoint, state)
+
+    def untrained(self, names: Sequence[str], unused: bool) -> None:
+        """Say which tensors are not trained."""
+        print(f"{self.name}: {untrained_sentence(names, unused)}", flush=True)
 
     # -- the weights
 
