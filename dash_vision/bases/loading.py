@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..files.errors import InputError
-from . import reasons
+from . import identity, reasons
 from .family import Defaults, Family
 from .miniature import DEFAULTS, MINIATURE, NOTE, pipeline_path
 from .noise import NoiseOptions, NoiseProcess
@@ -40,6 +40,7 @@ class Base:
     defaults: Defaults
     specification: dict[str, Any] = field(default_factory=dict)
     note: str | None = None
+    _digests: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def embedded(self) -> bool:
@@ -78,6 +79,21 @@ class Base:
         """Every network of the base by its name in the pipeline."""
         names = ("vae", self.family.denoiser, *self.family.text_encoders)
         return {name: getattr(self.pipeline, name) for name in names}
+
+    def identity(self) -> dict[str, str]:
+        """Digests of all that a run on this base depends on, by name: networks, tokenizers, the noise process.
+
+        They are of the networks as they were loaded: ask for them before a network is changed or cast. The first call
+        reads all weights; later ones answer the same.
+        """
+        if not self._digests:
+            tokenizers = {name: part for name, part in self.pipeline.components.items() if name.startswith("tokenizer")}
+            self._digests = {name: identity.of_network(network) for name, network in self.components().items()}
+            self._digests |= {
+                name: identity.of_tokenizer(part) for name, part in tokenizers.items() if part is not None
+            }
+            self._digests["noise process"] = identity.of_values(self.noise())
+        return dict(self._digests)
 
 
 def load_base(
