@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from ..files.errors import InputError
 from ..miniature import MINIATURE, WEIGHTS
+from . import reasons
+from .reasons import explained
 
 MINIATURE_WEIGHTS = WEIGHTS / "vit.safetensors"
 MINIATURE_SHAPE: dict[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4}
@@ -206,18 +208,8 @@ def _timm(backbone: Backbone, classes: int, drop_path: float) -> nn.Module:
     fetch = not (backbone.random or backbone.checkpoint)
     if backbone.revision and info:
         options["pretrained_cfg_overlay"] = {"hf_hub_id": f"{info.hf_hub_id}@{backbone.revision}"}
-    try:
-        with _silent_timm():
-            model = timm.create_model(backbone.name, pretrained=fetch, **options)
-    except TypeError as error:
-        raise InputError(
-            f"{backbone.name} cannot be built with {', '.join(k for k in options if options[k] is not None)} "
-            f"({error}); choose a vision transformer, or its own --image_size and --drop_path 0"
-        ) from None
-    except Exception as error:  # the hub client, the network and timm raise errors of many libraries
-        if not fetch:
-            raise
-        raise InputError(_no_weights(backbone.name, error)) from None
+    with explained(lambda error: _no_model(backbone, error, fetch, options)), _silent_timm():
+        model = timm.create_model(backbone.name, pretrained=fetch, **options)
     if backbone.checkpoint:
         _load_checkpoint(model, Path(backbone.checkpoint))
     return model
@@ -235,12 +227,21 @@ def _silent_timm() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _no_weights(name: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+def _no_model(backbone: Backbone, error: Exception, fetch: bool, options: dict[str, Any]) -> str:
+    """Why timm could not build the model, or not load its weights."""
+    name, general = backbone.name, reasons.needed(error) or reasons.disk(error)
+    if general:
+        return f"cannot build {name}: {general}"
+    hub = reasons.of_hub(error)
+    if isinstance(error, TypeError | AssertionError) or not fetch:
+        return (
+            f"{name} cannot be built with {', '.join(k for k in options if options[k] is not None)} "
+            f"({reasons.quoted(error)}); choose a vision transformer, or its own --image_size and --drop_path 0"
+        )
     return (
-        f"could not fetch the weights of {name} from the Hugging Face hub ({reason}). Check the network; or download "
-        f"the file where there is one and give it with --checkpoint FILE (.safetensors or .npz); or use --model "
-        f"{MINIATURE}, which needs no download"
+        f"could not fetch the weights of {name} from the Hugging Face hub ({hub or reasons.quoted(error)}). Check the "
+        f"network; or download the file where there is one and give it with --checkpoint FILE (.safetensors or .npz); "
+        f"or use --model {MINIATURE}, which needs no download"
     )
 
 
@@ -251,10 +252,8 @@ def _load_checkpoint(model: nn.Module, path: Path) -> None:
     read_npz = getattr(model, "load_pretrained", None)
     if read_npz is None:
         raise InputError(f"{path.name}: only VisionTransformer models read .npz; this one is a {type(model).__name__}")
-    try:
-        read_npz(str(path))
-    except Exception as error:  # a foreign .npz fails wherever its first missing key or odd shape is met
-        raise InputError(f"{path} holds no weights of this model ({type(error).__name__}: {error})") from None
+    with explained(lambda error: f"{path} holds no weights of this model ({type(error).__name__}: {error})"):
+        read_npz(str(path))  # of a foreign .npz it fails wherever the first missing key or odd shape is met
 
 
 def _load_safetensors(model: nn.Module, path: Path) -> None:
@@ -264,13 +263,11 @@ def _load_safetensors(model: nn.Module, path: Path) -> None:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is no complete .safetensors file ({error}); download it again") from None
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    try:
+    with explained(lambda error: f"{path} holds no weights of this model: {reasons.quoted(error)}"):
         state = convert(dict(state), model) if convert else state
         heads = tuple(f"{name}." for name in head_names(model))
         state = {key: tensor for key, tensor in state.items() if not key.startswith(heads)}
         outcome = model.load_state_dict(state, strict=False)
-    except (RuntimeError, KeyError, AttributeError, ValueError) as error:
-        raise InputError(f"{path} holds no weights of this model: {' '.join(str(error).split())[:300]}") from None
     missing = [key for key in outcome.missing_keys if not key.startswith(heads)]
     strange = [key for key in outcome.unexpected_keys if not key.startswith(_BEYOND_TRUNK)]
     if missing or strange:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,15 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..files.errors import InputError
+from . import identity, reasons
 from .family import Defaults, Family
 from .miniature import DEFAULTS, MINIATURE, NOTE, pipeline_path
 from .noise import NoiseOptions, NoiseProcess
+from .reasons import explained
 from .sdxl import StableDiffusionXL
 from .stable_diffusion import StableDiffusion
 
+_LIBRARIES = ("diffusers", "transformers")
 FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL())
 
 
@@ -36,6 +40,7 @@ class Base:
     defaults: Defaults
     specification: dict[str, Any] = field(default_factory=dict)
     note: str | None = None
+    _digests: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def embedded(self) -> bool:
@@ -74,6 +79,21 @@ class Base:
         """Every network of the base by its name in the pipeline."""
         names = ("vae", self.family.denoiser, *self.family.text_encoders)
         return {name: getattr(self.pipeline, name) for name in names}
+
+    def identity(self) -> dict[str, str]:
+        """Digests of all that a run on this base depends on, by name: networks, tokenizers, the noise process.
+
+        They are of the networks as they were loaded: ask for them before a network is changed or cast. The first call
+        reads all weights; later ones answer the same.
+        """
+        if not self._digests:
+            tokenizers = {name: part for name, part in self.pipeline.components.items() if name.startswith("tokenizer")}
+            self._digests = {name: identity.of_network(network) for name, network in self.components().items()}
+            self._digests |= {
+                name: identity.of_tokenizer(part) for name, part in tokenizers.items() if part is not None
+            }
+            self._digests["noise process"] = identity.of_values(self.noise())
+        return dict(self._digests)
 
 
 def load_base(
@@ -125,16 +145,55 @@ def load_base(
 def _load_repository(name: str, revision: str | None, variant: str | None) -> tuple[Any, Family]:
     import diffusers
 
+    if Path(name).is_dir():
+        return _load_folder(Path(name), name, variant)
     where = {"revision": revision} if revision else {}
-    with _plain_words(name):
+    with explained(lambda error: _refusal(name, reasons.of_name(name, error, revision, variant))):
         index = diffusers.DiffusionPipeline.load_config(name, **where)
-    family = _family_of(str(index.get("_class_name")), name)
+        options = _family_of(index, name).loading_options()
+        folder = diffusers.DiffusionPipeline.download(name, variant=variant, use_safetensors=True, **options, **where)
+    return _load_folder(Path(folder), name, variant)
+
+
+def _load_folder(folder: Path, name: str, variant: str | None) -> tuple[Any, Family]:
+    """The pipeline in a folder. name: as the user calls it."""
+    import diffusers
+
+    with explained(lambda error: _refusal(name, reasons.of_folder(folder, error, (), variant))):
+        index = diffusers.DiffusionPipeline.load_config(str(folder))
+    family = _family_of(index, name)
     options = family.loading_options()
-    with _plain_words(name), _without_bars() if Path(name).is_dir() else contextlib.nullcontext():
+    parts = ("vae", family.denoiser, *(part for part in family.text_encoders if index.get(part, [None])[-1]))
+    used = {part: kind for part, kind in index.items() if part not in options}
+    with explained(lambda error: _refusal(name, reasons.of_folder(folder, error, parts, variant, used))), _quiet():
+        for part in parts:
+            library, kind = index[part]
+            if library in _LIBRARIES:  # of others diffusers says what they are; nothing that a file names is imported
+                options[part] = _load_network(name, library, kind, folder / part, variant)
         pipeline = getattr(diffusers, family.pipeline_class).from_pretrained(
-            name, variant=variant, torch_dtype=torch.float32, use_safetensors=True, **options, **where
+            str(folder), torch_dtype=torch.float32, use_safetensors=True, **options
         )
+    unused = reasons.without_variant(folder, parts, variant) if variant else None
+    if unused:
+        raise InputError(_refusal(name, unused))
     return pipeline, family
+
+
+def _load_network(name: str, library: str, kind: str, folder: Path, variant: str | None) -> nn.Module:
+    """One network of the base `name`, in float32. Raises InputError where its files lack some of its tensors: the
+    libraries would leave random numbers there, with a warning."""
+    dtype = "torch_dtype" if library == "diffusers" else "dtype"
+    with explained(lambda error: _refusal(name, reasons.of_network(folder, error, library, kind, variant))):
+        network, report = getattr(importlib.import_module(library), kind).from_pretrained(
+            str(folder),
+            variant=reasons.variant_for(folder, variant),
+            use_safetensors=True,
+            output_loading_info=True,
+            **{dtype: torch.float32},
+        )
+    if report["missing_keys"]:
+        raise InputError(_refusal(name, reasons.missing_tensors(folder.name, report["missing_keys"])))
+    return network
 
 
 def _load_file(path: Path, config: str | None) -> tuple[Any, Family]:
@@ -145,11 +204,24 @@ def _load_file(path: Path, config: str | None) -> tuple[Any, Family]:
             f"{path} is not a .safetensors file; other formats can run code when they are opened: convert it first"
         )
     family = _family_of_file(path)
-    with _plain_words(str(path)), _without_bars():
+    with explained(lambda error: _refusal(str(path), reasons.of_file(path, error, config))), _quiet():
         pipeline = getattr(diffusers, family.pipeline_class).from_single_file(
-            str(path), torch_dtype=torch.float32, **({"config": config} if config else {})
+            str(path),
+            torch_dtype=torch.float32,
+            **family.loading_options(),
+            **({"config": config} if config else {}),
         )
+    networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    if any(tensor.is_meta for network in networks for tensor in network.parameters()):
+        raise InputError(_refusal(str(path), reasons.incomplete_file()))
     return pipeline, family
+
+
+def _refusal(name: str, reason: str) -> str:
+    return (
+        f"cannot load the base {name}: {reason}; without --pretrained_model_name_or_path the run trains on the "
+        "embedded miniature"
+    )
 
 
 def _expanded(name: str | None) -> str | None:
@@ -166,13 +238,14 @@ def _absolute(name: str | None) -> str | None:
 
 def _load_vae(kind: Any, name: str, revision: str | None) -> Any:
     where = {"revision": revision} if revision else {}
-    with _plain_words(name):
+    with explained(lambda error: f"cannot load the VAE {name}: {reasons.of_vae(name, error)}"), _quiet():
         if Path(name).is_file():
             return kind.from_single_file(name, torch_dtype=torch.float32)
         return kind.from_pretrained(name, torch_dtype=torch.float32, use_safetensors=True, **where)
 
 
-def _family_of(pipeline_class: str, name: str) -> Family:
+def _family_of(index: Any, name: str) -> Family:
+    pipeline_class = index.get("_class_name")
     for family in FAMILIES:
         if family.pipeline_class == pipeline_class:
             return family
@@ -196,44 +269,7 @@ def _family_of_file(path: Path) -> Family:
 
 
 @contextlib.contextmanager
-def _plain_words(name: str) -> Iterator[None]:
-    """A failure to load `name` as one sentence with the next step."""
-    from huggingface_hub import constants
-
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        folder = Path(name).expanduser()
-        first = " ".join(str(error).split())[:300] or type(error).__name__
-        if folder.is_dir() and not (folder / "model_index.json").is_file():
-            reason = "it has no model_index.json, so it is no diffusers model folder; give the folder that holds one"
-        elif folder.is_file():
-            reason = (
-                f"{first}; a single file holds no configuration: that comes from the hub, or from a local folder by "
-                "--single_file_config"
-            )
-        elif folder.exists():
-            reason = f"{first}; check that the folder is complete"
-        elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-            reason = "there is no such folder; check the path"
-        elif constants.HF_HUB_OFFLINE:
-            reason = (
-                "there is no such folder here, and it is not in the hub cache while HF_HUB_OFFLINE is set; unset it, "
-                "or give a local folder"
-            )
-        else:
-            reason = (
-                f"there is no such folder here and the hub gave: {first}; check the name, the network, and for gated "
-                "models `hf auth login`"
-            )
-        raise InputError(
-            f"cannot load the base {name}: {reason}; without --pretrained_model_name_or_path the run trains on the "
-            "embedded miniature"
-        ) from None
-
-
-@contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """No progress bars of the libraries: reading local files takes a moment. Downloads keep theirs."""
     import diffusers
     import transformers

@@ -35,8 +35,8 @@ class StableDiffusionXL(StableDiffusion):
         return any(key.startswith("conditioner.embedders.1.") for key in keys)
 
     def loading_options(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
+        """As of Stable Diffusion, which has a checker more."""
+        return {"feature_extractor": None, "image_encoder": None}
 
     def about(self, pipeline: Any) -> About:
         """See Family."""

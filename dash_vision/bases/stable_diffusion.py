@@ -49,28 +49,57 @@ class StableDiffusion(Family):
         return any(key.startswith("cond_stage_model.") for key in keys)
 
     def loading_options(self) -> dict[str, Any]:
-        """The checker and its pictures' preprocessor are of no use in training, and some copies lack them."""
-        return {"safety_checker": None, "requires_safety_checker": False}
+        """No part that looks at pictures: none is of use here, and some copies lack them."""
+        return {
+            "safety_checker": None,
+            "feature_extractor": None,
+            "image_encoder": None,
+            "requires_safety_checker": False,
+        }
 
     def check(self, name: str, pipeline: Any) -> None:
         """See Family."""
-        unet, vae = pipeline.unet.config, pipeline.vae.config
-        kind = type(pipeline.scheduler).__name__
-        if int(unet.in_channels) != int(vae.latent_channels):
-            raise InputError(
-                f"the base {name} takes {unet.in_channels} input channels, its VAE makes {vae.latent_channels}: an "
-                "inpainting or depth model cannot be trained here; give a text-to-image base"
+        for part in self.text_encoders:
+            self._check_text(
+                name, getattr(pipeline, part), getattr(pipeline, part.replace("text_encoder", "tokenizer"))
             )
-        if kind.startswith("EDM") or getattr(vae, "latents_mean", None) is not None:
+        self._check_denoiser(name, pipeline)
+        ddpm = hasattr(pipeline.scheduler, "alphas_cumprod")
+        if not ddpm or getattr(pipeline.vae.config, "latents_mean", None) is not None:
             raise InputError(
-                f"the base {name} has a noise process of its own ({kind}); dash-vision trains SD 1.x, 2.x and SDXL as "
-                "they were published"
+                f"the base {name} has a noise process of its own ({type(pipeline.scheduler).__name__}); dash-vision "
+                "trains SD 1.x, 2.x and SDXL as they were published"
             )
         prediction = str(pipeline.scheduler.config.prediction_type)
         if prediction not in _PREDICTIONS:
             raise InputError(
                 f"the base {name} predicts {prediction!r}; dash-vision trains bases that predict epsilon or "
                 "v_prediction"
+            )
+
+    @staticmethod
+    def _check_text(name: str, encoder: Any, tokenizer: Any) -> None:
+        """Raises InputError where a text encoder or its tokenizer is missing: a tokenizer without its files loads as
+        one that knows no word."""
+        if encoder is None or tokenizer is None:
+            raise InputError(
+                f"the base {name} lacks a text encoder or its tokenizer; give a base that has all its parts"
+            )
+        words, known = len(tokenizer.get_vocab()), int(encoder.config.vocab_size)
+        tokens, read = int(tokenizer.model_max_length), int(encoder.config.max_position_embeddings)
+        if words < known // 2 or tokens > read:
+            raise InputError(
+                f"a tokenizer of the base {name} has {words} words and prompts of up to {tokens:.2g} tokens, its text "
+                f"encoder {known} words and {read} tokens; fetch the tokenizer's files again"
+            )
+
+    def _check_denoiser(self, name: str, pipeline: Any) -> None:
+        """Raises InputError where the UNet asks for an input that this family does not give."""
+        unet, vae = pipeline.unet.config, pipeline.vae.config
+        if int(unet.in_channels) != int(vae.latent_channels):
+            raise InputError(
+                f"the base {name} takes {unet.in_channels} input channels, its VAE makes {vae.latent_channels}: an "
+                "inpainting or depth model cannot be trained here; give a text-to-image base"
             )
 
     def about(self, pipeline: Any) -> About:

@@ -145,6 +145,7 @@ def describe(job: DreamBoothJob) -> DreamBoothRecord:
         family=job.base.family.name,
         fingerprints={name: fingerprint(probes) for name, probes in job.probes.items()},
         specification=job.base.specification,
+        identity=job.base.identity(),
     )
     return DreamBoothRecord(
         method="dash" if plan.settings.dash_k else "lora",

@@ -145,6 +145,7 @@ def _load(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> Base:
             settings.prediction_type,
             settings.vae_revision,
         )
+    base.identity()  # of the weights as they were loaded, before any is cast
     parameters = sum(p.numel() for p in base.denoiser.parameters())
     say(
         f"base: {base.name} ({base.family.name}, {parameters / 1e6:.1f} M parameters in the {base.family.denoiser}, "

@@ -37,12 +37,14 @@ class Launch:
 @dataclass(frozen=True)
 class BaseRecord:
     """The base of a DreamBooth run. name: hub id, path or "miniature". fingerprints: by component, of the adapted
-    weights. specification: everything that is needed to load it again, see bases."""
+    weights. specification: everything that is needed to load it again, see bases. identity: digests of all that it
+    consists of, by name."""
 
     name: str
     family: str
     fingerprints: dict[str, str]
     specification: dict[str, Any]
+    identity: dict[str, str]
 
 
 @dataclass(frozen=True)

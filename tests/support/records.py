@@ -10,7 +10,7 @@ def dreambooth_record(**changes):
     """The record of a DreamBooth run as JSON values, with fields exchanged."""
     record = DreamBoothRecord(
         method="lora",
-        base=BaseRecord("sd", "Stable Diffusion", {"unet": "1"}, {"name": "sd"}),
+        base=BaseRecord("sd", "Stable Diffusion", {"unet": "1"}, {"name": "sd"}, {"unet": "1"}),
         instance_prompt="a photo of sks cat",
         class_prompt="a photo of cat",
         subject="sks cat",
