@@ -35,12 +35,13 @@ def export_states(
     dtype: torch.dtype = torch.float32,
     whole: Mapping[str, Tensor] | None = None,
     about: About | None = None,
+    peft: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write states by component as a plain LoRA of rank r + k, and return the path of the weights file.
 
     whole: "module.key" -> tensor of modules that were trained whole (peft only). about: what the file says of its base
-    (default: what the tensors tell). See core.loading.export_lora. Raises ValueError for an unknown format or a state
-    that the format cannot hold.
+    (default: what the tensors tell). peft: further entries of PEFT's configuration. See core.loading.export_lora.
+    Raises ValueError for an unknown format or a state that the format cannot hold.
     """
     if format not in FORMATS:
         raise ValueError(f"format is one of {', '.join(FORMATS)}, got {format!r}")
@@ -56,7 +57,7 @@ def export_states(
         raise ValueError("the adapter has rank 0 and was not launched: there is nothing to export")
     folded = {n: {m: _fold(s, m, rank, dtype) for m in s.kinds} for n, s in states.items()}
     if format == "peft":
-        return _write_peft(states, folded, Path(folder), rank, dtype, whole or {})
+        return _write_peft(states, folded, Path(folder), rank, dtype, whole or {}, peft or {})
     folded = {("unet" if n == "model" else n): layers for n, layers in folded.items()}
     about = about or infer_about(states)
     provenance = {"format": "pt", ENTRY: json.dumps(_provenance(states), sort_keys=True)}
@@ -180,6 +181,7 @@ def _write_peft(
     rank: int,
     dtype: torch.dtype,
     whole: Mapping[str, Tensor],
+    entries: Mapping[str, Any],
 ) -> Path:
     if len(folded) != 1:
         raise ValueError(f"the PEFT format holds one model's adapter, got {', '.join(folded)}; export each by itself")
@@ -203,6 +205,7 @@ def _write_peft(
         "task_type": None,
         "base_model_name_or_path": None,
         "inference_mode": True,
+        **entries,
     }
     path = folder / "adapter_model.safetensors"
     provenance = json.dumps(_provenance(states), sort_keys=True)
