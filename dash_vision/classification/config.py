@@ -8,7 +8,7 @@ import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..core.config import DashConfig
 from ..files.errors import InputError
@@ -28,6 +28,8 @@ from ..runs.settings import (
     positive,
 )
 from ..runs.tasks import Task, find_tasks, plain
+from ..runs.words import Foreign
+from .other_trainers import FOREIGN
 
 METHODS = ("dash", "lora", "linear", "full", "bitfit")
 OURS = ("dash", "lora")  # with a native adapter
@@ -147,6 +149,9 @@ class VtabConfig(MachineArgs, OutputArgs, OptimArgs, RecipeArgs, DashArgs, TaskA
     """All settings; None means: decided by task or method, as the help says. Raises InputError for impossible ones."""
 
     rank: int | None = option(None, DASH, "rank of the LoRA update (dash, lora)", shown_default=str(DEFAULT_RANK))
+    prelaunch_steps: int | None = option(
+        100, DASH, "optimizer steps of plain LoRA before the dash", shown_default="100"
+    )
     lora_target: list[str] = option(
         [],
         DASH,
@@ -182,7 +187,10 @@ class VtabConfig(MachineArgs, OutputArgs, OptimArgs, RecipeArgs, DashArgs, TaskA
     allow_tf32: bool = option(True, MACHINE, "TF32 matrix products on Ampere and later")
     eval_batch_size: int = option(256, MACHINE, "images per forward pass in evaluation")
 
+    FOREIGN: ClassVar[dict[str, Foreign]] = FOREIGN
+
     def __post_init__(self) -> None:
+        self.prelaunch_steps = 100 if self.prelaunch_steps is None else self.prelaunch_steps
         self.check_dash()
         self.check_optim()
         self.check_output()
@@ -220,6 +228,25 @@ class VtabConfig(MachineArgs, OutputArgs, OptimArgs, RecipeArgs, DashArgs, TaskA
         methods = self.method_names()
         none = f"--keep_every keeps native adapters, and {', '.join(methods)} have none; leave it out"
         _require(bool(set(methods) & set(OURS)), none)
+
+    @staticmethod
+    def of_record(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+        """The settings of a run by its result.json. Raises InputError."""
+        if record["kind"] != "vtab":
+            raise InputError(f"{path} is of a run of train_dreambooth.py; give a result.json of train_vtab.py")
+        values = dict(record["arguments"])
+        task, method, seed, peft = (values.pop(name) for name in ("task", "method", "seed", "peft"))
+        if peft is not None:
+            raise InputError(
+                f"{path} is of {method}, whose PEFT configuration is a file of its own; give --task {task} --seed "
+                f"{seed} --peft_config FILE instead"
+            )
+        if values.get("dash_lr") == values["learning_rate"]:
+            del values["dash_lr"]  # it followed, and follows again
+        values["train_batch_size"] = values.pop("batch_size") // record["processes"]
+        values |= {"task": task, "methods": method, "seeds": seed, "mixed_precision": record["mixed_precision"]}
+        tag = record["method"].removeprefix(method).removeprefix("-")
+        return values | {"val_only": record["test_accuracy"] is None} | ({"tag": tag} if tag else {})
 
     def tasks(self) -> list[Task]:
         """The tasks asked for. Raises InputError for an unknown name."""
@@ -338,6 +365,11 @@ class Run:
     def dash_k(self) -> int:
         """Directions of a layer; 0 for every method without a dash."""
         return self.settings.dash_k if self.method == "dash" else 0
+
+    @property
+    def prelaunch_steps(self) -> int:
+        """Optimizer steps of plain LoRA before the dash."""
+        return self.settings.prelaunch_steps or 100
 
     @property
     def dash_config(self) -> DashConfig:

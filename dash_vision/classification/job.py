@@ -252,7 +252,7 @@ def _schedule(run: Run, tuned: Tuned, optimizer: torch.optim.Optimizer) -> DashS
     """What launches the dash of a method that has an adapter, unless its launch may not come."""
     if tuned.adapter is None or not tuned.may_launch:
         return None
-    return DashSchedule(tuned.adapter, run.settings.prelaunch_steps, optimizer, run.seed)
+    return DashSchedule(tuned.adapter, run.prelaunch_steps, optimizer, run.seed)
 
 
 def _placed(model: nn.Module, runtime: Runtime, compiled: bool) -> nn.Module:

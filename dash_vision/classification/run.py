@@ -322,7 +322,7 @@ def _check_steps(run: Run, candidates: list[dict[str, Any]], images: int) -> Non
         return
     for overrides in candidates:
         candidate = run.with_overrides(overrides)
-        steps, prelaunch = Plan.of(candidate, images).steps, candidate.settings.prelaunch_steps
+        steps, prelaunch = Plan.of(candidate, images).steps, candidate.prelaunch_steps
         if prelaunch >= steps:
             raise InputError(
                 f"--prelaunch_steps {prelaunch} leaves no step for the dash: {candidate.epochs} epochs of {images} "

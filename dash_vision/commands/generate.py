@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.errors import InputError
+from ..runs.settings import read_lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,12 +40,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _prompts(args: argparse.Namespace) -> list[str]:
-    lines: list[str] = []
-    if args.prompts_file is not None:
-        try:
-            lines = args.prompts_file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read --prompts_file {args.prompts_file} ({error}); give a UTF-8 text") from None
+    lines = read_lines(args.prompts_file, "--prompts_file") if args.prompts_file is not None else []
     prompts = [prompt.strip() for prompt in [*args.prompts, *lines] if prompt.strip()]
     if not prompts:
         raise InputError('there is no prompt; give --prompts "a {} in the snow" ... or --prompts_file FILE')

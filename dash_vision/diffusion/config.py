@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 from ..files.errors import InputError
 from ..runs.settings import (
@@ -17,8 +18,11 @@ from ..runs.settings import (
     at_least,
     option,
     positive,
+    read_lines,
 )
+from ..runs.words import Foreign
 from .folders import check_folders
+from .other_trainers import FOREIGN
 
 BASE, DATA, TRAIN, PRIOR, SHOW = (
     "base model",
@@ -27,6 +31,7 @@ BASE, DATA, TRAIN, PRIOR, SHOW = (
     "prior preservation",
     "pictures of the result",
 )
+PRELAUNCH_STEPS = 100  # of the paper
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 
 # A checkpoint and the run that resumes from it must agree in the settings of these groups: a change would make it
@@ -36,6 +41,8 @@ MAY_CHANGE = {
     "instance_data_dir",
     "latent_cache_dir",
     "max_train_steps",
+    "num_train_epochs",
+    "repeats",
     "gradient_checkpointing",
     "class_data_dir",
     "sample_batch_size",
@@ -69,6 +76,9 @@ class BaseArgs:
     single_file_config: str | None = option(
         None, BASE, "hub id or local folder with the configuration of a single-file base", metavar="ID|PATH"
     )
+    cache_dir: str | None = option(
+        None, BASE, "folder for what is fetched from the hub", metavar="DIR", shown_default="the hub library's own"
+    )
 
 
 @dataclass
@@ -81,8 +91,20 @@ class DataArgs:
         "folder with pictures of the subject",
         aliases=["instance_data"],
         metavar="DIR",
-        shown_default="required",
+        shown_default="required, or --dataset_name",
     )
+    dataset_name: str | None = option(
+        None,
+        DATA,
+        "data set of the hub, or local folder of one, with pictures of the subject (extra: datasets)",
+        metavar="ID|PATH",
+    )
+    dataset_config_name: str | None = option(None, DATA, "configuration of that data set", metavar="NAME")
+    image_column: str | None = option(
+        None, DATA, "the data set's column of pictures", metavar="NAME", shown_default="image"
+    )
+    caption_column: str | None = option(None, DATA, "the data set's column of prompts, one a picture", metavar="NAME")
+    repeats: int = option(1, DATA, "times that an epoch sees each picture")
     instance_prompt: str | None = option(
         None, DATA, "prompt that names the subject", shown_default="from the folder's name: a photo of sks cat"
     )
@@ -104,11 +126,17 @@ class TrainArgs:
     """How long and on how much, and the learning rate's course."""
 
     max_train_steps: int | None = option(None, TRAIN, "optimizer steps", shown_default="the base's own")
+    num_train_epochs: int | None = option(
+        None, TRAIN, "epochs instead of steps: times that all pictures of the subject are seen"
+    )
     train_batch_size: int | None = option(None, TRAIN, "pictures per step and process", shown_default="the base's own")
     gradient_accumulation_steps: int = option(1, TRAIN, "batches per optimizer step")
     gradient_checkpointing: bool = option(False, TRAIN, "save memory, spend time")
     train_text_encoder: bool = option(False, TRAIN, "adapt the text encoder too")
     snr_gamma: float | None = option(None, TRAIN, "min-SNR weighting of the loss (5.0 is usual)")
+    noise_offset: float | None = option(
+        None, TRAIN, "also add noise that is equal all over a picture, by this factor (0.05 to 0.1 are usual)"
+    )
     seed: int = option(0, TRAIN, "seed of everything random")
 
 
@@ -160,6 +188,22 @@ class CheckpointArgs:
         shown_default="the latest, of an interrupted run",
     )
     overwrite: bool = option(False, OUTPUT, "replace a finished run, and start anew what was interrupted")
+    save_lora_every: int = option(
+        0, OUTPUT, "optimizer steps between adapters that are kept in OUTPUT_DIR/adapters, for any program; 0 for none"
+    )
+
+
+@dataclass
+class HubArgs:
+    """Where the result goes on the hub."""
+
+    push_to_hub: bool = option(False, OUTPUT, "push the adapter, samples.png and the model card to the hub at the end")
+    hub_model_id: str | None = option(
+        None, OUTPUT, "repository on the hub", metavar="ID", shown_default="the output folder's name"
+    )
+    hub_token: str | None = option(
+        None, OUTPUT, "token for the hub", metavar="TOKEN", shown_default="that of hf auth login", secret=True
+    )
 
 
 @dataclass
@@ -167,12 +211,19 @@ class ShowArgs:
     """samples.png."""
 
     validation_prompt: list[str] = option(  # noqa: RUF009 (it makes a field)
-        [], SHOW, "prompts of samples.png, its columns", shown_default="the subject in four settings"
+        [],
+        SHOW,
+        "prompts of samples.png, its columns; or a text file with one a line",
+        shown_default="the subject in four settings",
+        sentences=True,
     )
     num_validation_images: int = option(1, SHOW, "pictures per prompt")
     validation_steps: int = option(0, SHOW, "also sample every so many steps; 0: only at the end")
+    validation_epochs: int | None = option(None, SHOW, "epochs instead of --validation_steps")
     num_inference_steps: int | None = option(None, SHOW, "sampling steps", shown_default="the base's own")
-    guidance_scale: float | None = option(None, SHOW, "classifier-free guidance", shown_default="the base's own")
+    guidance_scale: float | None = option(
+        None, SHOW, "classifier-free guidance; 0 or 1 draw without", shown_default="the base's own"
+    )
 
 
 # dataclass takes the fields of the last class first: --help shows the groups in the order from the end.
@@ -180,6 +231,7 @@ class ShowArgs:
 class DreamBoothConfig(
     MachineArgs,
     ShowArgs,
+    HubArgs,
     CheckpointArgs,
     OutputArgs,
     PriorArgs,
@@ -195,37 +247,92 @@ class DreamBoothConfig(
     Raises InputError for a value out of its range and for settings that contradict each other.
     """
 
+    FOREIGN: ClassVar[dict[str, Foreign]] = FOREIGN
+    # What is given on the command line, and what it replaces in a file of settings.
+    REPLACES: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("num_train_epochs", "max_train_steps"),
+        ("max_train_steps", "num_train_epochs"),
+        ("validation_epochs", "validation_steps"),
+        ("validation_steps", "validation_epochs"),
+        ("dataset_name", "instance_data_dir"),
+        ("instance_data_dir", "dataset_name"),
+    )
+
     def __post_init__(self) -> None:
+        self.notes: list[str] = []  # what the user should know of the settings
         self.check_dash()
         self.check_optim()
         self.check_output()
-        at_least(self, 1, "resolution", "max_train_steps", "train_batch_size", "num_crop_variants")
-        at_least(self, 1, "gradient_accumulation_steps", "num_class_images", "sample_batch_size")
-        at_least(self, 1, "num_validation_images", "num_inference_steps", "checkpoints_total_limit", "lr_num_cycles")
-        at_least(self, 0, "lr_warmup_steps", "checkpointing_steps", "validation_steps", "seed")
-        at_least(self, 0, "text_encoder_lr", "prior_loss_weight", "lr_power")
-        positive(self, "snr_gamma", "guidance_scale")
-        if self.seed >= 2**63:
-            raise InputError(f"--seed is {self.seed}; it takes a whole number below 2**63")
-        if not self.instance_data_dir:
-            raise InputError("--instance_data is missing; give the folder with pictures of your subject")
+        self._check_numbers()
+        self._check_source()
+        self._read_prompts()
+        self._take_warmup()
         self._check_idle()
         self._check_prompts()
+        self._check_lengths()
         check_folders(self.instance_data_dir, self.output_dir, self.class_data_dir)
 
+    def _check_numbers(self) -> None:
+        at_least(self, 1, "resolution", "max_train_steps", "train_batch_size", "num_crop_variants", "num_train_epochs")
+        at_least(self, 1, "gradient_accumulation_steps", "num_class_images", "sample_batch_size", "validation_epochs")
+        at_least(self, 1, "num_validation_images", "num_inference_steps", "checkpoints_total_limit", "lr_num_cycles")
+        at_least(self, 1, "repeats")
+        at_least(self, 0, "lr_warmup_steps", "checkpointing_steps", "validation_steps", "seed", "save_lora_every")
+        at_least(self, 0, "text_encoder_lr", "prior_loss_weight", "lr_power", "guidance_scale", "noise_offset")
+        positive(self, "snr_gamma")
+        if self.seed >= 2**63:
+            raise InputError(f"--seed is {self.seed}; it takes a whole number below 2**63")
+
+    def _check_source(self) -> None:
+        """Raises InputError where it is not said, or said twice, which pictures are trained on."""
+        if self.dataset_name is None:
+            if not self.instance_data_dir:
+                raise InputError("--instance_data is missing; give the folder with pictures of your subject")
+            for name in ("dataset_config_name", "image_column", "caption_column"):
+                if getattr(self, name) is not None:
+                    raise InputError(f"--{name} does nothing without --dataset_name; leave it out")
+            return
+        if self.instance_data_dir:
+            raise InputError("--instance_data_dir and --dataset_name both name pictures; give one of them")
+        if self.instance_prompt is None:
+            raise InputError(
+                "--dataset_name needs --instance_prompt, since a data set does not say what its subject is called; "
+                'give one, such as "a photo of sks dog"'
+            )
+
+    def _read_prompts(self) -> None:
+        """--validation_prompt prompts.txt stands for the lines of that file."""
+        prompts: list[str] = []
+        for prompt in self.validation_prompt:
+            is_file = prompt.endswith(".txt") and " " not in prompt.strip()
+            prompts += read_lines(Path(prompt).expanduser(), "--validation_prompt") if is_file else [prompt]
+        self.validation_prompt = prompts
+
+    def _take_warmup(self) -> None:
+        """A constant rate with a warm-up is a schedule of its own name."""
+        if self.lr_scheduler == "constant" and self.lr_warmup_steps:
+            self.lr_scheduler = "constant_with_warmup"
+            self.notes.append(
+                f"--lr_scheduler constant with --lr_warmup_steps {self.lr_warmup_steps} is constant_with_warmup"
+            )
+
     def _check_idle(self) -> None:
-        """Raises InputError for a setting that is given and does nothing."""
+        """Raises InputError for a setting that is given and does nothing, and notes what another one replaces."""
         if self.overwrite and self.resume_from_checkpoint is not None:
             raise InputError("--overwrite starts anew and --resume_from_checkpoint does not; leave one of them out")
         for name in ("class_data_dir", "class_prompt"):
             if getattr(self, name) is not None and not self.with_prior_preservation:
                 raise InputError(f"--{name} does nothing without --with_prior_preservation; add that, or leave it out")
-        for name, idle, remedy in (
-            ("text_encoder_lr", not self.train_text_encoder, "add --train_text_encoder"),
-            ("lr_warmup_steps", self.lr_scheduler == "constant", "give --lr_scheduler constant_with_warmup"),
-        ):
-            if idle and getattr(self, name):
-                raise InputError(f"--{name} does nothing here; {remedy}, or leave it out")
+        if self.text_encoder_lr and not self.train_text_encoder:
+            raise InputError("--text_encoder_lr does nothing here; add --train_text_encoder, or leave it out")
+        if self.hub_model_id is not None and not self.push_to_hub:
+            raise InputError("--hub_model_id does nothing without --push_to_hub; add that, or leave it out")
+        if self.validation_epochs is not None and self.validation_steps:
+            raise InputError("--validation_epochs and --validation_steps say the same; give one of them")
+        if self.max_train_steps is not None and self.num_train_epochs is not None:
+            self.notes.append("--max_train_steps counts, and --num_train_epochs is left out beside it")
+        elif self.repeats > 1 and self.num_train_epochs is None and self.validation_epochs is None:
+            self.notes.append("--repeats makes no difference without --num_train_epochs or --validation_epochs")
 
     def _check_prompts(self) -> None:
         for name in ("instance_prompt", "class_prompt"):
@@ -234,6 +341,56 @@ class DreamBoothConfig(
         if any(not prompt.strip() for prompt in self.validation_prompt):
             raise InputError("--validation_prompt is empty; give a prompt, or leave it out")
 
+    def _check_lengths(self) -> None:
+        """Raises InputError for parts that do not fit into --max_train_steps, where that is given."""
+        if self.max_train_steps is not None:
+            check_lengths(self, self.max_train_steps)
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """JSON-ready, without secrets."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata["secret"]}
+
+    @staticmethod
+    def of_record(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+        """The settings of a run by its run.json, but for what was about that one launch of it. Raises InputError."""
+        if record["kind"] != "dreambooth":
+            raise InputError(f"{path} is of a run of train_vtab.py; give a run.json of train_dreambooth.py")
+        arguments: dict[str, Any] = dict(record["arguments"])
+        left_out = {"resume_from_checkpoint", "overwrite"}
+        # The record has every value resolved; what only followed from another one follows from it again.
+        left_out |= {
+            name for name in ("dash_lr", "text_encoder_lr") if arguments.get(name) == arguments["learning_rate"]
+        }
+        left_out |= {derived for given, derived in _DERIVED if arguments.get(given) is not None}
+        if arguments.get("mixed_precision") is None:  # accelerate's own setting, which may be another here
+            arguments["mixed_precision"] = record.get("mixed_precision")
+        return {name: value for name, value in arguments.items() if name not in left_out}
+
+
+_DERIVED = (
+    ("num_train_epochs", "max_train_steps"),
+    ("validation_epochs", "validation_steps"),
+    ("dataset_name", "instance_data_dir"),
+)
+
+
+def prelaunch_steps(settings: DreamBoothConfig, steps: int) -> int:
+    """Steps of plain LoRA in a run of `steps`: the paper's 100, or a fifth of the steps where these are no more."""
+    if settings.prelaunch_steps is not None:
+        return settings.prelaunch_steps
+    return PRELAUNCH_STEPS if steps > PRELAUNCH_STEPS else max(1, steps // 5)
+
+
+def check_lengths(settings: DreamBoothConfig, steps: int) -> None:
+    """Raises InputError where a run of `steps` leaves nothing after its pre-launch or its warm-up."""
+    prelaunch = prelaunch_steps(settings, steps)
+    if settings.dash_k and prelaunch >= steps:
+        raise InputError(
+            f"--prelaunch_steps {prelaunch} leaves nothing of --max_train_steps {steps} for the dash; give fewer of "
+            "the first, more of the second, or --dash_k 0 for plain LoRA"
+        )
+    if settings.lr_warmup_steps > steps:
+        raise InputError(
+            f"--lr_warmup_steps {settings.lr_warmup_steps} is longer than the run, --max_train_steps {steps}; give "
+            "fewer of the first, or more of the second"
+        )

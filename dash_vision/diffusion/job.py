@@ -90,11 +90,12 @@ class DreamBoothJob:
         """What this process sees of batch number `number`, by one forward pass each."""
         share = number * self.runtime.world + self.runtime.rank
         m = self.material
-        batch = draw_batch(self.base, m.examples, self.order, share, self.process)
+        offset = self.plan.settings.noise_offset or 0.0
+        batch = draw_batch(self.base, m.examples, self.order, share, self.process, 1.0, offset)
         if not m.class_examples:
             return [batch]
         weight = self.plan.settings.prior_loss_weight
-        other = draw_batch(self.base, m.class_examples, self.class_order, share, self.process, weight)
+        other = draw_batch(self.base, m.class_examples, self.class_order, share, self.process, weight, offset)
         return [join(batch, other)] if batch.latents.shape[1:] == other.latents.shape[1:] else [batch, other]
 
     def _loss(self, batch: Batch) -> Tensor:

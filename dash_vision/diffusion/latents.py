@@ -191,11 +191,18 @@ class Batch:
 
 
 def draw_batch(
-    base: Base, examples: Sequence[Example], order: Order, number: int, process: NoiseProcess, weight: float = 1.0
+    base: Base,
+    examples: Sequence[Example],
+    order: Order,
+    number: int,
+    process: NoiseProcess,
+    weight: float = 1.0,
+    noise_offset: float = 0.0,
 ) -> Batch:
     """Batch `number` of an order: views, latents, noise and times of each slot from the slot's own generator.
 
-    The pictures' shares of the loss add up to `weight`.
+    The pictures' shares of the loss add up to `weight`. noise_offset: factor of a normal number for each picture and
+    channel that is added to its noise, so that a base also learns to move a picture's mean.
     """
     latents, noises, times, infos, prompts = [], [], [], [], []
     size = (0, 0)
@@ -206,6 +213,8 @@ def draw_batch(
         latents.append(view.mean + view.std * torch.randn(view.mean.shape, generator=generator))
         noises.append(torch.randn(view.mean.shape, generator=generator))
         times.append(process.sample_times(1, view.size, generator))
+        if noise_offset:
+            noises[-1] += noise_offset * torch.randn(len(view.mean), 1, 1, generator=generator)
         infos.append(view.info)
         prompts.append(example.prompt)
         size = view.size

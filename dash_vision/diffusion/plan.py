@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..bases.noise import DDPM
 from ..files.errors import InputError
-from .config import DECISIVE, MAY_CHANGE, DreamBoothConfig
+from .config import DECISIVE, MAY_CHANGE, PRELAUNCH_STEPS, DreamBoothConfig, check_lengths, prelaunch_steps
 from .prompts import Prompts, default_validation_prompts
 
 if TYPE_CHECKING:
@@ -22,8 +23,9 @@ _FROM_BASE = ("rank", "learning_rate", "max_train_steps", "train_batch_size", "n
 class Plan:
     """The settings of a run on a base. settings: as the user gave them; what is None there stands resolved here.
 
-    target: DashConfig's, for the denoiser. validation_prompts: the columns of samples.png before they are repeated.
-    output, class_folder: where the run writes, and where the class pictures are.
+    epoch_steps: optimizer steps in which every picture of the subject is seen `repeats` times. validation_steps: 0 for
+    none on the way. target: DashConfig's, for the denoiser. validation_prompts: the columns of samples.png before they
+    are repeated. output, class_folder: where the run writes, and where the class pictures are.
     """
 
     settings: DreamBoothConfig
@@ -39,13 +41,16 @@ class Plan:
     text_encoder_lr: float
     dash_lr: float
     max_train_steps: int
+    prelaunch_steps: int
+    validation_steps: int
+    epoch_steps: int
     train_batch_size: int
     num_inference_steps: int
     guidance_scale: float
 
     def arguments(self) -> dict[str, Any]:
-        """Every setting by its name, resolved; JSON-ready."""
-        return {f.name: getattr(self, f.name, getattr(self.settings, f.name)) for f in fields(self.settings)}
+        """Every setting but secrets by its name, resolved; JSON-ready."""
+        return {name: getattr(self, name, value) for name, value in self.settings.to_dict().items()}
 
     def identity(self) -> dict[str, Any]:
         """The settings that a checkpoint and the run that resumes from it must agree in."""
@@ -62,9 +67,24 @@ class Plan:
         numbers = ("resolution", *_FROM_BASE)
         return [f"{name} {getattr(self, name):g}" for name in numbers if getattr(self.settings, name) is None]
 
+    def notes(self) -> list[str]:
+        """What the user should know of the numbers that were derived."""
+        settings, notes = self.settings, list(self.settings.notes)
+        if settings.num_train_epochs is not None and settings.max_train_steps is None:
+            notes.append(
+                f"{settings.num_train_epochs} epochs of {self.epoch_steps} steps each are {self.max_train_steps} steps"
+            )
+        if settings.dash_k and settings.prelaunch_steps is None and self.prelaunch_steps < PRELAUNCH_STEPS:
+            notes.append(
+                f"the run has no more than {PRELAUNCH_STEPS} steps, so the dash comes after a fifth of them, "
+                f"{self.prelaunch_steps}; --prelaunch_steps gives another number"
+            )
+        return notes
 
-def make_plan(settings: DreamBoothConfig, prompts: Prompts, base: Base) -> Plan:
-    """Fill in what the user left to the base. Raises InputError for settings that do not fit it."""
+
+def make_plan(settings: DreamBoothConfig, prompts: Prompts, base: Base, pictures: int = 1, processes: int = 1) -> Plan:
+    """Fill in what the user left to the base. pictures: of the subject, each as often as its folder's repeats say.
+    Raises InputError for settings that do not fit the base."""
     values: dict[str, Any] = {name: value for name, value in asdict(base.defaults).items() if name in _FROM_BASE}
     values["resolution"] = base.resolution
     if settings.optimizer == "prodigy":
@@ -72,6 +92,11 @@ def make_plan(settings: DreamBoothConfig, prompts: Prompts, base: Base) -> Plan:
     for name in values:
         if getattr(settings, name) is not None:
             values[name] = getattr(settings, name)
+    batch = values["train_batch_size"] * settings.gradient_accumulation_steps * processes
+    epoch = math.ceil(pictures * settings.repeats / batch)
+    if settings.num_train_epochs is not None and settings.max_train_steps is None:
+        values["max_train_steps"] = settings.num_train_epochs * epoch
+    check_lengths(settings, values["max_train_steps"])
     for name in ("dash_lr", "text_encoder_lr"):
         given = getattr(settings, name)
         values[name] = values["learning_rate"] if given is None else given
@@ -84,6 +109,9 @@ def make_plan(settings: DreamBoothConfig, prompts: Prompts, base: Base) -> Plan:
         class_folder=Path(settings.class_data_dir or output / "class_images").expanduser(),
         validation_prompts=tuple(settings.validation_prompt or default_validation_prompts(prompts)),
         lora_target=names,
+        prelaunch_steps=prelaunch_steps(settings, values["max_train_steps"]),
+        validation_steps=(settings.validation_epochs or 0) * epoch or settings.validation_steps,
+        epoch_steps=epoch,
         target=base.family.targets.get(names[0], names[0]) if len(names) == 1 else names,
         **values,
     )
@@ -97,12 +125,9 @@ def _check(plan: Plan, base: Base) -> None:
         raise InputError(
             f"--resolution is {plan.resolution}; this base takes multiples of {factor} from {2 * factor} on"
         )
-    if settings.dash_k and settings.prelaunch_steps >= plan.max_train_steps:
-        raise InputError(
-            f"--prelaunch_steps {settings.prelaunch_steps} leaves nothing of --max_train_steps {plan.max_train_steps} "
-            "for the dash; give fewer of the first, more of the second, or --dash_k 0 for plain LoRA"
-        )
     if settings.train_text_encoder and not base.family.trains_text_encoders:
         raise InputError(
             f"--train_text_encoder: diffusers loads no LoRA of the text encoders of {base.family.name}; leave it out"
         )
+    if settings.noise_offset and not isinstance(base.noise(), DDPM):
+        raise InputError(f"--noise_offset is for bases trained by DDPM, which {base.family.name} is not; leave it out")

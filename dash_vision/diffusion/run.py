@@ -44,7 +44,7 @@ def fit(job: DreamBoothJob) -> None:
 
 
 def _next_validation(job: DreamBoothJob) -> int:
-    every = job.plan.settings.validation_steps
+    every = job.plan.validation_steps
     return (job.training.step // every + 1) * every if every else job.plan.max_train_steps
 
 

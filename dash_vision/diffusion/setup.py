@@ -57,7 +57,9 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
     checkpoint = starting_point(output, settings.resume_from_checkpoint, settings.overwrite)
     with _timed(timings, "load"):
         base = _load(settings, runtime, say)
-    plan = make_plan(settings, prompts, base)
+    plan = make_plan(settings, prompts, base, sum(file.repeats for file in listing.files), runtime.world)
+    for note in plan.notes():
+        say(f"note: {note}")
     if plan.taken():
         say(f"      defaults of this base: {', '.join(plan.taken())}")
     pictures = _decode(plan, listing, say)
@@ -306,7 +308,7 @@ def _make_training(
         list(networks.values()),
         [optimizer],
         rate,
-        DashSchedule(adapters, s.prelaunch_steps, optimizer, s.seed),
+        DashSchedule(adapters, plan.prelaunch_steps, optimizer, s.seed),
         accumulation=s.gradient_accumulation_steps,
         max_grad_norm=s.max_grad_norm,
         seed=s.seed,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import functools
 import json
 import math
@@ -17,13 +16,14 @@ import reprlib
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 from ..core.config import SELECTIONS, DashConfig
 from ..files.errors import InputError, one_line
+from .words import Flag, check_words, underscored, unknown_settings
 
 Settings = TypeVar("Settings")
 EXIT_STATUS = """\
@@ -52,8 +52,11 @@ def option(
     aliases: Sequence[str] = (),
     metavar: str | None = None,
     shown_default: str | None = None,
+    sentences: bool = False,
+    secret: bool = False,
 ) -> Any:
-    """A dataclass field that is a setting. `shown_default` is printed where the value itself says nothing."""
+    """A dataclass field that is a setting. `shown_default` is printed where the value itself says nothing. sentences:
+    each value is one, so that single words are a sentence without its quotes. secret: it is recorded nowhere."""
     metadata = {
         "group": group,
         "help": help,
@@ -61,6 +64,8 @@ def option(
         "aliases": tuple(aliases),
         "metavar": metavar,
         "shown_default": shown_default,
+        "sentences": sentences,
+        "secret": secret,
     }
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
@@ -70,24 +75,37 @@ def option(
 def parse(cls: type[Settings], description: str, epilog: str, arguments: Sequence[str] | None = None) -> Settings:
     """Settings from the command line over those of `--config FILE` over the defaults.
 
-    Exits with status 2 and one sentence when something is unknown or of the wrong type; with 0 after --help.
+    `cls.FOREIGN`, where there is one, answers flags of other trainers. Exits with status 2 and one sentence when
+    something is unknown or of the wrong type; with 0 after --help.
     """
     parser = make_parser(cls, description, epilog)
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    given, unknown = parser.parse_known_args(_underscored(words))
-    if unknown:
-        parser.error(_unknown(unknown[0], [f"--{name}" for name in _names(cls)]))
-    values = vars(given)
-    file = values.pop("config", None)
+    words = underscored(list(sys.argv[1:] if arguments is None else arguments))
     try:
-        merged = {**(read_config(cls, file) if file else {}), **values}
-        return cls(**merged)
+        if not {"-h", "--help"} & set(words):
+            words, notes = check_words(words, _flags(cls), getattr(cls, "FOREIGN", {}))
+            for note in notes if first_process() else ():
+                print(f"note: {note}")
+        values = vars(parser.parse_args(words))
+        file = values.pop("config", None)
+        return cls(**{**(_not_replaced(cls, read_config(cls, file), values) if file else {}), **values})
     except InputError as error:
         parser.error(str(error))
 
 
+def first_process() -> bool:
+    """Whether this is the process that speaks, of those that accelerate launch or torchrun started; before torch."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _not_replaced(cls: type, file: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's settings without those that one on the command line stands for, as epochs stand for steps."""
+    replaced = {old for new, old in getattr(cls, "REPLACES", ()) if new in given}
+    return {name: value for name, value in file.items() if name not in replaced}
+
+
 def read_config(cls: type, path: str | Path) -> dict[str, Any]:
-    """The settings in a .json, .yaml or .yml file, with their types checked. Raises InputError."""
+    """The settings in a .json, .yaml or .yml file, with their types checked; the record of a run gives that run's
+    settings. Raises InputError."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -98,12 +116,20 @@ def read_config(cls: type, path: str | Path) -> dict[str, Any]:
     content = _load(path, text)
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no settings; it takes one 'name: value' a line, as in --help")
+    if "kind" in content and isinstance(content.get("arguments"), dict):
+        try:
+            content = cast(Any, cls).of_record(path, content)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path} is no complete record of a run; give its settings as flags") from None
     fields = _names(cls)
+    names = {str(key).replace("-", "_"): value for key, value in content.items()}
+    unknown = [name[:60] for name in names if name not in fields]
+    if unknown:
+        raise InputError(f"{path}: {unknown_settings(unknown, fields)}")
     values = {}
-    for key, value in content.items():
-        name = str(key).replace("-", "_")
-        if name not in fields:
-            raise InputError(f"{path}: {_unknown(name[:60], list(fields))}")
+    for name, value in names.items():
         values[fields[name].name] = _typed(cls, fields[name], value, f"{path}: {name}")
     return values
 
@@ -128,21 +154,13 @@ def _names(cls: type) -> dict[str, dataclasses.Field[Any]]:
     return fields | {alias: f for f in fields.values() for alias in f.metadata["aliases"]}
 
 
-def _unknown(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word.split("=")[0], known, n=2)
-    advice = f"did you mean {' or '.join(near)}?" if near else "--help lists all settings"
-    return f"unknown setting {word}; {advice}"
-
-
-def _underscored(words: Sequence[str]) -> list[str]:
-    """--max-train-steps=5 -> --max_train_steps=5; values and what is not a flag stay as they are."""
-    result = []
-    for word in words:
-        if word.startswith("--"):
-            name, equals, value = word.partition("=")
-            word = "--" + name[2:].replace("-", "_") + equals + value
-        result.append(word)
-    return result
+def _flags(cls: type) -> dict[str, Flag]:
+    """What the settings, by name and alias, take on the command line."""
+    flags = {"config": Flag(str)}
+    for name, field in _names(cls).items():
+        kind, many, _ = _kind(cls, field)
+        flags[name] = Flag(kind, many, field.metadata["sentences"])
+    return flags
 
 
 class _Parser(argparse.ArgumentParser):
@@ -184,11 +202,17 @@ def _add(group: Any, cls: type, field: dataclasses.Field[Any]) -> None:
         convert = _optional(kind) if optional and kind is not str else kind
         settings |= {"type": convert, "metavar": meta["metavar"] or _placeholder(kind)}
         if meta["choices"]:
-            settings |= {"choices": meta["choices"], "metavar": None}
+            settings |= {"choices": meta["choices"], "metavar": None, "type": _spelling(meta["choices"])}
         if many:
             settings["nargs"] = "+"
     settings["help"] = f"{meta['help']} (default: {shown})".replace("%", "%%")
     group.add_argument(*names, **settings)
+
+
+def _spelling(choices: Sequence[str]) -> Callable[[str], str]:
+    """Gives the choice that a text is but for its capitals, so that AdamW is adamw; else the text."""
+    spellings = {choice.lower(): choice for choice in choices}
+    return lambda text: spellings.get(text.lower(), text)
 
 
 _type_hints = functools.cache(typing.get_type_hints)
@@ -229,10 +253,15 @@ def _typed(cls: type, field: dataclasses.Field[Any], value: Any, where: str) -> 
     if value is None and optional:
         return None
     values = value if many and isinstance(value, list) else [value]
+    choices = field.metadata["choices"]
+    if choices and value is False and "no" in choices:  # what YAML makes of a bare no
+        return "no"
     checked = [_one(kind, v, where) for v in values]
+    if choices:
+        checked = [_spelling(choices)(v) for v in checked]
     for v in checked:
-        if field.metadata["choices"] and v not in field.metadata["choices"]:
-            raise InputError(f"{where} is {_short.repr(v)}; it takes {', '.join(map(str, field.metadata['choices']))}")
+        if choices and v not in choices:
+            raise InputError(f"{where} is {_short.repr(v)}; it takes {', '.join(choices)}")
     return checked if many else checked[0]
 
 
@@ -272,7 +301,12 @@ class DashArgs:
         shown_default="the base's own",
     )
     dash_k: int = option(8, DASH, "task-specific directions per layer; 0 trains plain LoRA")
-    prelaunch_steps: int = option(100, DASH, "optimizer steps of plain LoRA before the dash")
+    prelaunch_steps: int | None = option(
+        None,
+        DASH,
+        "optimizer steps of plain LoRA before the dash",
+        shown_default="100, or a fifth of the steps of a run that has no more",
+    )
     dash_lr: float | None = option(
         None, DASH, "learning rate of the singular-value shifts", shown_default="learning_rate"
     )
@@ -384,3 +418,14 @@ def below_one(settings: Any, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(settings, name) < 1:
             raise InputError(f"--{name} is {getattr(settings, name)}; it takes a number from 0 to below 1")
+
+
+def read_lines(path: Path, flag: str) -> list[str]:
+    """The lines of a text file that are not empty. Raises InputError, which names the flag that gave the file."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {flag} {path} ({error}); give a UTF-8 text with a prompt a line") from None
+    if not any(lines):
+        raise InputError(f"{flag} {path} is empty; give a text with a prompt a line")
+    return [line for line in lines if line]

@@ -1,0 +1,168 @@
+"""Settings as people type them: epochs, repeats, warm-up, short runs, prompts in files, a run.json as --config."""
+
+import json
+
+import pytest
+import torch
+
+import train_dreambooth
+from dash_vision.bases.loading import load_base
+from dash_vision.bases.sampling import Sampling, sample
+from dash_vision.diffusion.config import DreamBoothConfig
+from dash_vision.diffusion.latents import Example, Order, View, draw_batch
+from dash_vision.diffusion.plan import make_plan
+from dash_vision.diffusion.prompts import derive_prompts
+from dash_vision.files.errors import InputError
+from dash_vision.pictures.crops import CropInfo
+from dash_vision.runs.settings import parse
+from tests.support.dreambooth import settings, train
+from tests.support.scripts import dreambooth
+
+
+@pytest.fixture(scope="module")
+def base(bases):
+    return load_base(str(bases / "sd"))
+
+
+def plan(base, bases, pictures=5, processes=1, **changes):
+    config = settings(bases, "out", **{"max_train_steps": None, "prelaunch_steps": None, **changes})
+    return make_plan(config, derive_prompts(config), base, pictures, processes)
+
+
+def test_epochs_count_all_pictures_as_often_as_they_repeat(base, bases):
+    # 5 pictures, 3 times each, by 2 at once: 15 / 2 are 8 steps, the last one not full.
+    made = plan(base, bases, num_train_epochs=20, repeats=3, validation_epochs=4)
+    assert (made.epoch_steps, made.max_train_steps, made.validation_steps) == (8, 160, 32)
+    assert "20 epochs of 8 steps each are 160 steps" in made.notes()
+    made = plan(base, bases, processes=2, num_train_epochs=20, repeats=3, gradient_accumulation_steps=2)
+    assert made.max_train_steps == 20 * 2  # 8 pictures a step
+
+
+def test_steps_count_where_epochs_are_given_too(base, bases):
+    made = plan(base, bases, num_train_epochs=20, max_train_steps=9, prelaunch_steps=2)
+    assert made.max_train_steps == 9
+    assert "--max_train_steps counts, and --num_train_epochs is left out beside it" in made.notes()
+
+
+def test_a_short_run_launches_after_a_fifth_of_its_steps_unless_told_otherwise(base, bases):
+    made = plan(base, bases, max_train_steps=50)
+    assert made.prelaunch_steps == 10
+    assert any("the dash comes after a fifth of them, 10" in note for note in made.notes())
+    assert plan(base, bases, max_train_steps=100).prelaunch_steps == 20
+    longer = plan(base, bases, max_train_steps=101)
+    assert (longer.prelaunch_steps, longer.notes()) == (100, [])
+    with pytest.raises(InputError, match="--prelaunch_steps 100 leaves nothing of --max_train_steps 50"):
+        plan(base, bases, max_train_steps=50, prelaunch_steps=100)
+
+
+def test_lengths_are_checked_before_a_base_is_there_where_they_are_given():
+    with pytest.raises(InputError, match="--prelaunch_steps 9 leaves nothing"):
+        DreamBoothConfig(instance_data_dir="x", max_train_steps=9, prelaunch_steps=9)
+    with pytest.raises(InputError, match="--lr_warmup_steps 10 is longer than the run"):
+        DreamBoothConfig(instance_data_dir="x", max_train_steps=9, lr_warmup_steps=10)
+
+
+def test_a_warm_up_longer_than_the_bases_own_steps_is_refused(base, bases):
+    with pytest.raises(InputError, match="--lr_warmup_steps 501 is longer than the run, --max_train_steps 500"):
+        plan(base, bases, lr_warmup_steps=501)
+
+
+def test_a_constant_rate_with_warm_up_is_the_schedule_of_that_name():
+    config = DreamBoothConfig(instance_data_dir="x", lr_warmup_steps=5)
+    assert config.lr_scheduler == "constant_with_warmup"
+    assert config.notes == ["--lr_scheduler constant with --lr_warmup_steps 5 is constant_with_warmup"]
+
+
+def test_no_guidance_draws_what_guidance_1_draws(base):
+    def drawn(guidance):
+        how = Sampling(2, guidance, (16, 16))
+        (picture,) = sample(base, ["a photo of sks cat"], 0, [0], how, torch.device("cpu"))
+        return picture.tobytes()
+
+    assert drawn(0) == drawn(1) != drawn(7.5)
+    assert DreamBoothConfig(instance_data_dir="x", guidance_scale=0).guidance_scale == 0
+
+
+def test_offset_noise_moves_all_of_a_channel_by_one_normal_number(base):
+    view = View(torch.zeros(4, 3, 5), torch.zeros(4, 3, 5), CropInfo((3, 5), (0, 0)), (5, 3))
+    examples = [Example("0", "p", (view,))]
+    order, process = Order(examples, 500, 0, "x"), base.noise()
+    plain = draw_batch(base, examples, order, 0, process)
+    moved = draw_batch(base, examples, order, 0, process, noise_offset=0.5)
+    difference = moved.noise - plain.noise
+    assert torch.equal(moved.times, plain.times)
+    torch.testing.assert_close(difference, difference[..., :1, :1].expand_as(difference), rtol=0, atol=1e-6)
+    numbers = difference[..., 0, 0].flatten() / 0.5  # 2000 standard normal ones
+    assert abs(numbers.mean()) < 4 / 2000**0.5
+    assert abs(numbers.var() - 1) < 4 * (2 / 2000) ** 0.5
+
+
+def test_a_text_file_stands_for_its_prompts(tmp_path, bases):
+    (tmp_path / "prompts.txt").write_text("a cat\n\n  a dog in snow \n", encoding="utf-8")
+    words = ["--instance_data", "x", "--validation_prompt", str(tmp_path / "prompts.txt"), "a third one"]
+    assert parse(DreamBoothConfig, "", "", words).validation_prompt == ["a cat", "a dog in snow", "a third one"]
+    with pytest.raises(InputError, match="cannot read --validation_prompt"):
+        DreamBoothConfig(instance_data_dir="x", validation_prompt=["none.txt"])
+    (tmp_path / "prompts.txt").write_text("\n")
+    with pytest.raises(InputError, match="is empty"):
+        DreamBoothConfig(instance_data_dir="x", validation_prompt=[str(tmp_path / "prompts.txt")])
+
+
+def test_choices_are_taken_in_any_capitals_and_yaml_may_say_no(tmp_path):
+    (tmp_path / "a.yaml").write_text("instance_data: x\nmixed_precision: no\noptimizer: AdamW\n")
+    config = parse(DreamBoothConfig, "", "", ["--config", str(tmp_path / "a.yaml"), "--lr_scheduler", "Cosine"])
+    assert (config.mixed_precision, config.optimizer, config.lr_scheduler) == ("no", "adamw", "cosine")
+
+
+def test_the_record_of_a_run_repeats_it(bases, tmp_path):
+    more = ["--lr_warmup_steps", 2, "--mixed_precision", "no", "--random_flip"]
+    assert dreambooth(bases, tmp_path / "out", *more) == 0
+    record = str(tmp_path / "out/run.json")
+    again = tmp_path / "again"
+    assert train_dreambooth.main(["--config", record, "--output_dir", str(again / "out")]) == 0
+    first, second = (folder / "dash_adapter.safetensors" for folder in (tmp_path / "out", again / "out"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_what_followed_from_another_setting_follows_again_when_a_record_is_given(bases, tmp_path):
+    train(settings(bases, tmp_path / "out", max_train_steps=None, num_train_epochs=3, prelaunch_steps=2))
+    record = str(tmp_path / "out/run.json")
+    plain = parse(DreamBoothConfig, "", "", ["--config", record, "--dash_k", "0", "--learning_rate", "1e-3"])
+    assert (plain.dash_lr, plain.num_train_epochs, plain.max_train_steps) == (None, 3, None)
+    longer = parse(DreamBoothConfig, "", "", ["--config", record, "--max_train_steps", "50"])
+    assert (longer.num_train_epochs, longer.max_train_steps) == (None, 50)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"kind": "vtab", "arguments": {}}, "is of a run of train_vtab.py"),
+        ({"kind": "dreambooth", "arguments": {}}, "is no complete record"),
+    ],
+)
+def test_records_of_something_else_are_refused(tmp_path, content, words, capsys):
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit):
+        parse(DreamBoothConfig, "", "", ["--config", str(tmp_path / "run.json")])
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"validation_epochs": 2, "validation_steps": 3}, "say the same"),
+        ({"caption_column": "text"}, "--caption_column does nothing without --dataset_name"),
+        ({"hub_model_id": "me/cat"}, "--hub_model_id does nothing without --push_to_hub"),
+        ({"dataset_name": "somewhere"}, "both name pictures"),
+        ({"instance_data_dir": "", "dataset_name": "somewhere"}, "--dataset_name needs --instance_prompt"),
+        ({"guidance_scale": -1.0}, "--guidance_scale is -1.0; it takes a number of 0 or more"),
+    ],
+)
+def test_settings_that_leave_nothing_of_each_other_are_refused(changes, words):
+    with pytest.raises(InputError, match=words):
+        DreamBoothConfig(**{"instance_data_dir": "x", **changes})
+
+
+def test_a_token_is_in_no_record():
+    config = DreamBoothConfig(instance_data_dir="x", push_to_hub=True, hub_token="hf_secret")
+    assert "hf_secret" not in json.dumps(config.to_dict())
