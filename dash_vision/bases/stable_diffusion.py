@@ -139,6 +139,7 @@ class StableDiffusion(Family):
 
     def noise(self, pipeline: Any, options: NoiseOptions) -> DDPM:
         """See Family."""
+        options.only("DDPM", ["snr_gamma"])
         return DDPM.of(pipeline.scheduler, options.snr_gamma)
 
     def denoise(self, network: nn.Module, noisy: Tensor, times: Tensor, conditions: Mapping[str, Any]) -> Tensor:

@@ -32,11 +32,14 @@ BASE, DATA, TRAIN, PRIOR, SHOW = (
     "pictures of the result",
 )
 PRELAUNCH_STEPS = 100  # of the paper
+FLOW = "noise levels of flow-matching bases"
+TIMESTEP_SAMPLINGS = ("uniform", "logit_normal", "sigmoid", "shift")
+WEIGHTING_SCHEMES = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 
 # A checkpoint and the run that resumes from it must agree in the settings of these groups: a change would make it
 # another run. What may change does not touch what is computed.
-DECISIVE = (DATA, DASH, TRAIN, OPTIM, PRIOR)
+DECISIVE = (DATA, DASH, TRAIN, FLOW, OPTIM, PRIOR)
 MAY_CHANGE = {
     "instance_data_dir",
     "latent_cache_dir",
@@ -133,11 +136,34 @@ class TrainArgs:
     gradient_accumulation_steps: int = option(1, TRAIN, "batches per optimizer step")
     gradient_checkpointing: bool = option(False, TRAIN, "save memory, spend time")
     train_text_encoder: bool = option(False, TRAIN, "adapt the text encoder too")
-    snr_gamma: float | None = option(None, TRAIN, "min-SNR weighting of the loss (5.0 is usual)")
+    snr_gamma: float | None = option(None, TRAIN, "min-SNR weighting of the loss of DDPM bases (5.0 is usual)")
     noise_offset: float | None = option(
         None, TRAIN, "also add noise that is equal all over a picture, by this factor (0.05 to 0.1 are usual)"
     )
     seed: int = option(0, TRAIN, "seed of everything random")
+
+
+@dataclass
+class FlowArgs:
+    """At which times a flow-matching base is trained, and how these weigh, as bases.flow.Flow takes it."""
+
+    timestep_sampling: str | None = option(
+        None,
+        FLOW,
+        "how noise levels are drawn: as diffusers' scripts do (uniform), by a logit-normal (sigmoid is the standard "
+        "one), or by one that is shifted as the base's sampler shifts its steps (shift)",
+        choices=TIMESTEP_SAMPLINGS,
+        shown_default="shift, or uniform with a --weighting_scheme that draws",
+    )
+    weighting_scheme: str | None = option(
+        None,
+        FLOW,
+        "of diffusers' scripts: logit_normal and mode draw the noise levels, sigma_sqrt and cosmap weigh the loss",
+        choices=WEIGHTING_SCHEMES,
+    )
+    logit_mean: float | None = option(None, FLOW, "mean of the logit-normal", shown_default="0")
+    logit_std: float | None = option(None, FLOW, "standard deviation of the logit-normal", shown_default="1")
+    mode_scale: float | None = option(None, FLOW, "scale of --weighting_scheme mode", shown_default="1.29")
 
 
 @dataclass
@@ -237,6 +263,7 @@ class DreamBoothConfig(
     PriorArgs,
     RateArgs,
     OptimArgs,
+    FlowArgs,
     TrainArgs,
     DashArgs,
     DataArgs,
@@ -279,7 +306,8 @@ class DreamBoothConfig(
         at_least(self, 1, "repeats")
         at_least(self, 0, "lr_warmup_steps", "checkpointing_steps", "validation_steps", "seed", "save_lora_every")
         at_least(self, 0, "text_encoder_lr", "prior_loss_weight", "lr_power", "guidance_scale", "noise_offset")
-        positive(self, "snr_gamma")
+        at_least(self, -100, "logit_mean", "mode_scale")
+        positive(self, "snr_gamma", "logit_std")
         if self.seed >= 2**63:
             raise InputError(f"--seed is {self.seed}; it takes a whole number below 2**63")
 

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -62,6 +63,7 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
         say(f"note: {note}")
     if plan.taken():
         say(f"      defaults of this base: {', '.join(plan.taken())}")
+    process = base.noise(NoiseOptions(**{f.name: getattr(settings, f.name) for f in fields(NoiseOptions)}))
     pictures = _decode(plan, listing, say)
     _announce(plan, pictures, say)
     precise = _precise_weights(plan, base, runtime)
@@ -76,7 +78,7 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
         plan=plan,
         base=base,
         material=material,
-        process=base.noise(NoiseOptions(settings.snr_gamma)).to(runtime.device),
+        process=process.to(runtime.device),
         adapters=adapters,
         networks=networks,
         training=_make_training(plan, base, adapters, networks, runtime),
