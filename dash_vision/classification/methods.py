@@ -14,7 +14,7 @@ from ..bases.backbones import Backbone, build, head_names
 from ..core.adapter import Adapter, inject
 from ..core.sharding import whole, write
 from ..files.errors import InputError
-from ..runs.gradients import untrained_sentence
+from ..runs.gradients import listed, untrained_sentence
 from .config import OURS, Run, read_peft_config
 from .duties import Duties, planned
 
@@ -106,7 +106,7 @@ def prepare(run: Run, backbone: Backbone, classes: int, steps: int) -> Tuned:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         if run.method in OURS:
-            return _adapted(run, model, heads)
+            return _adapted(run, backbone, model, heads)
         if run.peft_file:
             return _peft(run, model, heads, steps)
     for name, parameter in model.named_parameters():
@@ -115,7 +115,7 @@ def prepare(run: Run, backbone: Backbone, classes: int, steps: int) -> Tuned:
     return Tuned(model, run.method, heads)
 
 
-def _adapted(run: Run, model: nn.Module, heads: list[str]) -> Tuned:
+def _adapted(run: Run, backbone: Backbone, model: nn.Module, heads: list[str]) -> Tuned:
     config = run.dash_config
     try:
         adapter = inject(model, config)
@@ -123,7 +123,23 @@ def _adapted(run: Run, model: nn.Module, heads: list[str]) -> Tuned:
         raise InputError(f"--lora_target {config.target}: {error}") from None
     for name in heads:
         model.get_submodule(name).requires_grad_(True)
+    if run.settings.compile or config.dropout:
+        _try(model, backbone)  # torch.compile hides what the model does with its layers
+    bypassed = [name for name, layer in adapter.layers.items() if layer.bypassed]
+    if bypassed and config.dropout:
+        raise InputError(
+            f"--lora_dropout does not reach {listed(bypassed)}: {run.model} reads their weights instead of calling "
+            "them; leave it out, or name other layers in --lora_target"
+        )
     return Tuned(model, run.method, heads, adapter)
+
+
+@torch.no_grad()
+def _try(model: nn.Module, backbone: Backbone) -> None:
+    """One forward pass of a black picture."""
+    model.eval()
+    model(torch.zeros(1, 3, backbone.image_size, backbone.image_size))
+    model.train()
 
 
 def _peft(run: Run, model: nn.Module, heads: list[str], steps: int) -> Tuned:

@@ -26,6 +26,7 @@ from .readers import About, infer_about
 
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 FORMATS = ("diffusers", "kohya", "peft")
+_WRAPPING = ("diffusers", "peft")  # whose readers wrap layers; kohya's change weights
 
 
 def export_states(
@@ -41,7 +42,8 @@ def export_states(
 
     whole: "module.key" -> tensor of modules that were trained whole (peft only). about: what the file says of its base
     (default: what the tensors tell). peft: further entries of PEFT's configuration. See core.loading.export_lora.
-    Raises ValueError for an unknown format or a state that the format cannot hold.
+    Raises ValueError for an unknown format, a state that the format cannot hold, and one that its reader would not
+    apply.
     """
     if format not in FORMATS:
         raise ValueError(f"format is one of {', '.join(FORMATS)}, got {format!r}")
@@ -51,6 +53,14 @@ def export_states(
         raise ValueError(
             "a compact adapter has no directions to export without its base; load it into the base with load_adapter "
             "and export that"
+        )
+    bypassed = [module for s in states.values() for module in s.bypassed]
+    if bypassed and format in _WRAPPING:
+        more = f" and {len(bypassed) - 1} more" if len(bypassed) > 1 else ""
+        raise ValueError(
+            f"{format} would not apply this adapter to {bypassed[0]}{more}: it adds to what a layer gives when it is "
+            "called, and this model reads the layer's weight instead; merge the adapter and save the model, or train "
+            "layers that the model calls"
         )
     rank = max(_folded_rank(s, m) for s in states.values() for m in s.kinds)
     if rank == 0:

@@ -6,6 +6,7 @@ import signal
 import numpy as np
 from PIL import Image
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
 from dash_vision.bases.backbones import Backbone, describe
@@ -21,7 +22,10 @@ COUNTS = {"train800": 24, "val200": 12, "test": 16}
 
 
 default_cfgs = generate_default_cfgs(
-    {"vtab_tiny.none": {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "classifier": "head"}}
+    {
+        f"{name}.none": {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "classifier": "head"}
+        for name in ("vtab_tiny", "vtab_eva")
+    }
 )
 
 
@@ -30,6 +34,13 @@ def vtab_tiny(pretrained=False, **options):
     """A ViT that timm knows by name, small enough to train in a moment."""
     shape = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
     return build_model_with_cfg(VisionTransformer, "vtab_tiny", pretrained, **{**shape, **options})
+
+
+@register_model
+def vtab_eva(pretrained=False, **options):
+    """The same size of an EVA, which reads the weight of qkv and does not call the layer."""
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    return build_model_with_cfg(Eva, "vtab_eva", pretrained, **{**shape, **options})
 
 
 TINY = {"model": "vtab_tiny", "random_weights": True}
