@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..files.errors import InputError
 from ..files.readers import About
 from ..pictures.crops import CropInfo
 from .noise import NoiseOptions, NoiseProcess
@@ -33,6 +34,15 @@ class Defaults:
     train_batch_size: int
     guidance_scale: float
     num_inference_steps: int
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What a single file says of its noise process: prediction_type, None where it says nothing; and whether it was
+    trained up to pure noise, a terminal signal-to-noise ratio of zero (arXiv 2305.08891)."""
+
+    prediction_type: str | None = None
+    zero_terminal_snr: bool = False
 
 
 class Family(Protocol):
@@ -73,8 +83,19 @@ class Family(Protocol):
     def about(self, pipeline: Any) -> About:
         """What a LoRA file says of its base, for the programs that read one."""
 
+    def marks(self, file: Any, configured: bool) -> Marks:
+        """What a single file says of its noise process. file: as safetensors.safe_open gives it. configured: whether
+        the user gave a configuration for it. Raises InputError for a process that this family does not have."""
+        return Marks()
+
     def set_prediction(self, pipeline: Any, prediction_type: str) -> None:
         """Say what the base predicts, where its files do not. Raises InputError where there is no such choice."""
+
+    def set_zero_terminal_snr(self, pipeline: Any) -> None:
+        """Say that the base was trained up to pure noise. Raises InputError where there is no such choice."""
+        raise InputError(
+            f"--zero_terminal_snr is of bases that predict v; {self.name} has no such choice: leave it out"
+        )
 
     # -- sizes
 
@@ -120,7 +141,7 @@ class Family(Protocol):
     # -- trained text encoders
 
     def tokenize(self, pipeline: Any, prompts: Sequence[str]) -> list[Tensor]:
-        """Token ids [N, tokens] for each text encoder."""
+        """What `encode_tokens` takes for each text encoder: whole numbers [N, ...]."""
 
     def encode_tokens(self, encoders: Sequence[nn.Module], ids: Sequence[Tensor]) -> Conditions:
         """Conditions of tokenized prompts, with gradients if the encoders have any."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +16,23 @@ from torch import nn
 
 from ..files.errors import InputError
 from . import identity, reasons
-from .family import Defaults, Family
+from .family import Defaults, Family, Marks
 from .miniature import DEFAULTS, MINIATURE, NOTE, pipeline_path
 from .noise import NoiseOptions, NoiseProcess
 from .reasons import explained
 from .sdxl import StableDiffusionXL
 from .stable_diffusion import StableDiffusion
 
+# Settings of a VAE that say what its latents are.
+_LATENTS = (
+    "latent_channels",
+    "z_dim",
+    "down_block_types",
+    "scaling_factor",
+    "shift_factor",
+    "latents_mean",
+    "latents_std",
+)
 _LIBRARIES = ("diffusers", "transformers")
 FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL())
 
@@ -78,7 +89,8 @@ class Base:
     def components(self) -> dict[str, nn.Module]:
         """Every network of the base by its name in the pipeline."""
         names = ("vae", self.family.denoiser, *self.family.text_encoders)
-        return {name: getattr(self.pipeline, name) for name in names}
+        found = {name: getattr(self.pipeline, name) for name in names}
+        return {name: network for name, network in found.items() if network is not None}
 
     def identity(self) -> dict[str, str]:
         """Digests of all that a run on this base depends on, by name: networks, tokenizers, the noise process.
@@ -104,11 +116,13 @@ def load_base(
     single_file_config: str | None = None,
     prediction_type: str | None = None,
     vae_revision: str | None = None,
+    zero_terminal_snr: bool = False,
 ) -> Base:
     """Load a base model by hub id, folder, or single .safetensors file; "miniature" or None is the embedded one.
 
-    revision, variant: of a hub id's files. vae, vae_revision: another VAE and its revision. single_file_config: hub id
-    or folder with the configuration of a single file. prediction_type: what the base predicts, where its files do not
+    revision, variant: of a hub id's files; variant: of a folder's too. vae, vae_revision: another VAE and its revision.
+    single_file_config: hub id or folder with the configuration of a single file. prediction_type: what the base
+    predicts, where its files do not say it. zero_terminal_snr: it was trained up to pure noise, and its files do not
     say it. Weights are read from safetensors only, as float32. Raises InputError in plain words when there is no such
     base, it cannot be fetched, or is of a kind that this package does not train.
     """
@@ -121,17 +135,18 @@ def load_base(
         "single_file_config": _absolute(single_file_config),
         "prediction_type": prediction_type,
         "vae_revision": vae_revision,
+        "zero_terminal_snr": zero_terminal_snr,
     }
     single_file_config, vae = _expanded(single_file_config), _expanded(vae)
     path = pipeline_path() if name == MINIATURE else Path(name).expanduser()
+    marks = Marks()
     if path.is_file():
-        pipeline, family = _load_file(path, single_file_config)
+        pipeline, family, marks = _load_file(path, single_file_config)
     else:
         pipeline, family = _load_repository(str(path) if path.is_dir() else name, revision, variant)
     if vae is not None:
-        pipeline.register_modules(vae=_load_vae(type(pipeline.vae), vae, vae_revision))
-    if prediction_type is not None:
-        family.set_prediction(pipeline, prediction_type)
+        pipeline.register_modules(vae=_load_vae(pipeline.vae, vae, vae_revision))
+    _set_process(family, pipeline, marks, prediction_type, zero_terminal_snr)
     family.check(name, pipeline)
     base = Base(name, family, pipeline, family.defaults, specification)
     if base.embedded:
@@ -140,6 +155,15 @@ def load_base(
         network.requires_grad_(False).eval()
     pipeline.set_progress_bar_config(disable=True)
     return base
+
+
+def _set_process(family: Family, pipeline: Any, marks: Marks, prediction: str | None, zero_snr: bool) -> None:
+    """Tell the pipeline what the user says of its noise process, or else what its file does."""
+    said = prediction or marks.prediction_type
+    if said is not None:
+        family.set_prediction(pipeline, said)
+    if zero_snr or (marks.zero_terminal_snr and said == "v_prediction"):
+        family.set_zero_terminal_snr(pipeline)
 
 
 def _load_repository(name: str, revision: str | None, variant: str | None) -> tuple[Any, Family]:
@@ -162,7 +186,12 @@ def _load_folder(folder: Path, name: str, variant: str | None) -> tuple[Any, Fam
     with explained(lambda error: _refusal(name, reasons.of_folder(folder, error, (), variant))):
         index = diffusers.DiffusionPipeline.load_config(str(folder))
     family = _family_of(index, name)
-    options = family.loading_options()
+    # diffusers wants to be told of parts that a base was saved without.
+    absent = {part: None for part, kind in index.items() if kind == [None, None]}
+    lacking = [part for part in ("vae", family.denoiser) if part in absent]
+    if lacking:
+        raise InputError(_refusal(name, f"its model_index.json names no {' and no '.join(lacking)}; give a whole base"))
+    options: dict[str, Any] = absent | family.loading_options()
     parts = ("vae", family.denoiser, *(part for part in family.text_encoders if index.get(part, [None])[-1]))
     used = {part: kind for part, kind in index.items() if part not in options}
     with explained(lambda error: _refusal(name, reasons.of_folder(folder, error, parts, variant, used))), _quiet():
@@ -196,14 +225,14 @@ def _load_network(name: str, library: str, kind: str, folder: Path, variant: str
     return network
 
 
-def _load_file(path: Path, config: str | None) -> tuple[Any, Family]:
+def _load_file(path: Path, config: str | None) -> tuple[Any, Family, Marks]:
     import diffusers
 
     if path.suffix != ".safetensors":
         raise InputError(
             f"{path} is not a .safetensors file; other formats can run code when they are opened: convert it first"
         )
-    family = _family_of_file(path)
+    family, marks = _family_of_file(path, config is not None)
     with explained(lambda error: _refusal(str(path), reasons.of_file(path, error, config))), _quiet():
         pipeline = getattr(diffusers, family.pipeline_class).from_single_file(
             str(path),
@@ -214,7 +243,7 @@ def _load_file(path: Path, config: str | None) -> tuple[Any, Family]:
     networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     if any(tensor.is_meta for network in networks for tensor in network.parameters()):
         raise InputError(_refusal(str(path), reasons.incomplete_file()))
-    return pipeline, family
+    return pipeline, family, marks
 
 
 def _refusal(name: str, reason: str) -> str:
@@ -236,12 +265,46 @@ def _absolute(name: str | None) -> str | None:
     return str(Path(name).expanduser().resolve())
 
 
-def _load_vae(kind: Any, name: str, revision: str | None) -> Any:
-    where = {"revision": revision} if revision else {}
+def _load_vae(own: Any, name: str, revision: str | None) -> Any:
+    """Another VAE in the place of the base's `own`. Raises InputError where it cannot be loaded, or where its latents
+    are not those that the base was trained on."""
+    kind, where = type(own), {"revision": revision} if revision else {}
     with explained(lambda error: f"cannot load the VAE {name}: {reasons.of_vae(name, error)}"), _quiet():
         if Path(name).is_file():
-            return kind.from_single_file(name, torch_dtype=torch.float32)
-        return kind.from_pretrained(name, torch_dtype=torch.float32, use_safetensors=True, **where)
+            return _load_vae_file(own, name)
+        config = kind.load_config(name, **where)
+        if config.get("_class_name") != kind.__name__:
+            raise InputError(f"the VAE {name} is a {config.get('_class_name')}; this base takes a {kind.__name__}")
+        vae, report = kind.from_pretrained(
+            name,
+            torch_dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            variant=reasons.only_variant(Path(name)),
+            **where,
+        )
+    if report["missing_keys"]:
+        raise InputError(f"cannot load the VAE {name}: {reasons.missing_tensors('VAE', report['missing_keys'])}")
+    for key in _LATENTS:
+        given, needed = _plain(getattr(vae.config, key, None)), _plain(getattr(own.config, key, None))
+        if given != needed:
+            raise InputError(
+                f"the VAE {name} has {key} {given}, the base's own has {needed}: its latents are of another kind; give "
+                "a VAE that is made for this base"
+            )
+    return vae
+
+
+def _load_vae_file(own: Any, name: str) -> Any:
+    """A VAE in a single file, which says nothing of its settings: they are those of the base's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        own.save_config(folder)
+        return type(own).from_single_file(name, config=folder, torch_dtype=torch.float32)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _family_of(index: Any, name: str) -> Family:
@@ -253,15 +316,16 @@ def _family_of(index: Any, name: str) -> Family:
     raise InputError(f"the base {name} is a {pipeline_class}; dash-vision trains {known}")
 
 
-def _family_of_file(path: Path) -> Family:
+def _family_of_file(path: Path, configured: bool) -> tuple[Family, Marks]:
+    """The family of a single file, and what the file says of its noise process."""
     try:
         with safe_open(path, "pt") as file:
             keys = list(file.keys())
+            for family in FAMILIES:
+                if family.owns(keys):
+                    return family, family.marks(file, configured)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is no complete .safetensors file ({error}); fetch it again") from None
-    for family in FAMILIES:
-        if family.owns(keys):
-            return family
     raise InputError(
         f"{path} holds no checkpoint of {' or '.join(f.name for f in FAMILIES)} (its tensors are called "
         f"{', '.join(keys[:2])}, ...); for a LoRA, give its base model instead"

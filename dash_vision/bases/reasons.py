@@ -101,9 +101,6 @@ def of_folder(
             fault = of_part(folder / name, name in networks, variant)
             if fault:
                 return fault
-    absent = [name for name in networks if index.get(name, [None])[-1] is None]
-    if absent:
-        return f"its {INDEX} names no {' and no '.join(absent)}; give a base that has all its parts"
     for name, kind in (parts or {}).items():
         unknown = _unknown(name, *kind) if isinstance(kind, list | tuple) and len(kind) == 2 else None
         if unknown:
@@ -243,14 +240,21 @@ def read_json(file: Path) -> Any:
 
 def of_vae(name: str, error: Exception) -> str:
     """Why another VAE could not be loaded, from a hub id, a folder or a file."""
-    folder = Path(name)
+    folder, general = Path(name), needed(error) or disk(error)
+    if general or not folder.exists():
+        return general or of_name(name, error)
     if folder.is_file():
-        return needed(error) or disk(error) or f"{quoted(error)}; give a file that holds a VAE of the base's kind"
-    if not folder.is_dir():
-        return of_name(name, error)
+        reason = "it lacks tensors of one" if "meta tensor" in str(error) else _first_sentence(error)
+        return f"{reason}; give a .safetensors file with a VAE of the base's kind"
     if not (folder / "config.json").is_file() and (folder / "vae").is_dir():
         return f"it is the folder of a whole base; give {folder / 'vae'}"
-    return needed(error) or disk(error) or of_part(folder, True, None) or quoted(error)
+    return of_part(folder, True, only_variant(folder)) or quoted(error)
+
+
+def only_variant(folder: Path) -> str | None:
+    """The variant of a network's files where all are of one; None where some have none."""
+    variants = {variant_of(file.name) for file in folder.glob("*.safetensors")}
+    return variants.pop() if len(variants) == 1 else None
 
 
 # -- a single file

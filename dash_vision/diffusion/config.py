@@ -76,6 +76,11 @@ class BaseArgs:
         choices=("epsilon", "v_prediction"),
         shown_default="the base's own",
     )
+    zero_terminal_snr: bool = option(
+        False,
+        BASE,
+        "the base was trained up to pure noise, and its files do not say it (with --prediction_type v_prediction)",
+    )
     single_file_config: str | None = option(
         None, BASE, "hub id or local folder with the configuration of a single-file base", metavar="ID|PATH"
     )

@@ -148,6 +148,7 @@ def _load(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> Base:
             settings.single_file_config,
             settings.prediction_type,
             settings.vae_revision,
+            zero_terminal_snr=settings.zero_terminal_snr,
         )
     base.identity()  # of the weights as they were loaded, before any is cast
     parameters = sum(p.numel() for p in base.denoiser.parameters())

@@ -202,4 +202,4 @@ def test_a_vae_that_cannot_be_loaded_is_named(bases, tmp_path):
     said = refusal(bases / "sd", vae=str(bases / "sd"))
     assert f"cannot load the VAE {bases / 'sd'}: it is the folder of a whole base; give {bases / 'sd' / 'vae'}" in said
     save_file({"a": torch.zeros(1)}, tmp_path / "vae.safetensors")
-    assert "give a file that holds a VAE" in refusal(bases / "sd", vae=str(tmp_path / "vae.safetensors"))
+    assert "give a .safetensors file with a VAE" in refusal(bases / "sd", vae=str(tmp_path / "vae.safetensors"))

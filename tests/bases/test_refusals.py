@@ -1,9 +1,11 @@
 """Bases that cannot be used are refused in one sentence."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from dash_vision.bases.loading import load_base
 from dash_vision.files.errors import InputError
@@ -42,3 +44,39 @@ def test_bases_that_cannot_be_used(tmp_path, name, words):
     with pytest.raises(InputError, match=words) as caught:
         load_base(name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("base", "settings", "words"),
+    [
+        ("sd", {"time_cond_proj_dim": 8}, r"asks for the scale of the guidance, .* \(time_cond_proj_dim 8\)"),
+        (
+            "sd",
+            {"class_embed_type": "timestep"},
+            r"asks for a label beside the prompt, .* \(class_embed_type timestep\)",
+        ),
+        ("sd", {"num_class_embeds": 3}, r"asks for a label beside the prompt, .* \(num_class_embeds 3\)"),
+        (
+            "sd",
+            {"addition_embed_type": "text"},
+            r"asks for other features beside the prompt \(addition_embed_type text\)",
+        ),
+        (
+            "sd",
+            {"encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 24},
+            r"asks for features of a picture \(encoder_hid_dim_type image_proj\)",
+        ),
+        ("sd", {"out_channels": 8}, "answers with 8 channels where its VAE has 4"),
+        ("sd", {"in_channels": 9}, "takes 9 input channels"),
+        ("sd", {"cross_attention_dim": 32}, "reads text of width 32, its text encoders give 24"),
+        ("sdxl", {"addition_embed_type": None}, r"asks for other features .*\(addition_embed_type None\)"),
+        ("sdxl", {"projection_class_embeddings_input_dim": 72}, "as SDXL's refiner does"),
+    ],
+)
+def test_a_unet_is_refused_by_what_its_settings_ask_for(bases, tmp_path, base, settings, words):
+    """By them alone, whatever the model is called: its UNet is saved with the very inputs."""
+    folder = shutil.copytree(bases / base, tmp_path / "base")
+    config = {**UNet2DConditionModel.load_config(folder / "unet"), **settings}
+    UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
+    with pytest.raises(InputError, match=words):
+        load_base(str(folder))
