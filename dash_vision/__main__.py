@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from .commands import adapters, generate
-from .files.errors import InputError, RunError, one_line
+from .files.errors import InputError, RunError
+from .runs.faults import fail, report
 from .runs.settings import reader_gone
 
 Run = Callable[[Sequence[str]], int]
@@ -76,23 +77,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return PROGRAMS[words[0]][1](words[1:])
     args = make_parser().parse_args(words)
     try:
+        return _act(args)
+    except Exception as error:
+        return fail(report(error, None, words), 1)
+
+
+def _act(args: argparse.Namespace) -> int:
+    try:
         args.action(args)
-    except (InputError, ValueError) as error:
-        return _fail(error, 2)
+    except InputError as error:
+        return fail(error, 2)
     except RunError as error:
-        return _fail(error, 1)
+        return fail(error, 1)
     except BrokenPipeError:
         return reader_gone()
     except OSError as error:
         read = next((getattr(args, name) for name in ("file", "adapter", "run") if hasattr(args, name)), "")
         place = f"write {args.out}" if "out" in args else f"read {read}"
-        return _fail(f"cannot {place}: {error.strerror or error}", 2)
+        return fail(f"cannot {place}: {error.strerror or error}", 2)
     return 0
-
-
-def _fail(reason: object, status: int) -> int:
-    print(f"error: {one_line(reason)}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..files.errors import InputError, RunError, Stopped, one_line
+from ..miniature import MINIATURE
+from ..runs import faults
+from ..runs.cores import choose_threads
 from ..runs.settings import EXIT_STATUS, parse, reader_gone
 from .config import VtabConfig
 
@@ -28,8 +31,18 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, do what is asked for, report; the exit status."""
-    config = parse(VtabConfig, DESCRIPTION, EPILOG, arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    with faults.printable_streams():
+        config = parse(VtabConfig, DESCRIPTION, EPILOG, words)
+        try:
+            return _main(config)
+        except Exception as error:
+            return faults.fail(faults.report(error, Path(config.output_dir).expanduser(), words), 1)
+
+
+def _main(config: VtabConfig) -> int:
     try:
+        choose_threads(small=all(run.model == MINIATURE for run in config.runs()))
         return _run(config)
     except KeyboardInterrupt:
         print("stopped at once; the last checkpoint is kept", file=sys.stderr)
@@ -39,15 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{stopped}; run the same command again{without} to go on", file=sys.stderr)
         return 128 + stopped.signum
     except InputError as error:
-        return _fail(error, 2)
+        return faults.fail(error, 2)
     except RunError as error:
-        return _fail(error, 1)
-    except RuntimeError as error:
-        return _fail(_explained(error), 1)
+        return faults.fail(error, 1)
+    except (RuntimeError, MemoryError) as error:
+        return faults.fail(_explained(error), 1)
     except BrokenPipeError:
         return reader_gone()
     except OSError as error:
-        return _fail(f"{error.strerror or error}: {error.filename or 'disk'}; check space and rights", 2)
+        return faults.fail(f"{error.strerror or error}: {error.filename or 'disk'}; check space and rights", 2)
 
 
 def _run(config: VtabConfig) -> int:
@@ -62,18 +75,13 @@ def _run(config: VtabConfig) -> int:
     return train(config)
 
 
-def _fail(reason: object, status: int) -> int:
-    print(f"error: {one_line(reason)}", file=sys.stderr)
-    return status
-
-
-def _explained(error: RuntimeError) -> str:
+def _explained(error: Exception) -> str:
     """What an error of torch means to the user; raises it again where it means nothing."""
-    from ..runs.runtime import compile_failure
+    from ..runs.runtime import compile_failure, memory_failure
 
-    uncompiled = compile_failure(error)
-    if uncompiled:
-        return uncompiled
+    known = compile_failure(error) or memory_failure(error)
+    if known:
+        return known
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         raise error
     # torch has no error of its own for a peer that is gone: gloo's is a plain RuntimeError.

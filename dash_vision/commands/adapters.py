@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files.errors import one_line
+from ..files.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from ..files.native import AdapterState
@@ -17,7 +17,7 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 def add_export(parser: argparse.ArgumentParser) -> None:
     """Arguments of `export`."""
-    parser.add_argument("native", type=Path, metavar="NATIVE", help="dash_adapter.safetensors of a run")
+    parser.add_argument("native", type=Path, metavar="NATIVE", help="adapter or checkpoint file of a run")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write into")
     parser.add_argument("--to", choices=FORMATS, required=True, help="kohya is what ComfyUI and A1111 read")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="number format of the file (default: fp32)")
@@ -55,7 +55,10 @@ def export(args: argparse.Namespace) -> None:
     from ..files.readers import infer_about, remarks
 
     states = read_adapters(args.native)
-    print(f"wrote {export_states(states, args.out, args.to, getattr(torch, DTYPES[args.dtype]))}")
+    try:
+        print(f"wrote {export_states(states, args.out, args.to, getattr(torch, DTYPES[args.dtype]))}")
+    except ValueError as error:  # an adapter that the format cannot hold
+        raise InputError(str(error)) from None
     layers = {("unet" if name == "model" else name): state.kinds for name, state in states.items()}
     for remark in remarks(layers, args.to, infer_about(states)):
         print(f"note: {remark}")
@@ -76,10 +79,13 @@ def classify(args: argparse.Namespace) -> None:
 def describe(file: Path) -> list[str]:
     """The lines that `inspect` prints."""
     from ..core.loading import read_adapters
+    from ..files.checkpoint import CHECKPOINT
+    from ..files.container import kind_of
     from ..files.native import read_notes
 
     states = read_adapters(file)
-    lines = [f"{file}: native dash-vision adapter, {file.stat().st_size / 1e6:.2f} MB"]
+    what = "checkpoint of a run" if kind_of(file) == CHECKPOINT.name else "native dash-vision adapter"
+    lines = [f"{file}: {what}, {file.stat().st_size / 1e6:.2f} MB"]
     lines += [f"  {key}: {_cut(str(value))}" for key, value in sorted(read_notes(file).items())]
     for name, state in states.items():
         lines += ["", *_describe_component(name, state)]

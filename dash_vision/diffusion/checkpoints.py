@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..files.checkpoint import save_checkpoint
 from ..files.errors import InputError
 from ..runs.record import RUN
 
@@ -63,6 +62,8 @@ def _named(folder: Path, wanted: str) -> Path | None:
 
 def write_checkpoint(folder: Path, step: int, state: dict[str, Any], limit: int | None) -> None:
     """Write the checkpoint after `step`; the oldest ones beyond `limit` go only after it is complete."""
+    from ..files.checkpoint import save_checkpoint  # needs torch, which the names of checkpoints do not
+
     save_checkpoint(checkpoint_path(folder, step), state)
     for old in checkpoints(folder)[:-limit] if limit else []:
         old.unlink(missing_ok=True)

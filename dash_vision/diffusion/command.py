@@ -11,9 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files.errors import InputError, RunError, Stopped, one_line
+from ..files.errors import InputError, RunError, Stopped
+from ..miniature import MINIATURE
+from ..runs.cores import choose_threads
+from ..runs.faults import fail, hidden, printable_streams, report
 from ..runs.settings import parse
 from .config import DreamBoothConfig
+from .early import look
 
 if TYPE_CHECKING:
     from ..runs.runtime import Runtime
@@ -31,17 +35,29 @@ exit status: 0 finished; 1 could not go on; 2 wrong settings or input; 128 + n s
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, train, report. Returns the exit status."""
-    config = parse(DreamBoothConfig, DESCRIPTION, EPILOG, arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    with printable_streams():
+        config = parse(DreamBoothConfig, DESCRIPTION, EPILOG, words)
+        sys.argv[1:] = hidden(sys.argv[1:])  # trackers record it
+        try:
+            return _main(config)
+        except Exception as error:
+            return _fail(report(error, Path(config.output_dir).expanduser(), words), 1)
+
+
+def _main(config: DreamBoothConfig) -> int:
     _quiet()
-    # Only now, so that --help and wrong settings do not wait for torch.
-    import torch
-
-    from ..runs.runtime import make_runtime
-
+    if config.cache_dir:  # read when the hub's library is imported
+        os.environ["HF_HUB_CACHE"] = str(Path(config.cache_dir).expanduser())
     signal.signal(signal.SIGTERM, _terminate)
     folder = Path(config.output_dir).expanduser()
     runtime: Runtime | None = None
     try:
+        look(config)
+        # Only now, so that --help, wrong settings and missing pictures do not wait for torch.
+        choose_threads(small=config.pretrained_model_name_or_path in (None, MINIATURE))
+        from ..runs.runtime import make_runtime
+
         runtime = make_runtime(
             config.mixed_precision, log_with=config.report_to, folder=folder, logging_dir=config.logging_dir
         )
@@ -56,13 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("interrupted outside of training; checkpoints and adapters written before are kept", 130)
     except RunError as error:
         return _fail(f"{error}; what is in {config.output_dir} is kept", 1)
-    except torch.cuda.OutOfMemoryError:
-        return _fail(
-            "the GPU's memory does not suffice; try --mixed_precision bf16 (or fp16), --gradient_checkpointing, "
-            "--train_batch_size 1 or a smaller --resolution; checkpoints and adapters written before are kept",
-            1,
-        )
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         explained = _explain(error, runtime)
         if explained is None:
             raise
@@ -78,29 +88,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(config: DreamBoothConfig, runtime: Runtime) -> None:
     from ..files.lora import DIFFUSERS_NAME
-    from ..runs.runtime import use_cores
+    from .hub import push
     from .run import finish, fit
     from .setup import prepare
 
-    use_cores()
     job = prepare(config, runtime, partial(print, flush=True))
     if config.report_to:
         values = {name: str(value) for name, value in job.plan.arguments().items()}
         runtime.accelerator.init_trackers("dash-vision", values)
     fit(job)
     finish(job)
+    if runtime.main and config.push_to_hub:
+        print(f"pushed:   {push(config, job.plan.output)}")
     if runtime.main:
         print(f"pictures: {job.plan.output / 'samples.png'}")
         print(f"load it:  pipe.load_lora_weights({str(job.plan.output)!r}, weight_name={DIFFUSERS_NAME!r})")
 
 
-def _explain(error: RuntimeError, runtime: Runtime | None) -> str | None:
-    """What to tell the user of an error of torch; None where there is nothing better than its traceback."""
-    from ..runs.runtime import compile_failure
+def _explain(error: Exception, runtime: Runtime | None) -> str | None:
+    """What to tell the user of an error of torch; None where there is nothing better than a report."""
+    from ..runs.runtime import compile_failure, memory_failure
 
-    uncompiled = compile_failure(error)
-    if uncompiled or runtime is None or runtime.world == 1:
-        return uncompiled
+    known = compile_failure(error) or memory_failure(error)
+    if known or runtime is None or runtime.world == 1:
+        return known
     # torch has no error of its own for a peer that is gone: gloo's is a plain RuntimeError.
     return (
         "another process of this run has ended or cannot be reached; what was written before is kept, and the same "
@@ -114,8 +125,7 @@ def _terminate(signum: int, frame: object) -> None:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"{Path(sys.argv[0]).name}: error: {one_line(message)}", file=sys.stderr)
-    return status
+    return fail(message, status, Path(sys.argv[0]).name)
 
 
 def _quiet() -> None:

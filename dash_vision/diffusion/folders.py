@@ -9,7 +9,7 @@ from ..files.errors import InputError
 
 def check_folders(instance: str, output: str, class_: str | None) -> None:
     """Raises InputError where the folder of the instance or of the class pictures is also one for something else."""
-    pictures, out = _place(instance), _place(output)
+    pictures, out = _place(instance) if instance else None, _place(output)
     if pictures == out:
         raise InputError(
             f"--output_dir {output} is the folder of the pictures, where samples.png would be trained on next time; "

@@ -21,6 +21,7 @@ from ..bases.noise import NoiseProcess, denoising_loss
 from ..core.adapter import Adapter
 from ..core.launch import LaunchReport
 from ..core.loading import probe_weight
+from ..core.weights import kind_of
 from ..files.atomic import FolderLock
 from ..files.checkpoint import load_checkpoint
 from ..files.errors import InputError
@@ -152,9 +153,12 @@ class DreamBoothJob:
             return
         settings = self.plan.settings
         a_step = settings.gradient_accumulation_steps * self.plan.train_batch_size * self.runtime.world
-        speed = (last - self._first) * a_step / max(1e-9, time.perf_counter() - self._clock)
+        each = (time.perf_counter() - self._clock) / max(1, last - self._first)  # seconds
+        speed = a_step / max(1e-9, each)
         self._show(last)
-        self._bar.set_postfix_str(f"loss {sum(losses) / len(losses):.4f}, lr {rate:.1e}, {speed:.1f} images/s")
+        self._bar.set_postfix_str(
+            f"loss {sum(losses) / len(losses):.4f}, lr {rate:.1e}, {each:.2g} s a step, {speed:.1f} images/s"
+        )
 
     def _tell_launch(self, launch: dict[str, Any]) -> None:
         for adapter in self.adapters.values():
@@ -190,8 +194,18 @@ class DreamBoothJob:
             "settings": self._identity(),
             "base": self.base.identity(),
             "adapters": {name: adapter.state_dict(("A", "B")) for name, adapter in self.adapters.items()},
+            "native": {name: self._described(name, adapter) for name, adapter in self.adapters.items()},
             "training": self.training.state_dict(self.runtime),
             "timings": self.timings,
+        }
+
+    def _described(self, name: str, adapter: Adapter) -> dict[str, Any]:
+        """What a native file says of an adapter beside its tensors."""
+        return {
+            "config": adapter.config.to_dict(),
+            "kinds": {module: kind_of(layer.base) for module, layer in adapter.layers.items()},
+            "probes": self.probes[name],
+            "bypassed": [module for module, layer in adapter.layers.items() if layer.bypassed],
         }
 
     def _identity(self) -> dict[str, Any]:

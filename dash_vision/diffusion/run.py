@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from PIL import Image
 
@@ -22,6 +23,8 @@ from .checkpoints import latest_checkpoint
 from .job import DreamBoothJob
 from .outputs import PACKAGES, Sheet, draw_samples, save_picture, track, write_adapters, write_card
 
+KEPT = "adapters"  # of earlier steps, by --save_lora_every
+
 
 def fit(job: DreamBoothJob) -> None:
     """Train to max_train_steps. Raises Stopped after SIGINT or SIGTERM, with a checkpoint written; RunError when the
@@ -33,9 +36,12 @@ def fit(job: DreamBoothJob) -> None:
         adapter.prepare()
     with catching_signals() as stop, job.progress():
         while training.step < total:
-            _train(job, min(total, _next_validation(job)), stop)
+            _train(job, min(total, _next_pause(job)), stop)
+            if _is_due(job, job.plan.settings.save_lora_every):
+                _keep_adapters(job)
             if training.step < total:
-                _validate(job)
+                if _is_due(job, job.plan.validation_steps):
+                    _validate(job)
             elif training.checkpoint_every and total % training.checkpoint_every:
                 job.save()  # a later run with more steps can resume from here
         _stop_if_asked(job, stop)
@@ -43,9 +49,14 @@ def fit(job: DreamBoothJob) -> None:
         network.eval()
 
 
-def _next_validation(job: DreamBoothJob) -> int:
-    every = job.plan.validation_steps
-    return (job.training.step // every + 1) * every if every else job.plan.max_train_steps
+def _next_pause(job: DreamBoothJob) -> int:
+    """The next step after which samples are drawn or adapters are kept."""
+    pauses = [every for every in (job.plan.validation_steps, job.plan.settings.save_lora_every) if every]
+    return min(((job.training.step // every + 1) * every for every in pauses), default=job.plan.max_train_steps)
+
+
+def _is_due(job: DreamBoothJob, every: int) -> bool:
+    return every > 0 and job.training.step % every == 0
 
 
 def _train(job: DreamBoothJob, until: int, stop: StopRequest) -> None:
@@ -89,10 +100,9 @@ def finish(job: DreamBoothJob) -> None:
     Only the first process writes; the others wait, or give it their part of a split model.
     """
     plan, runtime = job.plan, job.runtime
-    if runtime.main or runtime.sharded:
-        states = {name: adapter_state(adapter) for name, adapter in job.adapters.items()}
+    states = _states(job)
     if runtime.main:
-        _write_adapters(job, states)
+        _write_adapters(job, states, plan.output)
         record = describe(job)
         write_card(plan.output, record, job.base.family.pipeline_class)
         write_record(plan.output / RUN, record)  # before the pictures, which may take long or fail
@@ -104,12 +114,28 @@ def finish(job: DreamBoothJob) -> None:
     job.close()
 
 
-def _write_adapters(job: DreamBoothJob, states: dict[str, AdapterState]) -> None:
+def _keep_adapters(job: DreamBoothJob) -> None:
+    """The adapters as they are, in every format, in a folder of their own below the output folder."""
+    states, plan = _states(job), job.plan
+    if job.runtime.main:
+        _write_adapters(job, states, plan.output / KEPT / f"{plan.output.resolve().name}-{job.training.step:06d}")
+    job.runtime.wait()
+
+
+def _states(job: DreamBoothJob) -> dict[str, AdapterState]:
+    """The adapters by component; of a split model every process gives its part, else only the first one has them."""
+    if not (job.runtime.main or job.runtime.sharded):
+        return {}
+    return {name: adapter_state(adapter) for name, adapter in job.adapters.items()}
+
+
+def _write_adapters(job: DreamBoothJob, states: dict[str, AdapterState], folder: Path) -> None:
     plan, family = job.plan, job.base.family
     notes = {"base": job.base.name, "prompt": plan.prompts.instance, "step": job.training.step}
     subject = plan.prompts.subject or plan.prompts.instance
     about = replace(family.about(job.base.pipeline), resolution=plan.resolution, trigger=subject)
-    for notice in write_adapters(states, plan.output, notes, family.layouts, about):
+    notices = write_adapters(states, folder, notes, family.layouts, about)
+    for notice in notices if folder == plan.output else ():
         job.say(f"note: {notice}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +33,7 @@ from ..runs.runtime import Runtime
 from ..runs.seeds import seed_everything
 from .checkpoints import put_aside, starting_point
 from .config import DreamBoothConfig
+from .dataset import dataset_pictures
 from .job import DreamBoothJob, Material
 from .latents import Example, Framing, encode_examples, prompts_of
 from .plan import Plan, make_plan
@@ -49,10 +51,12 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
     started, timings = time.time(), dict[str, float]()
     say = say if runtime.main else _silent
     _check_split(settings, runtime)
+    output = Path(settings.output_dir).expanduser()
+    if settings.dataset_name:
+        settings = _from_dataset(settings, output, runtime)
     # Missing pictures are the commonest mistake: found before minutes are spent on loading a model.
     listing = _list_pictures(settings)
     prompts = derive_prompts(settings)
-    output = Path(settings.output_dir).expanduser()
     make_writable(output)
     lock = _claim(output) if runtime.main else None
     checkpoint = starting_point(output, settings.resume_from_checkpoint, settings.overwrite)
@@ -115,6 +119,16 @@ def _check_split(settings: DreamBoothConfig, runtime: Runtime) -> None:
     if settings.optimizer != "adamw" or settings.use_8bit_adam:
         wanted = "--use_8bit_adam" if settings.use_8bit_adam else f"--optimizer {settings.optimizer}"
         raise InputError(f"FSDP splits the optimizer's numbers too, which {wanted} does not take; leave it out")
+
+
+def _from_dataset(settings: DreamBoothConfig, output: Path, runtime: Runtime) -> DreamBoothConfig:
+    """The settings with the folder of the data set's pictures in."""
+    make_writable(output)
+    with runtime.accelerator.main_process_first():  # one process writes the pictures, the others find them
+        folder = dataset_pictures(settings, output)
+    named = copy.copy(settings)
+    named.instance_data_dir = str(folder)
+    return named
 
 
 def make_writable(folder: Path) -> None:

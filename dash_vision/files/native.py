@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .container import Kind, read_container, read_content, write_container
+from .checkpoint import CHECKPOINT, load_checkpoint
+from .container import Kind, kind_of, read_container, read_content, write_container
 from .errors import InputError
 from .fingerprints import PROBES, fingerprint
 
@@ -115,27 +116,20 @@ def write_native(
 
 
 def read_native(path: str | PathLike[str]) -> dict[str, AdapterState]:
-    """Component name -> AdapterState of a native file, checked whole before anything is returned.
+    """Component name -> AdapterState of a native file, or of a checkpoint of train_dreambooth.py, checked whole before
+    anything is returned.
 
     Raises InputError for a missing, truncated or foreign file and for one whose content contradicts itself.
     """
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder; give a file such as {path / NATIVE_NAME}")
-    content, tensors = read_container(path, ADAPTER)
     try:
-        states = {}
-        for name, component in content["components"].items():
-            prefix = f"{name}/"
-            found = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-            whole = {k.removeprefix(_WHOLE): found.pop(k) for k in list(found) if k.startswith(_WHOLE)}
-            settings, kinds, probes = (dict(component[key]) for key in ("config", "kinds", "probes"))
-            states[name] = AdapterState(settings, found, kinds, probes, whole, list(component.get("bypassed", [])))
-        extra = len(tensors) - sum(len(s.tensors) + len(s.whole) for s in states.values())
-        if extra or not states:
-            raise ValueError(f"{extra} tensors belong to no component")
+        states = _of_checkpoint(path) if _is_checkpoint(path) else _of_container(path)
         for state in states.values():
             _check(state)
+    except InputError:
+        raise
     except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise InputError(
             f"{path} is damaged: its header and its tensors contradict each other ({error}); use another copy"
@@ -143,8 +137,53 @@ def read_native(path: str | PathLike[str]) -> dict[str, AdapterState]:
     return states
 
 
+def _is_checkpoint(path: Path) -> bool:
+    return path.is_file() and kind_of(path) == CHECKPOINT.name
+
+
+def _of_container(path: Path) -> dict[str, AdapterState]:
+    """Not checked yet. Raises InputError as `read_container`, and what `read_native` catches."""
+    content, tensors = read_container(path, ADAPTER)
+    states = {}
+    for name, component in content["components"].items():
+        prefix = f"{name}/"
+        found = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+        whole = {k.removeprefix(_WHOLE): found.pop(k) for k in list(found) if k.startswith(_WHOLE)}
+        settings, kinds, probes = (dict(component[key]) for key in ("config", "kinds", "probes"))
+        states[name] = AdapterState(settings, found, kinds, probes, whole, list(component.get("bypassed", [])))
+    extra = len(tensors) - sum(len(s.tensors) + len(s.whole) for s in states.values())
+    if extra or not states:
+        raise ValueError(f"{extra} tensors belong to no component")
+    return states
+
+
+def _of_checkpoint(path: Path) -> dict[str, AdapterState]:
+    """Not checked yet: A and B as they are in training, and the dash as its schedule keeps it."""
+    state = load_checkpoint(path)
+    if "native" not in state:
+        raise InputError(
+            f"{path} is a checkpoint that keeps no adapter by itself (one of train_vtab.py, or of an earlier version); "
+            f"let the run end, and give {NATIVE_NAME}"
+        )
+    states = {}
+    for name, component in state["native"].items():
+        prefix = f"{name}/"
+        dash = state["training"]["schedule"]["tensors"].items()
+        tensors = {**state["adapters"][name], **{k.removeprefix(prefix): t for k, t in dash if k.startswith(prefix)}}
+        states[name] = AdapterState(
+            dict(component["config"]),
+            tensors,
+            dict(component["kinds"]),
+            dict(component["probes"]),
+            bypassed=list(component["bypassed"]),
+        )
+    return states
+
+
 def read_notes(path: str | PathLike[str]) -> dict[str, Any]:
     """The notes beside the adapters of a native file. Raises InputError as `read_native`."""
+    if _is_checkpoint(Path(path)):
+        return {"step": load_checkpoint(path)["training"]["step"]}
     content = read_content(path, ADAPTER)
     notes = content.get("notes") if isinstance(content, dict) else None
     return notes if isinstance(notes, dict) else {}

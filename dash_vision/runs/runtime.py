@@ -43,15 +43,6 @@ def autocast(device: torch.device | str) -> torch.autocast:
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=fast_in_bf16(device))
 
 
-def use_cores() -> None:
-    """Share out the cores among the processes of this machine, where a launcher gave each one thread only."""
-    # accelerate launch sets the first, torchrun the second; both set OMP_NUM_THREADS=1 unless it was given.
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_WORLD_SIZE" in os.environ
-    if launched and os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-
-
 # -- the runtime
 
 
@@ -381,3 +372,16 @@ def compile_failure(error: BaseException) -> str | None:
         f"torch.compile cannot compile the network here ({one_line(reason)}); leave --compile out, or install what it "
         "needs: a C++ compiler on a CPU, Triton on a GPU"
     )
+
+
+def memory_failure(error: BaseException) -> str | None:
+    """What to tell the user of a memory that does not suffice; None for any other error."""
+    advice = (
+        "try --mixed_precision bf16 (or fp16), --gradient_checkpointing, --train_batch_size 1 or a smaller "
+        "--resolution; checkpoints and adapters written before are kept"
+    )
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the GPU's memory does not suffice; {advice}"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's CPU allocator
+        return f"the memory does not suffice; {advice}"
+    return None

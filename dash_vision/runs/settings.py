@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
 from ..core.config import SELECTIONS, DashConfig
-from ..files.errors import InputError, one_line
+from ..files.errors import InputError
+from .faults import fail
 from .words import Flag, check_words, underscored, unknown_settings
 
 Settings = TypeVar("Settings")
@@ -165,7 +166,7 @@ def _flags(cls: type) -> dict[str, Flag]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
+        self.exit(fail(message, 2, self.prog))
 
 
 def make_parser(cls: type, description: str, epilog: str) -> argparse.ArgumentParser:

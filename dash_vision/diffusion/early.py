@@ -1,0 +1,41 @@
+"""What can be looked at before torch is imported and a base is loaded: pictures, the output folder, sizes, a token."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..files.errors import InputError
+from ..miniature import MINIATURE, pipeline_path
+from ..pictures.listing import list_folder
+from .checkpoints import starting_point
+from .config import DreamBoothConfig
+from .hub import check_token
+from .prompts import derive_prompts
+
+
+def look(settings: DreamBoothConfig) -> None:
+    """Raises InputError for what a run could not use, as far as that can be told in a moment; setup looks closer."""
+    if not settings.dataset_name:
+        list_folder(settings.instance_data_dir, captions=settings.use_captions)
+        derive_prompts(settings)
+    starting_point(Path(settings.output_dir).expanduser(), settings.resume_from_checkpoint, settings.overwrite)
+    _check_resolution(settings)
+    if settings.push_to_hub:
+        check_token(settings)
+
+
+def _check_resolution(settings: DreamBoothConfig) -> None:
+    """Latents are a whole number of pixels: what the VAE's configuration says, where it lies on this machine."""
+    factor = _pixels_per_latent(settings.pretrained_model_name_or_path or MINIATURE)
+    if settings.resolution is not None and factor and settings.resolution % factor:
+        raise InputError(f"--resolution is {settings.resolution}; this base takes multiples of {factor}")
+
+
+def _pixels_per_latent(base: str) -> int | None:
+    folder = pipeline_path() if base == MINIATURE else Path(base).expanduser()
+    try:
+        configuration = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+        return 2 ** (len(configuration["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError, TypeError):  # on the hub, in a single file, of another kind
+        return None
