@@ -13,13 +13,19 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..files.errors import InputError
-from .family import Defaults, Family
+from .family import Defaults, Family, PromptOptions
+from .flux2 import Flux2Dev, Flux2Klein
 from .miniature import DEFAULTS, MINIATURE, NOTE, pipeline_path
 from .noise import NoiseOptions, NoiseProcess
 from .sdxl import StableDiffusionXL
 from .stable_diffusion import StableDiffusion
 
-FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL())
+FAMILIES: tuple[Family, ...] = (
+    StableDiffusion(),
+    StableDiffusionXL(),
+    Flux2Klein(),
+    Flux2Dev(),
+)
 
 
 @dataclass
@@ -27,7 +33,8 @@ class Base:
     """A loaded base model: the stock pipeline, in float32 and on the CPU, and its family.
 
     name: as the user gave it, or MINIATURE. defaults: of settings. specification: the arguments of load_base that load
-    it again from anywhere on this machine. note: what a user of it should know.
+    it again from anywhere on this machine. note: what a user of it should know. prompt_options: how prompts are told to
+    the denoiser, in training and when pictures are drawn.
     """
 
     name: str
@@ -36,6 +43,7 @@ class Base:
     defaults: Defaults
     specification: dict[str, Any] = field(default_factory=dict)
     note: str | None = None
+    prompt_options: PromptOptions = PromptOptions()
 
     @property
     def embedded(self) -> bool:
@@ -67,13 +75,15 @@ class Base:
         return self.family.noise(self.pipeline, options or NoiseOptions())
 
     def text_encoders(self) -> list[nn.Module]:
-        """The text encoders in the family's order."""
-        return [getattr(self.pipeline, name) for name in self.family.text_encoders]
+        """The text encoders in the family's order, without those that the base lacks."""
+        encoders = [getattr(self.pipeline, name) for name in self.family.text_encoders]
+        return [encoder for encoder in encoders if encoder is not None]
 
     def components(self) -> dict[str, nn.Module]:
         """Every network of the base by its name in the pipeline."""
         names = ("vae", self.family.denoiser, *self.family.text_encoders)
-        return {name: getattr(self.pipeline, name) for name in names}
+        found = {name: getattr(self.pipeline, name) for name in names}
+        return {name: network for name, network in found.items() if network is not None}
 
 
 def load_base(
@@ -84,12 +94,13 @@ def load_base(
     single_file_config: str | None = None,
     prediction_type: str | None = None,
     vae_revision: str | None = None,
+    max_sequence_length: int | None = None,
 ) -> Base:
     """Load a base model by hub id, folder, or single .safetensors file; "miniature" or None is the embedded one.
 
     revision, variant: of a hub id's files. vae, vae_revision: another VAE and its revision. single_file_config: hub id
     or folder with the configuration of a single file. prediction_type: what the base predicts, where its files do not
-    say it. Weights are read from safetensors only, as float32. Raises InputError in plain words when there is no such
+    say it. max_sequence_length: tokens of a prompt that it reads, where there is a choice. Weights are read from safetensors only, as float32. Raises InputError in plain words when there is no such
     base, it cannot be fetched, or is of a kind that this package does not train.
     """
     name = name or MINIATURE
@@ -102,6 +113,8 @@ def load_base(
         "prediction_type": prediction_type,
         "vae_revision": vae_revision,
     }
+    if max_sequence_length is not None:
+        specification["max_sequence_length"] = max_sequence_length
     single_file_config, vae = _expanded(single_file_config), _expanded(vae)
     path = pipeline_path() if name == MINIATURE else Path(name).expanduser()
     if path.is_file():
@@ -113,7 +126,9 @@ def load_base(
     if prediction_type is not None:
         family.set_prediction(pipeline, prediction_type)
     family.check(name, pipeline)
-    base = Base(name, family, pipeline, family.defaults, specification)
+    options = PromptOptions(length=max_sequence_length)
+    family.check_prompts(pipeline, options)
+    base = Base(name, family, pipeline, family.suited(pipeline), specification, family.note(pipeline), options)
     if base.embedded:
         base.defaults, base.note = DEFAULTS, NOTE
     for network in base.components().values():
@@ -129,7 +144,9 @@ def _load_repository(name: str, revision: str | None, variant: str | None) -> tu
     with _plain_words(name):
         index = diffusers.DiffusionPipeline.load_config(name, **where)
     family = _family_of(str(index.get("_class_name")), name)
-    options = family.loading_options()
+    # diffusers wants to be told of parts that a base was saved without.
+    absent = {part: None for part, kind in index.items() if kind == [None, None]}
+    options = absent | family.loading_options()
     with _plain_words(name), _without_bars() if Path(name).is_dir() else contextlib.nullcontext():
         pipeline = getattr(diffusers, family.pipeline_class).from_pretrained(
             name, variant=variant, torch_dtype=torch.float32, use_safetensors=True, **options, **where

@@ -84,7 +84,7 @@ def make_plan(settings: DreamBoothConfig, prompts: Prompts, base: Base) -> Plan:
         class_folder=Path(settings.class_data_dir or output / "class_images").expanduser(),
         validation_prompts=tuple(settings.validation_prompt or default_validation_prompts(prompts)),
         lora_target=names,
-        target=base.family.targets.get(names[0], names[0]) if len(names) == 1 else names,
+        target=base.family.target(base.pipeline, names[0]) if len(names) == 1 else names,
         **values,
     )
     _check(plan, base)
@@ -92,7 +92,7 @@ def make_plan(settings: DreamBoothConfig, prompts: Prompts, base: Base) -> Plan:
 
 
 def _check(plan: Plan, base: Base) -> None:
-    settings, factor = plan.settings, math.lcm(base.factor, base.family.multiple)
+    settings, factor = plan.settings, math.lcm(base.factor, base.family.multiple(base.pipeline))
     if plan.resolution % factor or plan.resolution < 2 * factor:
         raise InputError(
             f"--resolution is {plan.resolution}; this base takes multiples of {factor} from {2 * factor} on"

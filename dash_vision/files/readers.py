@@ -69,6 +69,7 @@ UNKNOWN = About("", "")
 SD1 = About("sd_v1", "stable-diffusion-v1")
 SD2 = About("sd_v2", "stable-diffusion-v2-512", v2=True)
 SDXL = About("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", STABILITY)
+FLUX2 = About("flux2", "flux-2")
 # What the cross-attention of published bases reads: features of their text encoders.
 _BY_TEXT_WIDTH = {768: SD1, 1024: SD2, 2048: SDXL}
 

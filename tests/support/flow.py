@@ -1,0 +1,86 @@
+"""What the transformers of the flow-matching bases say, by calling them as their stock pipelines do.
+
+Each function takes the stock pipeline, noisy latents [N, C, h, w] of the denoiser, noise levels [N], prompts of equal
+length and a guidance scale, and gives the direction from the picture to the noise, [N, C, h, w].
+"""
+
+import torch
+
+
+def flux2(pipeline, noisy, levels, prompts, guidance):
+    embeds, text_ids = pipeline.encode_prompt(prompts)
+    ids = pipeline._prepare_latent_ids(noisy)
+    guidance = torch.full([len(prompts)], guidance) if pipeline.transformer.config.guidance_embeds else None
+    said = pipeline.transformer(
+        hidden_states=pipeline._pack_latents(noisy),
+        timestep=levels * 1000 / 1000,
+        guidance=guidance,
+        encoder_hidden_states=embeds,
+        txt_ids=text_ids,
+        img_ids=ids,
+    ).sample
+    return pipeline._unpack_latents_with_ids(said, ids)
+
+
+def z_image(pipeline, noisy, levels, prompts, guidance):
+    embeds, _ = pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
+    said = pipeline.transformer([z[:, None] for z in noisy], (1000 - 1000 * levels) / 1000, embeds).sample
+    return -torch.stack([one[:, 0] for one in said])
+
+
+def qwen_image(pipeline, noisy, levels, prompts, guidance):
+    embeds, mask = pipeline.encode_prompt(prompts)
+    n, channels, height, width = noisy.shape
+    said = pipeline.transformer(
+        hidden_states=pipeline._pack_latents(noisy, n, channels, height, width),
+        timestep=levels * 1000 / 1000,
+        encoder_hidden_states=embeds,
+        encoder_hidden_states_mask=mask,
+        img_shapes=[[(1, height // 2, width // 2)]] * n,
+    ).sample
+    factor = pipeline.vae_scale_factor
+    return pipeline._unpack_latents(said, height * factor, width * factor, factor)[:, :, 0]
+
+
+def flux(pipeline, noisy, levels, prompts, guidance):
+    embeds, pooled, text_ids = pipeline.encode_prompt(prompts, None)
+    n, channels, height, width = noisy.shape
+    said = pipeline.transformer(
+        hidden_states=pipeline._pack_latents(noisy, n, channels, height, width),
+        timestep=levels * 1000 / 1000,
+        guidance=torch.full([n], guidance) if pipeline.transformer.config.guidance_embeds else None,
+        pooled_projections=pooled,
+        encoder_hidden_states=embeds,
+        txt_ids=text_ids,
+        img_ids=pipeline._prepare_latent_image_ids(n, height // 2, width // 2, "cpu", torch.float32),
+    ).sample
+    factor = pipeline.vae_scale_factor
+    return pipeline._unpack_latents(said, height * factor, width * factor, factor)
+
+
+def sd3(pipeline, noisy, levels, prompts, guidance):
+    embeds, _, pooled, _ = pipeline.encode_prompt(prompts, None, None, do_classifier_free_guidance=False)
+    return pipeline.transformer(
+        hidden_states=noisy, timestep=1000 * levels, encoder_hidden_states=embeds, pooled_projections=pooled
+    ).sample
+
+
+def krea2(pipeline, noisy, levels, prompts, guidance):
+    embeds, mask = pipeline.encode_prompt(prompts)
+    n, channels, height, width = noisy.shape
+    said = pipeline.transformer(
+        hidden_states=pipeline._pack_latents(noisy, n, channels, height, width),
+        encoder_hidden_states=embeds,
+        timestep=levels,
+        position_ids=pipeline.prepare_position_ids(embeds.shape[1], height // 2, width // 2, "cpu"),
+        encoder_attention_mask=mask,
+    ).sample
+    factor = pipeline.vae_scale_factor
+    return pipeline._unpack_latents(said, height * factor, width * factor)[:, :, 0]
+
+
+# By the name of the tiny pipeline.
+VELOCITIES = {
+    "flux2-klein": flux2,
+    "flux2-dev": flux2,
+}
