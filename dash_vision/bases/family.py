@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -163,7 +164,7 @@ class Family(Protocol):
         found: Conditions = {}
         for key in conditions[0]:
             values = [one[key] for one in conditions]
-            found[key] = sum(values, []) if isinstance(values[0], list) else torch.cat(values)
+            found[key] = [*chain(*values)] if isinstance(values[0], list) else torch.cat(values)
         return found
 
     # -- trained text encoders

@@ -64,7 +64,9 @@ class FlowTransformer(Family):
 
     def set_prediction(self, pipeline: Any, prediction_type: str) -> NoReturn:
         """See Family."""
-        raise InputError(f"--prediction_type: {self.name} is trained by flow matching, there is no choice; leave it out")
+        raise InputError(
+            f"--prediction_type: {self.name} is trained by flow matching, there is no choice; leave it out"
+        )
 
     # -- sizes
 
@@ -250,7 +252,7 @@ class FlowTransformer(Family):
 
 
 def tokens_of(latents: Tensor, patch: int) -> Tensor:
-    """Latents [N, C, h, w] -> tokens [N, (h / patch) (w / patch), C patch^2]: each a square of latents, channels first."""
+    """Latents [N, C, h, w] -> tokens [N, (h / patch) (w / patch), C patch^2], each a square of latents by channels."""
     return nn.functional.pixel_unshuffle(latents, patch).flatten(2).transpose(1, 2)
 
 

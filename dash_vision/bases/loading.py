@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..files.errors import InputError
-from .family import Defaults, Family, PromptOptions
+from .family import AS_THE_PIPELINE, Defaults, Family, PromptOptions
 from .flux2 import Flux2Dev, Flux2Klein
 from .miniature import DEFAULTS, MINIATURE, NOTE, pipeline_path
 from .noise import NoiseOptions, NoiseProcess
@@ -43,7 +43,7 @@ class Base:
     defaults: Defaults
     specification: dict[str, Any] = field(default_factory=dict)
     note: str | None = None
-    prompt_options: PromptOptions = PromptOptions()
+    prompt_options: PromptOptions = AS_THE_PIPELINE
 
     @property
     def embedded(self) -> bool:
@@ -100,11 +100,12 @@ def load_base(
 
     revision, variant: of a hub id's files. vae, vae_revision: another VAE and its revision. single_file_config: hub id
     or folder with the configuration of a single file. prediction_type: what the base predicts, where its files do not
-    say it. max_sequence_length: tokens of a prompt that it reads, where there is a choice. Weights are read from safetensors only, as float32. Raises InputError in plain words when there is no such
-    base, it cannot be fetched, or is of a kind that this package does not train.
+    say it. max_sequence_length: tokens of a prompt that are read, where there is a choice. Weights are read from
+    safetensors only, as float32. Raises InputError in plain words when there is no such base, it cannot be fetched, or
+    is of a kind that this package does not train.
     """
     name = name or MINIATURE
-    specification = {
+    specification: dict[str, Any] = {
         "name": _absolute(name) if name != MINIATURE else name,
         "revision": revision,
         "variant": variant,

@@ -134,8 +134,8 @@ class StableDiffusion(Family):
         """See Family: there is nothing to choose."""
         if options.length is not None:
             raise InputError(
-                f"--max_sequence_length: {self.name} reads {pipeline.tokenizer.model_max_length} tokens of a prompt, no "
-                "more and no fewer; leave it out"
+                f"--max_sequence_length: {self.name} always reads {pipeline.tokenizer.model_max_length} tokens of a "
+                "prompt; leave it out"
             )
         if options.guidance is not None:
             raise InputError(f"--training_guidance_scale: {self.name} is told no guidance; leave it out")

@@ -116,8 +116,8 @@ class TrainArgs:
     training_guidance_scale: float | None = option(
         None,
         TRAIN,
-        "guidance that a guidance-distilled base (FLUX.1-dev, FLUX.2-dev) is told in training; --guidance_scale is that "
-        "of the pictures",
+        "guidance that a guidance-distilled base (FLUX.1-dev, FLUX.2-dev) is told in training; --guidance_scale is "
+        "that of the pictures",
         shown_default="1, for these bases",
     )
     train_text_encoder: bool = option(False, TRAIN, "adapt the text encoder too")

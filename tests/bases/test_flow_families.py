@@ -1,4 +1,4 @@
-"""The flow-matching families, each against its stock pipeline: what the denoiser is told, pictures, prompts, targets."""
+"""The flow-matching families, each against its stock pipeline: the denoiser's inputs, pictures, prompts, targets."""
 
 import copy
 import math
@@ -43,7 +43,9 @@ def test_the_denoiser_is_told_what_the_pipeline_tells_it(loaded, name):
     encoded = base.family.encode_prompts(base.pipeline, prompts, CPU)
     conditions = base.family.join([encoded[prompt] for prompt in prompts])
     ours = base.family.denoise(base.denoiser, noisy, levels, conditions)
-    assert torch.allclose(ours, VELOCITIES[name](stock, noisy, levels, prompts, 1.0), atol=1e-5)
+    assert torch.allclose(
+        ours, VELOCITIES[name](stock, noisy, levels, prompts, length=base.family.usual_length), atol=1e-5
+    )
 
     stepper = copy.copy(stock)
     stepper.scheduler = type(stock.scheduler)(shift=1.0)
@@ -162,7 +164,11 @@ def test_presets_hit_the_blocks_and_nothing_beside_them(loaded, name):
     assert {n for n in blocks - dead if "attn." in n or "attention." in n} == found["attention"] - {
         n for n in found["attention"] if "attn." not in n and "attention." not in n
     }
-    assert {type(base.denoiser.get_submodule(n.rsplit(".attn", 1)[0].rsplit(".attention", 1)[0])).__name__ for n in found["attention"] if ".attn" in n or ".attention" in n} <= set(base.family.units)
+    assert {
+        type(base.denoiser.get_submodule(n.rsplit(".attn", 1)[0].rsplit(".attention", 1)[0])).__name__
+        for n in found["attention"]
+        if ".attn" in n or ".attention" in n
+    } <= set(base.family.units)
 
 
 def gradients_missing(base):

@@ -1,14 +1,17 @@
 """What the transformers of the flow-matching bases say, by calling them as their stock pipelines do.
 
 Each function takes the stock pipeline, noisy latents [N, C, h, w] of the denoiser, noise levels [N], prompts of equal
-length and a guidance scale, and gives the direction from the picture to the noise, [N, C, h, w].
+length, a guidance scale and how many tokens of a prompt are read. It gives the direction from the picture to the noise,
+[N, C, h, w].
 """
 
 import torch
 
+LENGTH = 32
 
-def flux2(pipeline, noisy, levels, prompts, guidance):
-    embeds, text_ids = pipeline.encode_prompt(prompts)
+
+def flux2(pipeline, noisy, levels, prompts, guidance=1.0, length=LENGTH):
+    embeds, text_ids = pipeline.encode_prompt(prompts, max_sequence_length=length)
     ids = pipeline._prepare_latent_ids(noisy)
     guidance = torch.full([len(prompts)], guidance) if pipeline.transformer.config.guidance_embeds else None
     said = pipeline.transformer(
@@ -22,14 +25,14 @@ def flux2(pipeline, noisy, levels, prompts, guidance):
     return pipeline._unpack_latents_with_ids(said, ids)
 
 
-def z_image(pipeline, noisy, levels, prompts, guidance):
-    embeds, _ = pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
+def z_image(pipeline, noisy, levels, prompts, guidance=1.0, length=LENGTH):
+    embeds, _ = pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False, max_sequence_length=length)
     said = pipeline.transformer([z[:, None] for z in noisy], (1000 - 1000 * levels) / 1000, embeds).sample
     return -torch.stack([one[:, 0] for one in said])
 
 
-def qwen_image(pipeline, noisy, levels, prompts, guidance):
-    embeds, mask = pipeline.encode_prompt(prompts)
+def qwen_image(pipeline, noisy, levels, prompts, guidance=1.0, length=LENGTH):
+    embeds, mask = pipeline.encode_prompt(prompts, max_sequence_length=length)
     n, channels, height, width = noisy.shape
     said = pipeline.transformer(
         hidden_states=pipeline._pack_latents(noisy, n, channels, height, width),
@@ -42,8 +45,8 @@ def qwen_image(pipeline, noisy, levels, prompts, guidance):
     return pipeline._unpack_latents(said, height * factor, width * factor, factor)[:, :, 0]
 
 
-def flux(pipeline, noisy, levels, prompts, guidance):
-    embeds, pooled, text_ids = pipeline.encode_prompt(prompts, None)
+def flux(pipeline, noisy, levels, prompts, guidance=1.0, length=LENGTH):
+    embeds, pooled, text_ids = pipeline.encode_prompt(prompts, None, max_sequence_length=length)
     n, channels, height, width = noisy.shape
     said = pipeline.transformer(
         hidden_states=pipeline._pack_latents(noisy, n, channels, height, width),
@@ -58,15 +61,16 @@ def flux(pipeline, noisy, levels, prompts, guidance):
     return pipeline._unpack_latents(said, height * factor, width * factor, factor)
 
 
-def sd3(pipeline, noisy, levels, prompts, guidance):
-    embeds, _, pooled, _ = pipeline.encode_prompt(prompts, None, None, do_classifier_free_guidance=False)
+def sd3(pipeline, noisy, levels, prompts, guidance=1.0, length=LENGTH):
+    options = {"do_classifier_free_guidance": False, "max_sequence_length": length}
+    embeds, _, pooled, _ = pipeline.encode_prompt(prompts, None, None, **options)
     return pipeline.transformer(
         hidden_states=noisy, timestep=1000 * levels, encoder_hidden_states=embeds, pooled_projections=pooled
     ).sample
 
 
-def krea2(pipeline, noisy, levels, prompts, guidance):
-    embeds, mask = pipeline.encode_prompt(prompts)
+def krea2(pipeline, noisy, levels, prompts, guidance=1.0, length=LENGTH):
+    embeds, mask = pipeline.encode_prompt(prompts, max_sequence_length=length)
     n, channels, height, width = noisy.shape
     said = pipeline.transformer(
         hidden_states=pipeline._pack_latents(noisy, n, channels, height, width),
