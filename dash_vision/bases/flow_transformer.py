@@ -23,6 +23,7 @@ class FlowTransformer(Family):
 
     patch: latents along a side of a token. usual_length, longest: tokens of a prompt that the pipeline reads by itself,
     and that it can read. about_base: what LoRA files say of the base. optional: text encoders that it may lack.
+    guides_by_prompt: whether the pipeline draws with a second prompt, what is not wanted; else guidance is a number.
     """
 
     denoiser = "transformer"
@@ -38,6 +39,7 @@ class FlowTransformer(Family):
     usual_length = 512
     longest = 512
     about_base: About
+    guides_by_prompt = True
 
     # -- loading
 
@@ -164,11 +166,7 @@ class FlowTransformer(Family):
     def left_out(self, pipeline: Any, prompt: str, options: PromptOptions = AS_THE_PIPELINE) -> str:
         """See Family."""
         tokenizer, text, extra = self.prompt_text(pipeline, prompt)
-        ids = tokenizer(text, truncation=False, add_special_tokens=False, verbose=False).input_ids
-        rest = str(tokenizer.decode(ids[self.length(options) + extra :]))
-        # What the template puts before and after the prompt may be cut too; that is none of the prompt.
-        after = text[text.rindex(prompt) + len(prompt) :]
-        return rest.removesuffix(after)[-len(prompt) :].strip() if len(rest) > len(after) else ""
+        return beyond(tokenizer, text, prompt, self.length(options) + extra)
 
     def picture_conditions(self, infos: Sequence[CropInfo], size: tuple[int, int]) -> Conditions:
         """Nothing."""
@@ -213,10 +211,10 @@ class FlowTransformer(Family):
         """See Family."""
         length = self.length(options)
         inputs = self.encode(pipeline, list(prompts), device, length)
-        if self.guided(pipeline):
+        if not self.guides_by_prompt:
             return inputs
-        without = self.encode(pipeline, [""] * len(prompts), device, length)
-        return inputs | {f"negative_{name}": value for name, value in without.items()}
+        empty = self.encode(pipeline, [""] * len(prompts), device, length)
+        return inputs | {f"negative_{name}": value for name, value in empty.items()}
 
     def sample(
         self, pipeline: Any, inputs: Mapping[str, Any], noise: Tensor, how: Sampling, generator: torch.Generator
@@ -249,6 +247,20 @@ class FlowTransformer(Family):
     def unpack(self, drawn: Tensor, pipeline: Any, size: tuple[int, int]) -> Tensor:
         """What the pipeline gives for output_type="latent" as latents [N, C, h, w]."""
         return drawn
+
+
+def beyond(tokenizer: Any, text: str, prompt: str, length: int) -> str:
+    """The end of a prompt that is beyond `length` tokens of a text which holds it; "" when none of it is."""
+    ids = tokenizer(text, truncation=False, add_special_tokens=False, verbose=False).input_ids
+    rest = str(tokenizer.decode(ids[length:]))
+    # What a template puts before and after the prompt may be cut too; that is none of the prompt.
+    after = text[text.rindex(prompt) + len(prompt) :]
+    return rest.removesuffix(after)[-len(prompt) :].strip() if len(rest) > len(after) else ""
+
+
+def without(dead: str, target: Target) -> str:
+    """The regular expression `target` but for names that `dead` matches from their beginning to their end."""
+    return f"(?!(?:{dead})$)(?:{target})"
 
 
 def tokens_of(latents: Tensor, patch: int) -> Tensor:

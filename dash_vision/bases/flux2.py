@@ -133,6 +133,7 @@ class Flux2Dev(Flux2Klein):
 
     name = "FLUX.2"
     pipeline_class = "Flux2Pipeline"
+    guides_by_prompt = False
 
     def _distilled(self, pipeline: Any) -> bool:
         return False

@@ -14,17 +14,27 @@ from torch import nn
 
 from ..files.errors import InputError
 from .family import AS_THE_PIPELINE, Defaults, Family, PromptOptions
+from .flux import Flux
 from .flux2 import Flux2Dev, Flux2Klein
+from .krea2 import Krea2
 from .miniature import DEFAULTS, MINIATURE, NOTE, pipeline_path
 from .noise import NoiseOptions, NoiseProcess
+from .qwen_image import QwenImage
+from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
 from .stable_diffusion import StableDiffusion
+from .z_image import ZImage
 
 FAMILIES: tuple[Family, ...] = (
     StableDiffusion(),
     StableDiffusionXL(),
     Flux2Klein(),
     Flux2Dev(),
+    ZImage(),
+    QwenImage(),
+    Flux(),
+    StableDiffusion3(),
+    Krea2(),
 )
 
 

@@ -237,14 +237,14 @@ class DreamBoothConfig(
         self.check_optim()
         self.check_output()
         at_least(self, 1, "max_sequence_length")
-        at_least(self, 0, "training_guidance_scale")
+        at_least(self, 0, "training_guidance_scale", "guidance_scale")
         at_least(self, 1, "resolution", "max_train_steps", "train_batch_size", "num_crop_variants")
         at_least(self, 1, "gradient_accumulation_steps", "num_class_images", "sample_batch_size")
         at_least(self, 1, "num_validation_images", "num_inference_steps", "checkpoints_total_limit", "lr_num_cycles")
         at_least(self, 0, "lr_warmup_steps", "checkpointing_steps", "validation_steps", "seed")
         at_least(self, 0, "text_encoder_lr", "prior_loss_weight", "lr_power")
         at_least(self, -100, "logit_mean", "mode_scale")
-        positive(self, "snr_gamma", "guidance_scale", "logit_std")
+        positive(self, "snr_gamma", "logit_std")
         if self.seed >= 2**63:
             raise InputError(f"--seed is {self.seed}; it takes a whole number below 2**63")
         if not self.instance_data_dir:

@@ -52,8 +52,9 @@ def test_stock_diffusers_loads_what_was_trained(bases, tiny, tmp_path, name):
         trained = job.base.family.denoise(job.base.denoiser, noisy, levels, conditions)
         stock.load_lora_weights(str(tmp_path / "out"), weight_name="pytorch_lora_weights.safetensors")
         loaded = VELOCITIES[name](stock, noisy, levels, prompts)
-    assert (loaded - trained).abs().max() < 1e-5
-    assert (untouched - trained).abs().max() > 1e-2
+    scale = trained.abs().max()
+    assert (loaded - trained).abs().max() < 1e-5 * scale
+    assert (untouched - trained).abs().max() > 1e-2 * scale
     assert (tmp_path / "out" / "samples.png").is_file()
 
 
@@ -153,7 +154,7 @@ OVERFIT = {
 }
 
 
-@pytest.mark.parametrize("name", ["flux2-klein"])
+@pytest.mark.parametrize("name", ["flux2-klein", "z-image"])
 def test_the_stock_pipeline_draws_the_one_picture_that_was_learned(bases, tiny, tmp_path, name):
     """At least twice as near to it, in latents, as the untrained base. A wrong sign, time, shift or packing fails."""
     folder = tmp_path / "cat"

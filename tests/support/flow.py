@@ -87,4 +87,10 @@ def krea2(pipeline, noisy, levels, prompts, guidance=1.0, length=LENGTH):
 VELOCITIES = {
     "flux2-klein": flux2,
     "flux2-dev": flux2,
+    "z-image": z_image,
+    "qwen-image": qwen_image,
+    "flux": flux,
+    "sd3": sd3,
+    "sd3-without-t5": sd3,
+    "krea2": krea2,
 }
