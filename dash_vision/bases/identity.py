@@ -49,20 +49,20 @@ def _of_tensor(tensor: Tensor) -> str:
 
 def of_tokenizer(tokenizer: Any) -> str:
     """Digest of a tokenizer's words, of how it reads a sentence, of its longest prompt, and of its chat's template."""
-    words = sorted(tokenizer.get_vocab().items())
+    inner = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor, which reads pictures too
     parts = [
-        words,
-        tokenizer(_PROBE, truncation=False, verbose=False)["input_ids"],
-        tokenizer.model_max_length,
+        sorted(inner.get_vocab().items()),
+        inner(_PROBE, truncation=False, verbose=False)["input_ids"],
+        inner.model_max_length,
         getattr(tokenizer, "chat_template", None),
     ]
     return of_tensors((), json.dumps(parts, default=str))
 
 
 def of_values(thing: object) -> str:
-    """Digest of an object's kind and of its attributes: tensors and plain values."""
+    """Digest of an object's kind and of its attributes: tensors and plain values, no functions."""
     tensors = {name: value for name, value in vars(thing).items() if isinstance(value, Tensor)}
-    plain = {name: repr(value) for name, value in vars(thing).items() if name not in tensors}
+    plain = {name: repr(value) for name, value in vars(thing).items() if name not in tensors and not callable(value)}
     return of_tensors(tensors.values(), json.dumps([type(thing).__name__, plain], sort_keys=True))
 
 

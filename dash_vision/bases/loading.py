@@ -16,12 +16,18 @@ from torch import nn
 
 from ..files.errors import InputError
 from . import identity, reasons
-from .family import Defaults, Family, Marks
+from .family import AS_THE_PIPELINE, Defaults, Family, Marks, PromptOptions
+from .flux import Flux
+from .flux2 import Flux2Dev, Flux2Klein
+from .krea2 import Krea2
 from .miniature import DEFAULTS, MINIATURE, NOTE, pipeline_path
 from .noise import NoiseOptions, NoiseProcess
+from .qwen_image import QwenImage
 from .reasons import explained
+from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
 from .stable_diffusion import StableDiffusion
+from .z_image import ZImage
 
 # Settings of a VAE that say what its latents are.
 _LATENTS = (
@@ -34,7 +40,17 @@ _LATENTS = (
     "latents_std",
 )
 _LIBRARIES = ("diffusers", "transformers")
-FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL())
+FAMILIES: tuple[Family, ...] = (
+    StableDiffusion(),
+    StableDiffusionXL(),
+    Flux2Klein(),
+    Flux2Dev(),
+    ZImage(),
+    QwenImage(),
+    Flux(),
+    StableDiffusion3(),
+    Krea2(),
+)
 
 
 @dataclass
@@ -42,7 +58,8 @@ class Base:
     """A loaded base model: the stock pipeline, in float32 and on the CPU, and its family.
 
     name: as the user gave it, or MINIATURE. defaults: of settings. specification: the arguments of load_base that load
-    it again from anywhere on this machine. note: what a user of it should know.
+    it again from anywhere on this machine. note: what a user of it should know. prompt_options: how prompts are told to
+    the denoiser, in training and when pictures are drawn.
     """
 
     name: str
@@ -51,6 +68,7 @@ class Base:
     defaults: Defaults
     specification: dict[str, Any] = field(default_factory=dict)
     note: str | None = None
+    prompt_options: PromptOptions = AS_THE_PIPELINE
     _digests: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -83,8 +101,9 @@ class Base:
         return self.family.noise(self.pipeline, options or NoiseOptions())
 
     def text_encoders(self) -> list[nn.Module]:
-        """The text encoders in the family's order."""
-        return [getattr(self.pipeline, name) for name in self.family.text_encoders]
+        """The text encoders in the family's order, without those that the base lacks."""
+        encoders = [getattr(self.pipeline, name) for name in self.family.text_encoders]
+        return [encoder for encoder in encoders if encoder is not None]
 
     def components(self) -> dict[str, nn.Module]:
         """Every network of the base by its name in the pipeline."""
@@ -117,17 +136,19 @@ def load_base(
     prediction_type: str | None = None,
     vae_revision: str | None = None,
     zero_terminal_snr: bool = False,
+    max_sequence_length: int | None = None,
 ) -> Base:
     """Load a base model by hub id, folder, or single .safetensors file; "miniature" or None is the embedded one.
 
     revision, variant: of a hub id's files; variant: of a folder's too. vae, vae_revision: another VAE and its revision.
     single_file_config: hub id or folder with the configuration of a single file. prediction_type: what the base
     predicts, where its files do not say it. zero_terminal_snr: it was trained up to pure noise, and its files do not
-    say it. Weights are read from safetensors only, as float32. Raises InputError in plain words when there is no such
-    base, it cannot be fetched, or is of a kind that this package does not train.
+    say it. max_sequence_length: tokens of a prompt that are read, where there is a choice. Weights are read from
+    safetensors only, as float32. Raises InputError in plain words when there is no such base, it cannot be fetched, or
+    is of a kind that this package does not train.
     """
     name = name or MINIATURE
-    specification = {
+    specification: dict[str, Any] = {
         "name": _absolute(name) if name != MINIATURE else name,
         "revision": revision,
         "variant": variant,
@@ -137,6 +158,8 @@ def load_base(
         "vae_revision": vae_revision,
         "zero_terminal_snr": zero_terminal_snr,
     }
+    if max_sequence_length is not None:
+        specification["max_sequence_length"] = max_sequence_length
     single_file_config, vae = _expanded(single_file_config), _expanded(vae)
     path = pipeline_path() if name == MINIATURE else Path(name).expanduser()
     marks = Marks()
@@ -148,7 +171,9 @@ def load_base(
         pipeline.register_modules(vae=_load_vae(pipeline.vae, vae, vae_revision))
     _set_process(family, pipeline, marks, prediction_type, zero_terminal_snr)
     family.check(name, pipeline)
-    base = Base(name, family, pipeline, family.defaults, specification)
+    options = PromptOptions(length=max_sequence_length)
+    family.check_prompts(pipeline, options)
+    base = Base(name, family, pipeline, family.suited(pipeline), specification, family.note(pipeline), options)
     if base.embedded:
         base.defaults, base.note = DEFAULTS, NOTE
     for network in base.components().values():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..files.errors import InputError
 from ..files.readers import SDXL, About
 from ..pictures.crops import CropInfo
-from .family import Conditions, Defaults, Target
+from .family import AS_THE_PIPELINE, Conditions, Defaults, PromptOptions, Target
 from .stable_diffusion import StableDiffusion
 
 
@@ -31,7 +31,7 @@ class StableDiffusionXL(StableDiffusion):
         num_inference_steps=30,
     )
 
-    gives = StableDiffusion.gives | {"addition_embed_type": ("text_time",)}
+    gives: Mapping[str, tuple[str | None, ...]] = {**StableDiffusion.gives, "addition_embed_type": ("text_time",)}
 
     def owns(self, keys: Collection[str]) -> bool:
         """See Family."""
@@ -85,7 +85,9 @@ class StableDiffusionXL(StableDiffusion):
         used = "|".join(str(i) for i in range(int(encoder.config.num_hidden_layers) - 1))
         return rf"(?:.*\.)?layers\.(?:{used})\.self_attn\.(?:q_proj|k_proj|v_proj|out_proj)"
 
-    def sampler_inputs(self, pipeline: Any, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+    def sampler_inputs(
+        self, pipeline: Any, prompts: Sequence[str], device: torch.device, options: PromptOptions = AS_THE_PIPELINE
+    ) -> Conditions:
         """See Family."""
         names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
         return dict(zip(names, pipeline.encode_prompt(list(prompts), device=device), strict=True))

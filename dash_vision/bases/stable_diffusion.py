@@ -14,7 +14,7 @@ from ..files.errors import InputError
 from ..files.readers import SD1, SD2, UNKNOWN, About
 from ..pictures.crops import CropInfo
 from .devices import placed
-from .family import Conditions, Defaults, Family, Marks, Sampling, Target
+from .family import AS_THE_PIPELINE, Conditions, Defaults, Family, Marks, PromptOptions, Sampling, Target
 from .noise import DDPM, NoiseOptions
 
 _ASKED = {
@@ -51,7 +51,6 @@ class StableDiffusion(Family):
     default_target = "attention"
     units = ("BasicTransformerBlock", "ResnetBlock2D", "CLIPEncoderLayer")
     layouts = ("diffusers", "kohya")
-    multiple = 8
     # Inputs of the UNet by its setting that asks for them, with the values that this family serves.
     gives: Mapping[str, tuple[str | None, ...]] = {
         "time_cond_proj_dim": (None,),
@@ -205,6 +204,10 @@ class StableDiffusion(Family):
         """See Family."""
         return self.factor(pipeline) * int(2 ** (len(pipeline.unet.config.block_out_channels) - 1))
 
+    def multiple(self, pipeline: Any) -> int:
+        """See Family."""
+        return 8
+
     def latent_shape(self, pipeline: Any, size: tuple[int, int]) -> tuple[int, int, int]:
         """See Family."""
         factor = self.factor(pipeline)
@@ -231,8 +234,20 @@ class StableDiffusion(Family):
 
     # -- prompts
 
+    def check_prompts(self, pipeline: Any, options: PromptOptions) -> None:
+        """See Family: there is nothing to choose."""
+        if options.length is not None:
+            raise InputError(
+                f"--max_sequence_length: {self.name} always reads {pipeline.tokenizer.model_max_length} tokens of a "
+                "prompt; leave it out"
+            )
+        if options.guidance is not None:
+            raise InputError(f"--training_guidance_scale: {self.name} is told no guidance; leave it out")
+
     @torch.no_grad()
-    def encode_prompts(self, pipeline: Any, prompts: Sequence[str], device: torch.device) -> dict[str, Conditions]:
+    def encode_prompts(
+        self, pipeline: Any, prompts: Sequence[str], device: torch.device, options: PromptOptions = AS_THE_PIPELINE
+    ) -> dict[str, Conditions]:
         """See Family."""
         encoders = [getattr(pipeline, name) for name in self.text_encoders]
         result = {}
@@ -246,7 +261,7 @@ class StableDiffusion(Family):
         """The pipeline's own encoding of a prompt."""
         return {"prompt_embeds": pipeline.encode_prompt([prompt], device, 1, False)[0]}
 
-    def left_out(self, pipeline: Any, prompt: str) -> str:
+    def left_out(self, pipeline: Any, prompt: str, options: PromptOptions = AS_THE_PIPELINE) -> str:
         """See Family."""
         tokenizer = pipeline.tokenizer
         ids = tokenizer(pipeline.maybe_convert_prompt(prompt, tokenizer), truncation=False, verbose=False).input_ids
@@ -302,7 +317,9 @@ class StableDiffusion(Family):
 
     # -- the base's own sampler
 
-    def sampler_inputs(self, pipeline: Any, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+    def sampler_inputs(
+        self, pipeline: Any, prompts: Sequence[str], device: torch.device, options: PromptOptions = AS_THE_PIPELINE
+    ) -> Conditions:
         """See Family."""
         with_prompt, without = pipeline.encode_prompt(list(prompts), device, 1, True)
         return {"prompt_embeds": with_prompt, "negative_prompt_embeds": without}

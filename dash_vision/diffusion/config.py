@@ -140,6 +140,16 @@ class TrainArgs:
     train_batch_size: int | None = option(None, TRAIN, "pictures per step and process", shown_default="the base's own")
     gradient_accumulation_steps: int = option(1, TRAIN, "batches per optimizer step")
     gradient_checkpointing: bool = option(False, TRAIN, "save memory, spend time")
+    max_sequence_length: int | None = option(
+        None, TRAIN, "tokens of a prompt that a flow-matching base reads", shown_default="the pipeline's own"
+    )
+    training_guidance_scale: float | None = option(
+        None,
+        TRAIN,
+        "guidance that a guidance-distilled base (FLUX.1-dev, FLUX.2-dev) is told in training; --guidance_scale is "
+        "that of the pictures",
+        shown_default="1, for these bases",
+    )
     train_text_encoder: bool = option(False, TRAIN, "adapt the text encoder too")
     snr_gamma: float | None = option(None, TRAIN, "min-SNR weighting of the loss of DDPM bases (5.0 is usual)")
     noise_offset: float | None = option(
@@ -310,7 +320,9 @@ class DreamBoothConfig(
         at_least(self, 1, "num_validation_images", "num_inference_steps", "checkpoints_total_limit", "lr_num_cycles")
         at_least(self, 1, "repeats")
         at_least(self, 0, "lr_warmup_steps", "checkpointing_steps", "validation_steps", "seed", "save_lora_every")
+        at_least(self, 1, "max_sequence_length")
         at_least(self, 0, "text_encoder_lr", "prior_loss_weight", "lr_power", "guidance_scale", "noise_offset")
+        at_least(self, 0, "training_guidance_scale")
         at_least(self, -100, "logit_mean", "mode_scale")
         positive(self, "snr_gamma", "logit_std")
         if self.seed >= 2**63:

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..bases.family import Target
+from ..bases.family import Target, moved
 from ..bases.loading import Base, load_base
 from ..bases.noise import NoiseOptions
 from ..core.adapter import Adapter, inject
@@ -163,7 +163,10 @@ def _load(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> Base:
             settings.prediction_type,
             settings.vae_revision,
             zero_terminal_snr=settings.zero_terminal_snr,
+            max_sequence_length=settings.max_sequence_length,
         )
+    base.prompt_options = replace(base.prompt_options, guidance=settings.training_guidance_scale)
+    base.family.check_prompts(base.pipeline, base.prompt_options)
     base.identity()  # of the weights as they were loaded, before any is cast
     parameters = sum(p.numel() for p in base.denoiser.parameters())
     say(
@@ -235,14 +238,14 @@ def _encode_prompts(plan: Plan, base: Base, prompts: list[str], runtime: Runtime
     """Conditions of every training prompt, or its token ids when the text encoders are trained."""
     family, pipeline, device = base.family, base.pipeline, runtime.device
     for prompt in dict.fromkeys([*prompts, *plan.settings.validation_prompt]):
-        cut = family.left_out(pipeline, prompt)
+        cut = family.left_out(pipeline, prompt, base.prompt_options)
         if cut:
             say(f'note: "{prompt}" is longer than this base reads; it will not see: "{cut}"')
     if plan.settings.train_text_encoder:
         ids = family.tokenize(pipeline, prompts)
         return {p: [i[n : n + 1].to(device) for i in ids] for n, p in enumerate(prompts)}
-    encoded = family.encode_prompts(pipeline, prompts, device)
-    return {p: {key: value.to(device) for key, value in c.items()} for p, c in encoded.items()}
+    encoded = family.encode_prompts(pipeline, prompts, device, base.prompt_options)
+    return {prompt: moved(conditions, device) for prompt, conditions in encoded.items()}
 
 
 # -- networks and adapters
