@@ -275,6 +275,7 @@ def _is_plain(module: nn.Module) -> bool:
     tried (timm's Conv2dSame pads otherwise, StdConv2d standardizes its weight)."""
     if is_conv1d(module) or type(module).forward in (nn.Linear.forward, nn.Conv2d.forward):
         return True
+    plain: Any
     if isinstance(module, nn.Linear):
         plain, inputs = nn.Linear.forward, [_ramp(module, 2, module.in_features)]
     else:
