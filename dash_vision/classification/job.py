@@ -94,6 +94,8 @@ class VtabJob:
         self.images = images.to(runtime.device)
         self.val = val.to(runtime.device) if val else None
         self.curve: list[EpochScore] = []
+        self.until = self.plan.epochs
+        self.before_step: Callable[[VtabJob], None] = lambda job: None
         self._write = write
         self._order: tuple[int, Tensor] | None = None
         self.normalize = Normalize(backbone).to(runtime.device)
@@ -137,6 +139,7 @@ class VtabJob:
         Raises RunError as `train`.
         """
         self.tuned.model.train()
+        self.until = until
         while self.epoch < until:
             end = (self.epoch + 1) * self.plan.steps_per_epoch
             if not train(self, self.training, self.runtime, end, stop):
@@ -150,6 +153,7 @@ class VtabJob:
     def loss(self, batch: int) -> Tensor:
         """Cross-entropy of this process's part of batch number `batch`, weighted so that the mean over processes is the
         mean over the batch's images; and what the method adds to it."""
+        self.before_step(self)
         runtime, numbers = self.runtime, self._numbers(batch)
         # Drawn for the whole batch, by all processes alike; dropout is each process's own, and the loop seeds it.
         draws = stream(self.run.seed, f"{self.training.name}, drop path", batch)

@@ -108,7 +108,7 @@ def prepare(run: Run, backbone: Backbone, classes: int, steps: int) -> Tuned:
         if run.method in OURS:
             return _adapted(run, backbone, model, heads)
         if run.peft_file:
-            return _peft(run, model, heads, steps)
+            return _peft(run, backbone, model, heads, steps)
     for name, parameter in model.named_parameters():
         biases = run.method == "bitfit" and name.endswith("bias")
         parameter.requires_grad_(run.method == "full" or biases or _is_head(name, heads))
@@ -142,7 +142,7 @@ def _try(model: nn.Module, backbone: Backbone) -> None:
     model.train()
 
 
-def _peft(run: Run, model: nn.Module, heads: list[str], steps: int) -> Tuned:
+def _peft(run: Run, backbone: Backbone, model: nn.Module, heads: list[str], steps: int) -> Tuned:
     from peft import get_peft_config, get_peft_model
 
     file = run.peft_file
@@ -156,7 +156,8 @@ def _peft(run: Run, model: nn.Module, heads: list[str], steps: int) -> Tuned:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             wrapped = get_peft_model(model, get_peft_config(values))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+            _try(wrapped, backbone)  # some methods need inputs that a classifier does not give
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, ImportError) as error:
         raise InputError(f"PEFT does not take {file} for {run.model}: {' '.join(str(error).split())[:300]}") from None
     return Tuned(wrapped, run.method, heads, duties=Duties(wrapped))
 

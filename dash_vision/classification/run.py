@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -31,11 +31,15 @@ from .trained import KEPT_FOLDER, keep_adapter, save_trained
 CHECKPOINT = "checkpoint.safetensors"
 PACKAGES = ("dash-vision", "torch", "timm", "peft", "safetensors", "pillow", "numpy")
 
-Progress = Callable[[VtabJob], None]
 
+class Progress:
+    """Is told how far a run is, and shows nothing of it; a display shows more."""
 
-def quiet(job: VtabJob) -> None:
-    """Shows nothing."""
+    def step(self, job: VtabJob) -> None:
+        """A step begins."""
+
+    def epoch(self, job: VtabJob) -> None:
+        """An epoch has ended, whose score is the last of the job's curve."""
 
 
 @dataclass
@@ -90,7 +94,9 @@ def finished(run: Run) -> VtabRecord | None:
     return None
 
 
-def execute(run: Run, runtime: Runtime, stop: StopRequest | None = None, progress: Progress = quiet) -> VtabRecord:
+def execute(
+    run: Run, runtime: Runtime, stop: StopRequest | None = None, progress: Progress | None = None
+) -> VtabRecord:
     """Do the run, or go on with it from its checkpoint; returns the record that it wrote.
 
     Raises Stopped after writing a checkpoint when `stop` asks for it; FolderInUse while another process is at this
@@ -101,7 +107,7 @@ def execute(run: Run, runtime: Runtime, stop: StopRequest | None = None, progres
         if done is not None:
             return done
         with runtime.tracking(run.name.replace(" ", "-"), run.identity()):
-            return _Execution(run, runtime, stop or StopRequest(), progress).record()
+            return _Execution(run, runtime, stop or StopRequest(), progress or Progress()).record()
 
 
 @contextmanager
@@ -185,6 +191,7 @@ class _Execution:
         tuned.may_launch = dash
         phase = "select" if val else "retrain"
         job = VtabJob(run, tuned, self.backbone, images, val_images, self.runtime, stage, phase, self._save)
+        job.before_step = self.progress.step
         state, self.job_state = self.job_state, None
         if state is not None:
             try:
@@ -201,7 +208,7 @@ class _Execution:
 
     def _after_epoch(self, job: VtabJob, until: int) -> None:
         """Show the epoch; keep the adapter and a checkpoint where the settings ask for them."""
-        self.progress(job)
+        self.progress.epoch(job)
         if job.epoch == until:
             return
         s, run = self.run.settings, self.run

@@ -82,6 +82,7 @@ def test_any_peft_method_trains_beside_the_head(tmp_path, name):
         ('{"peft_type": "NONSENSE"}', "PEFT does not take"),
         ('{"peft_type": "LORA", "rank": 8}', "PEFT does not take"),
         ('{"peft_type": "LORA", "target_modules": ["to_q"]}', "PEFT does not take"),
+        ('{"peft_type": "POLY", "target_modules": ["qkv"]}', "PEFT does not take .*task_ids"),
     ],
 )
 def test_peft_configurations_that_cannot_be_used_are_explained(tmp_path, content, sentence):
@@ -90,6 +91,16 @@ def test_peft_configurations_that_cannot_be_used_are_explained(tmp_path, content
         prepare(one_run(tmp_path, methods=[], peft_config=[str(tmp_path / "bad.json")]), tiny(), 5, 20)
     with pytest.raises(InputError, match="there is no PEFT configuration"):
         prepare(one_run(tmp_path, methods=[], peft_config=[str(tmp_path / "absent.json")]), tiny(), 5, 20)
+
+
+def test_a_peft_method_whose_package_is_missing_is_explained(tmp_path, monkeypatch):
+    def missing(*arguments):
+        raise ImportError("scikit-learn is required for AdaMSS. Please install it with: pip install scikit-learn")
+
+    monkeypatch.setattr("peft.get_peft_model", missing)
+    run = one_run(tmp_path, methods=[], peft_config=[peft_file(tmp_path, "dora")])
+    with pytest.raises(InputError, match=r"PEFT does not take .*pip install scikit-learn"):
+        prepare(run, tiny(), 5, 20)
 
 
 def test_a_target_that_matches_nothing_is_explained(tmp_path):

@@ -13,7 +13,7 @@ from dash_vision.bases.backbones import Backbone, describe
 from dash_vision.classification.config import VtabConfig
 from dash_vision.classification.job import Plan, VtabJob
 from dash_vision.classification.methods import prepare
-from dash_vision.classification.run import backbone_of, execute, open_data
+from dash_vision.classification.run import Progress, backbone_of, execute, open_data
 from dash_vision.runs.runtime import make_runtime
 from dash_vision.runs.signals import StopRequest
 from dash_vision.runs.tasks import find_task
@@ -103,6 +103,13 @@ class StopAt(StopRequest):
     def signal(self):
         self.left -= 1
         return signal.SIGTERM if self.left < 0 else None
+
+
+class Watching(Progress):
+    """Calls a function with the job after every epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
 
 
 def trained_run(tmp_path, **settings):
