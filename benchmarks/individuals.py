@@ -51,7 +51,7 @@ from dash_vision.miniature.world.scenes import (
     render,
     write_pictures,
 )
-from eval.encoders import miniature_vit
+from eval.subject.encoders import miniature_vit
 
 from .effects import Comparison, effects, forest_picture, markdown
 

@@ -78,7 +78,8 @@ def draw_samples(
             pictures = sample(base, sheet.columns, seed, noises, how, device, runtime.dtype, bar.update)
             rows.append(Row(title, note, pictures))
     inputs = Row("input", f"{len(sheet.inputs)} pictures, prompt: {sheet.instance_prompt}", sheet.inputs)
-    footnote = f"{how.steps} steps, guidance {how.guidance:g}, seed {sheet.seed}; same starting noise within a column."
+    sampler = f"{how.steps} sampling steps, guidance {how.guidance:g}, seed {sheet.seed}"
+    footnote = f"{sampler}; same starting noise within a column."
     return draw_sheet(inputs, sheet.columns, rows, sheet.subject, footnote)
 
 

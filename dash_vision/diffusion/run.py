@@ -154,7 +154,7 @@ def draw(job: DreamBoothJob, name: str, base_row: bool) -> None:
         guidance=plan.guidance_scale,
         side=plan.resolution,
         method=f"LoRA-Dash, k = {plan.settings.dash_k}" if plan.settings.dash_k else "LoRA",
-        note=f"rank {plan.rank}, step {job.training.step}",
+        note=f"rank {plan.rank}, {job.training.step} training steps",
     )
     with job.timed("samples"):
         picture = draw_samples(sheet, job.base, list(job.adapters.values()), job.runtime, base_row)

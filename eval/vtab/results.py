@@ -11,7 +11,7 @@ from typing import Any
 from dash_vision.files.errors import InputError
 from dash_vision.runs.record import RESULT, VAL_RESULT, VtabRecord
 
-from .runs import VtabRun, read_vtab_run
+from ..runs import VtabRun, read_vtab_run
 
 # Arguments that a result records and that change nothing about it, by the methods that have no use for them.
 _OF_DASH = {"dash_k", "prelaunch_steps", "dash_selection", "dash_lr", "dash_eps"}

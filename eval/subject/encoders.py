@@ -13,8 +13,9 @@ from torch import Tensor
 from dash_vision.files.errors import InputError
 from dash_vision.miniature import MINIATURE
 
+from ..bases import no_loading_bars
+from ..sampling import within_memory
 from .prompts import DINO
-from .runs import no_loading_bars, within_memory
 
 _BATCH = 32
 _INSTEAD = "--device cpu"

@@ -1,88 +1,21 @@
-"""Means with intervals over prompts, paired between methods, and the tables that show them."""
+"""The tables of a measured subject, and its result on disk."""
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from dash_vision.drawing.numbers import fixed
+from dash_vision.files.errors import InputError
+
+from ..intervals import LEVEL
+from ..runs import read_json
 from .prompts import PICTURES_PER_PROMPT
-from .runs import InputError, read_json
 
 RESULT = "subject.json"
-DRAWS = 10_000
-LEVEL = 0.95
-FEW = 10  # values; with fewer a percentile bootstrap is too narrow
-
-# Student's t at 97.5% for 1 to 30 degrees of freedom, as tabulated; beyond, 1.96 + 2.46 / n.
-_T = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
-    *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-
-
-class Interval(NamedTuple):
-    """A mean with its interval of LEVEL, by the method of `interval_method`; None where one value has none."""
-
-    mean: float
-    low: float | None
-    high: float | None
-
-
-def interval_method(count: int) -> str | None:
-    """How the interval of the mean of `count` values is found; None for a single value, which has no interval."""
-    if count < 2:
-        return None
-    return "Student's t" if count < FEW else "percentile bootstrap"
-
-
-def student(values: Sequence[float]) -> tuple[float, float]:
-    """The 95% interval of the values' mean, by Student's t.
-
-    With a handful of values a percentile bootstrap is too narrow. One value has no interval: infinite ends.
-    """
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return -math.inf, math.inf
-    freedom = len(values) - 1
-    quantile = _T[freedom - 1] if freedom <= len(_T) else 1.96 + 2.46 / freedom
-    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
-    return mean - half, mean + half
-
-
-def intervals(values: Mapping[str, Sequence[float]], seed: int = 0) -> dict[str, Interval]:
-    """Mean and interval of every method's values, one per prompt in the same order for all.
-
-    The prompt is the unit, not the picture, since pictures of one prompt resemble each other.
-    """
-    return {name: _interval(np.asarray(v, float), seed) for name, v in values.items()}
-
-
-def differences(values: Mapping[str, Sequence[float]], seed: int = 0) -> dict[tuple[str, str], Interval]:
-    """(second, first) -> second minus first for every pair of methods, paired prompt by prompt."""
-    names = list(values)
-    return {
-        (second, first): _interval(np.asarray(values[second], float) - np.asarray(values[first], float), seed)
-        for i, second in enumerate(names)
-        for first in names[:i]
-    }
-
-
-def _interval(values: np.ndarray, seed: int) -> Interval:
-    method = interval_method(len(values))
-    mean = float(values.mean())
-    if method is None:
-        return Interval(mean, None, None)
-    if method == "Student's t":
-        return Interval(mean, *student(values.tolist()))
-    draws = np.random.default_rng(seed).integers(len(values), size=(DRAWS, len(values)))
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(values[draws].mean(axis=1), [tail, 100 - tail])
-    return Interval(mean, float(low), float(high))
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -92,11 +25,11 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines += _table(["", *metrics], [[row["name"], *cells(row, metrics)] for row in rows(result)])
     if result["differences"]:
         lines += ["", "Paired differences, prompt by prompt:", ""]
-        lines += _table(["", *metrics], [[d["methods"], *cells(d, metrics, "+.3f")] for d in result["differences"]])
+        lines += _table(["", *metrics], [[d["methods"], *cells(d, metrics, sign=True)] for d in result["differences"]])
     lines += ["", "Per prompt, the mean of its pictures:", ""]
     columns = [(name, m) for name in result["methods"] for m in metrics if m in result["methods"][name]["scores"]]
     body = [
-        [prompt, *(f"{result['methods'][name]['scores'][m]['per_prompt'][i]:.3f}" for name, m in columns)]
+        [prompt, *(fixed(result["methods"][name]["scores"][m]["per_prompt"][i], 3) for name, m in columns)]
         for i, prompt in enumerate(result["prompts"])
     ]
     lines += _table(["prompt", *(f"{name}, {m}" for name, m in columns)], body)
@@ -131,8 +64,7 @@ def describe(result: Mapping[str, Any]) -> list[str]:
         f"{len(result['prompts'])} prompts, {count} picture{'s' if count > 1 else ''} each, seed {result['seed']}; "
         f"{result['num_inference_steps']} sampling steps, guidance {result['guidance_scale']:g}.",
         f"{backbones}; CLIP-T compares with the prompt {token} the rare word.",
-        # Results of older versions do not say, and have bootstrap intervals whatever the number of prompts.
-        _intervals_in_words(result.get("intervals", "percentile bootstrap")),
+        _intervals_in_words(result["intervals"]),
     ]
     if "DINO" not in result["backbones"]:
         sentences.append("DINO was left out.")
@@ -157,16 +89,18 @@ def _intervals_in_words(method: str | None) -> str:
     return f"In brackets: {LEVEL:.0%} intervals over prompts ({method}), of this one subject."
 
 
-def cells(row: Mapping[str, Any], metrics: Sequence[str], form: str = ".3f") -> list[str]:
-    """A row's scores as text: the mean, and its interval where it has one."""
-    return [_text(row["scores"].get(metric), form) for metric in metrics]
+def cells(row: Mapping[str, Any], metrics: Sequence[str], sign: bool = False) -> list[str]:
+    """A row's scores as text: the mean, and its interval where it has one; sign: with their signs."""
+    return [_text(row["scores"].get(metric), sign) for metric in metrics]
 
 
-def _text(score: Mapping[str, Any] | None, form: str) -> str:
+def _text(score: Mapping[str, Any] | None, sign: bool) -> str:
     if score is None:
         return "–"  # noqa: RUF001
-    mean = format(score["mean"], form)
-    return mean if score.get("low") is None else f"{mean} [{score['low']:{form}}, {score['high']:{form}}]"
+    mean = fixed(score["mean"], 3, sign)
+    if score.get("low") is None:
+        return mean
+    return f"{mean} [{fixed(score['low'], 3, sign)}, {fixed(score['high'], 3, sign)}]"
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
@@ -182,7 +116,9 @@ def read_result(folder: Path) -> dict[str, Any]:
     result = read_json(path)
     try:
         whole = result["kind"] == "subject" and markdown(result)
-        whole = whole and all(np.isfinite(s["mean"]) for m in result["methods"].values() for s in m["scores"].values())
+        methods = result["methods"].values()
+        whole = whole and all(np.isfinite(s["mean"]) for m in methods for s in m["scores"].values())
+        whole = whole and all(isinstance(m["method"], str) and m["steps"] >= 0 for m in methods)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError):
         whole = False
     if not whole:

@@ -1,41 +1,23 @@
 """What runs recorded while they trained: loss and accuracy against step, and what the dash learned where.
 
-Everything comes from run.json, result.json and the native adapter files; no model is loaded.
-"""
+Everything comes from run.json, result.json and the native adapter files; no model is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from itertools import cycle
 
-from dash_vision.drawing.plot import MOST_LINES, Panel, Point, Series, draw, running_mean, thinned
+from dash_vision.drawing.numbers import running_mean, thinned
+from dash_vision.drawing.plot import MOST_LINES, Panel, Point, Series
+from dash_vision.files.errors import InputError
 
-from .figure import check_picture_name, save
-from .runs import DreamBoothRun, InputError, Run, VtabRun, find_runs, labels, native_adapters
+from ..bases import native_adapters
+from ..colours import line_colours
+from ..runs import DreamBoothRun, Run, VtabRun, labels
 
 # The projections of one block keep one colour through a chart.
+_COLOURS = (2, 3, 4, 5, 6, 10, 11, 12)  # none of those that stand for LoRA, LoRA-Dash and the base
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out", "qkv", "proj", "fc1", "fc2")
-
-
-def make_curves(paths: Sequence[Path], output: Path, say: Callable[[str], None] = print) -> list[str]:
-    """Draw the curves of the runs at `paths` to `output` (.png or .pdf); the problems of those left out.
-
-    Raises InputError when there is nothing to draw.
-    """
-    check_picture_name(output)
-    runs, problems = find_runs(paths)
-    if not runs:
-        raise InputError("; ".join(problems) or "no runs; give output folders of train_dreambooth.py or train_vtab.py")
-    if len(runs) > MOST_LINES:
-        raise InputError(
-            f"there are {len(runs)} runs; one picture takes up to {MOST_LINES}: name fewer, such as the folder of one "
-            "task or method"
-        )
-    panels, broken = all_panels(runs)
-    page = draw(panels, 2, f"{len(runs)} runs: {', '.join(labels(runs))}" if len(runs) > 1 else labels(runs)[0])
-    save(page, output, {"runs": [str(run.folder) for run in runs]})
-    say(f"{output}: {len(panels)} charts of {len(runs)} runs")
-    return problems + broken
 
 
 def all_panels(runs: Sequence[Run]) -> tuple[list[Panel], list[str]]:
@@ -64,7 +46,7 @@ def _dreambooth_loss(runs: Sequence[tuple[str, DreamBoothRun]]) -> Panel:
     longest = max(len(run.losses) for _, run in runs)
     window = max(1, longest // 20)
     raw, smooth = [], []
-    for colour, (name, run) in enumerate(runs):
+    for (name, run), colour in zip(runs, line_colours([run.method for _, run in runs]), strict=True):
         steps = range(1, len(run.losses) + 1)
         raw.append(Series("", thinned(list(zip(steps, run.losses, strict=True))), colour, "faint"))
         means = running_mean(run.losses, window)
@@ -76,7 +58,7 @@ def _dreambooth_loss(runs: Sequence[tuple[str, DreamBoothRun]]) -> Panel:
 
 def _vtab(runs: Sequence[tuple[str, VtabRun]]) -> list[Panel]:
     loss, accuracy = [], []
-    for colour, (name, run) in enumerate(runs):
+    for (name, run), colour in zip(runs, line_colours([run.method for _, run in runs]), strict=True):
         loss.append(Series(name, [(step, value) for step, value, _ in run.scores], colour))
         measured: list[Point] = [(step, float(value)) for step, _, value in run.scores if value is not None]
         if measured:
@@ -130,4 +112,7 @@ def _projection(module: str) -> str:
 
 
 def _dots(points: dict[str, list[Point]]) -> list[Series]:
-    return [Series(kind, values, colour, "dots") for colour, (kind, values) in enumerate(points.items())]
+    return [
+        Series(kind, values, colour, "dots")
+        for (kind, values), colour in zip(points.items(), cycle(_COLOURS), strict=False)
+    ]
