@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -155,6 +156,18 @@ def load_base(
         network.requires_grad_(False).eval()
     pipeline.set_progress_bar_config(disable=True)
     return base
+
+
+def load_again(specification: Mapping[str, Any], name: str | None = None) -> Base:
+    """The base that a run recorded. name: where it is now, instead of where it was. Raises InputError as `load_base`,
+    and for a specification of another version."""
+    arguments = dict(specification)
+    if name is not None:
+        arguments |= {"name": name, "revision": None}  # a revision is of one hub id
+    unknown = arguments.keys() - inspect.signature(load_base).parameters
+    if unknown or "name" not in arguments:
+        raise InputError("the run records its base in the way of another version of dash-vision; make the run again")
+    return load_base(**arguments)
 
 
 def _set_process(family: Family, pipeline: Any, marks: Marks, prediction: str | None, zero_snr: bool) -> None:

@@ -31,7 +31,7 @@ class StableDiffusionXL(StableDiffusion):
         num_inference_steps=30,
     )
 
-    gives = StableDiffusion.gives | {"addition_embed_type": ("text_time",)}
+    gives: Mapping[str, tuple[str | None, ...]] = {**StableDiffusion.gives, "addition_embed_type": ("text_time",)}
 
     def owns(self, keys: Collection[str]) -> bool:
         """See Family."""

@@ -7,6 +7,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from dash_vision.bases.backbones import build, describe
 from dash_vision.bases.loading import load_base
 from dash_vision.files.errors import InputError
 
@@ -72,3 +73,9 @@ def test_a_hub_that_cannot_be_reached_is_named(online):
     online(1)
     with pytest.raises(InputError, match=r"the hub cannot be reached .*check the network"):
         load_base("someone/some-model")
+
+
+def test_a_backbone_that_cannot_be_fetched_says_why(online):
+    online(1)
+    with pytest.raises(InputError, match=r"could not fetch the weights of .*the hub cannot be reached .*--checkpoint"):
+        build(describe("vit_tiny_patch16_224.augreg_in21k"), 2)
