@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -347,14 +348,19 @@ def _family_of_file(path: Path, configured: bool) -> tuple[Family, Marks]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars of the libraries: reading local files takes a moment. Downloads keep theirs."""
+    """No progress bars of the libraries, since reading local files takes a moment, and no reports: what is wrong is said
+    in one sentence. Downloads keep their bars."""
     import diffusers
     import transformers
 
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    levels = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+        library.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
-        diffusers.utils.logging.enable_progress_bar()
-        transformers.utils.logging.enable_progress_bar()
+        for library, level in zip(libraries, levels, strict=True):
+            library.enable_progress_bar()
+            library.set_verbosity(level)
