@@ -348,8 +348,8 @@ def _family_of_file(path: Path, configured: bool) -> tuple[Family, Marks]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars of the libraries, since reading local files takes a moment, and no reports: what is wrong is said
-    in one sentence. Downloads keep their bars."""
+    """No progress bars of the libraries, since reading local files takes a moment, and no reports: what is wrong is
+    said in one sentence. Downloads keep their bars."""
     import diffusers
     import transformers
 
