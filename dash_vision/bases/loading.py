@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
+import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -180,6 +182,18 @@ def load_base(
         network.requires_grad_(False).eval()
     pipeline.set_progress_bar_config(disable=True)
     return base
+
+
+def load_again(specification: Mapping[str, Any], name: str | None = None) -> Base:
+    """The base that a run recorded. name: where it is now, instead of where it was. Raises InputError as `load_base`,
+    and for a specification of another version."""
+    arguments = dict(specification)
+    if name is not None:
+        arguments |= {"name": name, "revision": None}  # a revision is of one hub id
+    unknown = arguments.keys() - inspect.signature(load_base).parameters
+    if unknown or "name" not in arguments:
+        raise InputError("the run records its base in the way of another version of dash-vision; make the run again")
+    return load_base(**arguments)
 
 
 def _set_process(family: Family, pipeline: Any, marks: Marks, prediction: str | None, zero_snr: bool) -> None:
@@ -359,14 +373,19 @@ def _family_of_file(path: Path, configured: bool) -> tuple[Family, Marks]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars of the libraries: reading local files takes a moment. Downloads keep theirs."""
+    """No progress bars of the libraries, since reading local files takes a moment, and no reports: what is wrong is
+    said in one sentence. Downloads keep their bars."""
     import diffusers
     import transformers
 
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    levels = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+        library.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
-        diffusers.utils.logging.enable_progress_bar()
-        transformers.utils.logging.enable_progress_bar()
+        for library, level in zip(libraries, levels, strict=True):
+            library.enable_progress_bar()
+            library.set_verbosity(level)

@@ -11,12 +11,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..bases.backbones import Backbone, describe
+from ..bases.backbones import Backbone, describe, weights_digest
 from ..core.decompositions import VARIABLE
 from ..files.atomic import FolderInUse, FolderLock
 from ..files.checkpoint import load_checkpoint, save_checkpoint
 from ..files.errors import InputError, Stopped
-from ..runs.record import RESULT, VAL_RESULT, Launch, VtabRecord, read_record, write_record
+from ..runs.record import RESULT, VAL_RESULT, BackboneRecord, Launch, VtabRecord, read_record, write_record
 from ..runs.runtime import Runtime, device_name
 from ..runs.signals import StopRequest
 from ..runs.versions import installed_versions
@@ -90,6 +90,8 @@ def finished(run: Run) -> VtabRecord | None:
             continue
         if isinstance(record, VtabRecord):
             _check_same(run, record.arguments, run.folder / name)
+            if run.settings.checkpoint:  # of weights by name, the name has been compared; they may not be here now
+                _check_weights(backbone_of(run), record.backbone.weights, run.folder / name)
             return record
     return None
 
@@ -223,6 +225,7 @@ class _Execution:
         settled = self.settled
         state = {
             "arguments": self.run.identity(),
+            "weights": weights_digest(self.backbone),
             "curves": [[asdict(score) for score in curve] for curve in settled.curves],
             "launches": [asdict(launch) if launch else None for launch in settled.launches],
             "seconds": settled.seconds,
@@ -239,6 +242,7 @@ class _Execution:
         state = load_checkpoint(self.file)
         try:
             _check_same(self.run, state["arguments"], self.file)
+            _check_weights(self.backbone, state["weights"], self.file)
             curves = [[EpochScore(**score) for score in curve] for curve in state["curves"]]
             if not all(curves):
                 raise ValueError("a curve is empty")
@@ -288,6 +292,7 @@ class _Execution:
             method=self.run.label,
             seed=self.run.seed,
             model=self.run.model,
+            backbone=BackboneRecord(self.backbone.name, weights_digest(self.backbone), self.backbone.source),
             normalization={"mean": list(self.backbone.mean), "std": list(self.backbone.std)},
             selected_epoch=selection.epoch,
             selected_settings=self.candidates[selection.candidate],
@@ -311,9 +316,20 @@ class _Execution:
         )
 
 
+def _check_weights(backbone: Backbone, found: str, where: Path) -> None:
+    """Raises InputError when `found` is the digest of other weights."""
+    if found != weights_digest(backbone):
+        raise InputError(
+            f"{where} is of a run on other weights of {backbone.name} than {backbone.checkpoint or 'those of now'}; "
+            "give the same --checkpoint, keep both with --tag or another --output_dir, or replace it with --overwrite"
+        )
+
+
 def _check_same(run: Run, found: dict[str, Any], where: Path) -> None:
     """Raises InputError when `found` are the arguments of another run."""
     asked = run.identity()
+    by_digest = ("checkpoint",)  # a file of weights may move
+    asked, found = ({k: v for k, v in one.items() if k not in by_digest} for one in (asked, found))
     different = [key for key in {**asked, **found} if asked.get(key) != found.get(key)]
     if different:
         shown = ", ".join(f"{key} {found.get(key)!r} there, {asked.get(key)!r} here" for key in different[:3])

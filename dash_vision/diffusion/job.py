@@ -34,7 +34,10 @@ from .plan import Plan
 
 _SPLIT = ("train_batch_size", "gradient_accumulation_steps")  # with the processes, how a step's batch is split
 # The flag that a part of a base depends on first; the others come with the base.
-_SAID_BY = {"vae": "--pretrained_vae_model_name_or_path", "noise process": "--prediction_type"}
+_SAID_BY = {
+    "vae": "--pretrained_vae_model_name_or_path",
+    "noise process": "--prediction_type, --zero_terminal_snr and base",
+}
 
 
 @dataclass(frozen=True)

@@ -111,9 +111,9 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 # -- words
 
 
-def write_card(folder: Path, record: DreamBoothRecord, pipeline_class: str) -> None:
-    """README.md in the output folder: the picture, how to load the adapter, the settings. pipeline_class: of diffusers,
-    which loads the base."""
+def write_card(folder: Path, record: DreamBoothRecord, loading: Sequence[str]) -> None:
+    """README.md in the output folder: the picture, how to load the adapter, the settings. loading: lines of Python that
+    load the base."""
     k, rank = record.arguments["dash_k"], record.arguments["rank"]
     base_line = "" if record.base.name == MINIATURE else f"base_model: {record.base.name}\n"
     table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in _rows(record).items())
@@ -132,7 +132,7 @@ instance_prompt: {_yaml(record.instance_prompt)}
 ![inputs, base and trained](samples.png)
 
 ```python
-{_snippet(record, pipeline_class)}
+{_snippet(record, loading)}
 ```
 
 `{DIFFUSERS_NAME}` is a plain LoRA of rank {rank + k} that holds all that was learned{_dash_words(k)}; nothing but
@@ -169,15 +169,14 @@ def _dash_words(k: int) -> str:
     return " (the low-rank update and the singular-value shifts)" if k else ""
 
 
-def _snippet(record: DreamBoothRecord, pipeline_class: str) -> str:
-    name = record.base.name
-    if name == MINIATURE:
-        lines = ["from dash_vision.miniature import load_pipeline", "pipe = load_pipeline()"]
-    else:
-        load = "from_single_file" if Path(name).is_file() else "from_pretrained"
-        lines = [f"from diffusers import {pipeline_class}", f"pipe = {pipeline_class}.{load}({name!r})"]
-    lines.append(f"pipe.load_lora_weights('.', weight_name='{DIFFUSERS_NAME}')")
-    lines.append(f"pipe({record.validation_prompts[-1]!r}).images[0].save('out.png')")
+def _snippet(record: DreamBoothRecord, loading: Sequence[str]) -> str:
+    prompt, how = record.validation_prompts[-1], record.arguments
+    settings = f"num_inference_steps={how['num_inference_steps']}, guidance_scale={how['guidance_scale']:g}"
+    lines = [
+        *loading,
+        f"pipe.load_lora_weights('.', weight_name='{DIFFUSERS_NAME}')",
+        f"pipe({prompt!r}, {settings}).images[0].save('out.png')",
+    ]
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..bases.snippet import loading_lines
 from ..core.loading import adapter_state
 from ..files.errors import RunError, Stopped
 from ..files.fingerprints import fingerprint
@@ -104,7 +105,7 @@ def finish(job: DreamBoothJob) -> None:
     if runtime.main:
         _write_adapters(job, states, plan.output)
         record = describe(job)
-        write_card(plan.output, record, job.base.family.pipeline_class)
+        write_card(plan.output, record, loading_lines(job.base))
         write_record(plan.output / RUN, record)  # before the pictures, which may take long or fail
         job.say(f"adapters: {plan.output}")
     draw(job, "samples.png", base_row=True)

@@ -81,13 +81,24 @@ class DreamBoothRecord:
 
 
 @dataclass(frozen=True)
+class BackboneRecord:
+    """The base of a VTAB run. name: timm's present one. weights: digest of them, without the head. source: what mean
+    and standard deviation of its input were read from."""
+
+    name: str
+    weights: str
+    source: str
+
+
+@dataclass(frozen=True)
 class VtabRecord:
-    """A run of train_vtab.py. method: with its tag. accuracies in percent; test_accuracy is None where the test images
-    stayed closed. selection: the curves on val200 and what was chosen from them (classification.protocol.Selection).
-    launch: of the retraining. images: by split. parameters: numbers in the model, trained ones, and trained ones
-    outside the head; None where nothing was retrained. arguments: everything that the result depends on. seconds: by
-    part of the run. retrain_losses: mean loss of every epoch of the retraining. optimizer_steps: of the retraining.
-    untrained: trainable tensors that had no gradient in it."""
+    """A run of train_vtab.py. method: with its tag. model: as the user called it. accuracies in percent; test_accuracy
+    is None where the test images stayed closed. selection: the curves on val200 and what was chosen from them
+    (classification.protocol.Selection). launch: of the retraining. images: by split. parameters: numbers in the model,
+    trained ones, and trained ones outside the head; None where nothing was retrained. arguments: everything that the
+    result depends on. seconds: by part of the run. retrain_losses: mean loss of every epoch of the retraining.
+    optimizer_steps: of the retraining. untrained: trainable tensors that
+    had no gradient in it."""
 
     KIND: ClassVar[str] = "vtab"
 
@@ -98,6 +109,7 @@ class VtabRecord:
     method: str
     seed: int
     model: str
+    backbone: BackboneRecord
     normalization: dict[str, list[float]]
     selected_epoch: int
     selected_settings: dict[str, Any]

@@ -1,5 +1,6 @@
 """What the hub answers reaches the user: a server here gives the answers that the hub gives."""
 
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -7,6 +8,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from dash_vision.bases.backbones import build, describe
 from dash_vision.bases.loading import load_base
 from dash_vision.files.errors import InputError
 
@@ -72,3 +74,32 @@ def test_a_hub_that_cannot_be_reached_is_named(online):
     online(1)
     with pytest.raises(InputError, match=r"the hub cannot be reached .*check the network"):
         load_base("someone/some-model")
+
+
+def test_a_backbone_that_cannot_be_fetched_says_why(online):
+    online(1)
+    with pytest.raises(InputError, match=r"could not fetch the weights of .*the hub cannot be reached .*--checkpoint"):
+        build(describe("vit_tiny_patch16_224.augreg_in21k"), 2)
+
+
+@pytest.fixture
+def cached(bases, tmp_path, monkeypatch):
+    """The snapshot of someone/base in a hub cache, which is all there is while the hub is off."""
+    home = tmp_path / "hub" / "models--someone--base"
+    snapshot = shutil.copytree(bases / "sd", home / "snapshots" / ("0" * 40))
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return snapshot
+
+
+def test_a_base_in_the_hubs_cache_is_the_same_as_in_a_folder(bases, cached):
+    base = load_base("someone/base")
+    assert base.name == "someone/base"
+    assert base.identity() == load_base(str(bases / "sd")).identity()
+
+
+def test_an_incomplete_snapshot_says_what_it_lacks(cached):
+    (cached / "vae/diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"cannot load the base someone/base: vae/ holds no weights"):
+        load_base("someone/base")

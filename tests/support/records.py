@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 
-from dash_vision.runs.record import BaseRecord, DreamBoothRecord, VtabRecord
+from dash_vision.runs.record import BackboneRecord, BaseRecord, DreamBoothRecord, VtabRecord
 
 
 def dreambooth_record(**changes):
@@ -53,6 +53,7 @@ def vtab_record(**changes):
         method="lora",
         seed=0,
         model="vit",
+        backbone=BackboneRecord("vit", "0123456789abcdef", "timm's vit"),
         normalization={"mean": [0.5] * 3, "std": [0.5] * 3},
         selected_epoch=1,
         selected_settings={},
