@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 from .commands import adapters, generate
 from .files.errors import InputError, RunError
-from .runs.faults import fail, report
-from .runs.settings import reader_gone
+from .runs.cores import choose_threads
+from .runs.faults import fail, printable_streams, report
 
 Run = Callable[[Sequence[str]], int]
 NAME = "dash-vision"
@@ -76,10 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.argv = [f"{NAME} {words[0]}", *words[1:]]  # what the program calls itself in its help and its errors
         return PROGRAMS[words[0]][1](words[1:])
     args = make_parser().parse_args(words)
-    try:
-        return _act(args)
-    except Exception as error:
-        return fail(report(error, None, words), 1)
+    choose_threads()
+    with printable_streams():
+        try:
+            return _act(args)
+        except Exception as error:
+            return fail(report(error, None, words), 1)
 
 
 def _act(args: argparse.Namespace) -> int:
@@ -89,8 +91,6 @@ def _act(args: argparse.Namespace) -> int:
         return fail(error, 2)
     except RunError as error:
         return fail(error, 1)
-    except BrokenPipeError:
-        return reader_gone()
     except OSError as error:
         read = next((getattr(args, name) for name in ("file", "adapter", "run") if hasattr(args, name)), "")
         place = f"write {args.out}" if "out" in args else f"read {read}"

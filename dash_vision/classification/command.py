@@ -11,7 +11,7 @@ from ..files.errors import InputError, RunError, Stopped, one_line
 from ..miniature import MINIATURE
 from ..runs import faults
 from ..runs.cores import choose_threads
-from ..runs.settings import EXIT_STATUS, parse, reader_gone
+from ..runs.settings import EXIT_STATUS, parse
 from .config import VtabConfig
 
 DESCRIPTION = (
@@ -57,8 +57,6 @@ def _main(config: VtabConfig) -> int:
         return faults.fail(error, 1)
     except (RuntimeError, MemoryError) as error:
         return faults.fail(_explained(error), 1)
-    except BrokenPipeError:
-        return reader_gone()
     except OSError as error:
         return faults.fail(f"{error.strerror or error}: {error.filename or 'disk'}; check space and rights", 2)
 
@@ -79,7 +77,8 @@ def _explained(error: Exception) -> str:
     """What an error of torch means to the user; raises it again where it means nothing."""
     from ..runs.runtime import compile_failure, memory_failure
 
-    known = compile_failure(error) or memory_failure(error)
+    advice = "try a smaller --train_batch_size and --eval_batch_size, or --mixed_precision bf16; checkpoints are kept"
+    known = compile_failure(error) or memory_failure(error, advice)
     if known:
         return known
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 from ..files.errors import InputError, RunError, Stopped
 from ..miniature import MINIATURE
 from ..runs.cores import choose_threads
-from ..runs.faults import fail, hidden, printable_streams, report
+from ..runs.faults import fail, hidden, launcher_note, printable_streams, report
 from ..runs.settings import parse
 from .config import DreamBoothConfig
-from .early import look
 
 if TYPE_CHECKING:
     from ..runs.runtime import Runtime
@@ -27,6 +26,7 @@ EPILOG = """examples:
   accelerate launch train_dreambooth.py --instance_data cat/ --dash_k 8
   accelerate launch train_dreambooth.py --instance_data my_dog/ --instance_prompt "a photo of sks dog" \\
       --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 --mixed_precision fp16
+  python train_dreambooth.py --instance_data cat/       a single process needs no launcher
 
 exit status: 0 finished; 1 could not go on; 2 wrong settings or input; 128 + n stopped by signal n, checkpoint written
 (accelerate launch itself reports every failure as 1)
@@ -53,8 +53,10 @@ def _main(config: DreamBoothConfig) -> int:
     folder = Path(config.output_dir).expanduser()
     runtime: Runtime | None = None
     try:
+        # Each as late as can be: --help and wrong settings wait for no library, missing pictures not for torch.
+        from .early import look
+
         look(config)
-        # Only now, so that --help, wrong settings and missing pictures do not wait for torch.
         choose_threads(small=config.pretrained_model_name_or_path in (None, MINIATURE))
         from ..runs.runtime import make_runtime
 
@@ -64,7 +66,7 @@ def _main(config: DreamBoothConfig) -> int:
         _run(config, runtime)
     except Stopped as stopped:
         if runtime and runtime.main:
-            print(f"stopped by {stopped.signal}; {stopped}; the same command goes on from there")
+            print(f"stopped by {stopped.signal}; {stopped}; the same command goes on from there{launcher_note()}")
         return 128 + stopped.signum
     except InputError as error:
         return _fail(str(error), 2)
@@ -109,7 +111,11 @@ def _explain(error: Exception, runtime: Runtime | None) -> str | None:
     """What to tell the user of an error of torch; None where there is nothing better than a report."""
     from ..runs.runtime import compile_failure, memory_failure
 
-    known = compile_failure(error) or memory_failure(error)
+    advice = (
+        "try --mixed_precision bf16 (or fp16), --gradient_checkpointing, --train_batch_size 1 or a smaller "
+        "--resolution; checkpoints and adapters written before are kept"
+    )
+    known = compile_failure(error) or memory_failure(error, advice)
     if known or runtime is None or runtime.world == 1:
         return known
     # torch has no error of its own for a peer that is gone: gloo's is a plain RuntimeError.

@@ -124,6 +124,12 @@ class DataArgs:
     aspect_ratio_buckets: bool = option(False, DATA, "keep pictures' shapes instead of cutting squares")
     num_crop_variants: int = option(8, DATA, "random crops of each picture that are encoded and cached")
     use_captions: bool = option(True, DATA, "use NAME.txt, NAME.caption, metadata.jsonl or .csv as prompts")
+    max_token_length: int | None = option(
+        None,
+        DATA,
+        "read captions of so many tokens, in chunks of 75 (150 and 225 are usual)",
+        shown_default="a single chunk; what is beyond is cut",
+    )
     latent_cache_dir: str | None = option(
         None, DATA, "keep encoded pictures in this folder for later runs", metavar="DIR"
     )
@@ -318,7 +324,7 @@ class DreamBoothConfig(
         at_least(self, 1, "resolution", "max_train_steps", "train_batch_size", "num_crop_variants", "num_train_epochs")
         at_least(self, 1, "gradient_accumulation_steps", "num_class_images", "sample_batch_size", "validation_epochs")
         at_least(self, 1, "num_validation_images", "num_inference_steps", "checkpoints_total_limit", "lr_num_cycles")
-        at_least(self, 1, "repeats")
+        at_least(self, 1, "repeats", "max_token_length")
         at_least(self, 0, "lr_warmup_steps", "checkpointing_steps", "validation_steps", "seed", "save_lora_every")
         at_least(self, 1, "max_sequence_length")
         at_least(self, 0, "text_encoder_lr", "prior_loss_weight", "lr_power", "guidance_scale", "noise_offset")

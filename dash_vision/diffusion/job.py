@@ -30,6 +30,7 @@ from ..runs.loop import Training
 from ..runs.runtime import Runtime
 from .checkpoints import checkpoint_path, write_checkpoint
 from .latents import Batch, Example, Order, draw_batch, join
+from .long_prompts import join_chunks
 from .plan import Plan
 
 _SPLIT = ("train_batch_size", "gradient_accumulation_steps")  # with the processes, how a step's batch is split
@@ -121,7 +122,7 @@ class DreamBoothJob:
             return family.join(entries) | pictures
         encoders = [self.networks[name] for name in family.text_encoders]
         ids = [torch.cat([entry[i] for entry in entries]) for i in range(len(encoders))]
-        return family.encode_tokens(encoders, ids) | pictures
+        return join_chunks(family.encode_tokens(encoders, ids), self.plan.chunks) | pictures
 
     # -- progress
 

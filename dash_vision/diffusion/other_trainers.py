@@ -89,6 +89,7 @@ _DIFFUSERS = {
     "system_prompt": Foreign("prompts reach the text encoder as its pipeline hands them over"),
     "text_encoder_out_layers": Foreign("the layers that a base's pipeline reads are read"),
     "text_encoder_use_attention_mask": Foreign("the base's pipeline decides about attention masks; leave it out"),
+    "tokenizer_max_length": _here("--max_token_length"),
     "tokenizer_name": Foreign("the tokenizer is the base's own"),
     "upcast_before_saving": _not_needed("adapters train and are written in float32"),
     "upsample_prompt": Foreign("prompts are used as they are given"),

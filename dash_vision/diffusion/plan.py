@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..bases.noise import DDPM
 from ..files.errors import InputError
 from .config import DECISIVE, MAY_CHANGE, PRELAUNCH_STEPS, DreamBoothConfig, check_lengths, prelaunch_steps
+from .long_prompts import count_chunks
 from .prompts import Prompts, default_validation_prompts
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ class Plan:
     """The settings of a run on a base. settings: as the user gave them; what is None there stands resolved here.
 
     epoch_steps: optimizer steps in which every picture of the subject is seen `repeats` times. validation_steps: 0 for
-    none on the way. target: DashConfig's, for the denoiser. validation_prompts: the columns of samples.png before they
-    are repeated. output, class_folder: where the run writes, and where the class pictures are.
+    none on the way. chunks: that a caption is read in. target: DashConfig's, for the denoiser. validation_prompts: the
+    columns of samples.png before they are repeated. output, class_folder: where the run writes, and where the class
+    pictures are.
     """
 
     settings: DreamBoothConfig
@@ -44,6 +46,7 @@ class Plan:
     prelaunch_steps: int
     validation_steps: int
     epoch_steps: int
+    chunks: int
     train_batch_size: int
     num_inference_steps: int
     guidance_scale: float
@@ -112,6 +115,7 @@ def make_plan(settings: DreamBoothConfig, prompts: Prompts, base: Base, pictures
         prelaunch_steps=prelaunch_steps(settings, values["max_train_steps"]),
         validation_steps=(settings.validation_epochs or 0) * epoch or settings.validation_steps,
         epoch_steps=epoch,
+        chunks=count_chunks(base.family, base.pipeline, settings.max_token_length),
         target=base.family.target(base.pipeline, names[0]) if len(names) == 1 else names,
         **values,
     )

@@ -36,6 +36,7 @@ from .config import DreamBoothConfig
 from .dataset import dataset_pictures
 from .job import DreamBoothJob, Material
 from .latents import Example, Framing, encode_examples, prompts_of
+from .long_prompts import encode_chunks, left_out, tokenize_chunks
 from .plan import Plan, make_plan
 from .prior import check_class_pictures, class_images
 from .prompts import derive_prompts, folder_prompt
@@ -238,13 +239,23 @@ def _encode_prompts(plan: Plan, base: Base, prompts: list[str], runtime: Runtime
     """Conditions of every training prompt, or its token ids when the text encoders are trained."""
     family, pipeline, device = base.family, base.pipeline, runtime.device
     for prompt in dict.fromkeys([*prompts, *plan.settings.validation_prompt]):
-        cut = family.left_out(pipeline, prompt, base.prompt_options)
+        trained = prompt in prompts and plan.chunks > 1  # samples are drawn by the base's own pipeline
+        if trained:
+            cut = left_out(family, pipeline, prompt, plan.chunks)
+        else:
+            cut = family.left_out(pipeline, prompt, base.prompt_options)
         if cut:
             say(f'note: "{prompt}" is longer than this base reads; it will not see: "{cut}"')
     if plan.settings.train_text_encoder:
+        if plan.chunks > 1:
+            chunked = {p: tokenize_chunks(family, pipeline, p, plan.chunks) for p in prompts}
+            return {p: [i.to(device) for i in ids] for p, ids in chunked.items()}
         ids = family.tokenize(pipeline, prompts)
         return {p: [i[n : n + 1].to(device) for i in ids] for n, p in enumerate(prompts)}
-    encoded = family.encode_prompts(pipeline, prompts, device, base.prompt_options)
+    if plan.chunks > 1:
+        encoded = encode_chunks(family, pipeline, prompts, plan.chunks, device)
+    else:
+        encoded = family.encode_prompts(pipeline, prompts, device, base.prompt_options)
     return {prompt: moved(conditions, device) for prompt, conditions in encoded.items()}
 
 
@@ -360,6 +371,8 @@ def _begin(job: DreamBoothJob, checkpoint: Path | None) -> None:
         job.restore(checkpoint)
         anew = "" if job.plan.settings.resume_from_checkpoint else "; --overwrite starts anew"
         job.say(f"resumed from {checkpoint} at step {job.training.step}{anew}")
+        if job.training.step == job.plan.max_train_steps:
+            job.say("note: that is all of --max_train_steps, so nothing more is trained; give more to go on")
     elif job.plan.settings.resume_from_checkpoint == "latest":
         job.say(f"note: there is no checkpoint in {job.plan.output} yet; starting from the beginning")
     job.runtime.wait()

@@ -26,10 +26,10 @@ def choose_threads(small: bool = False) -> None:
 def choice(environment: Mapping[str, str], cores: int, small: bool = False) -> dict[str, str]:
     """The variables to set, where `environment` and its launcher's leave them open."""
     chosen = {} if "OMP_WAIT_POLICY" in environment else {"OMP_WAIT_POLICY": "PASSIVE"}
-    if not _threads_are_given(environment):
+    if not _threads_are_given(environment) and (small or "OMP_NUM_THREADS" in environment):
         processes = int(environment.get("LOCAL_WORLD_SIZE", "1"))
         chosen["OMP_NUM_THREADS"] = "1" if small else str(max(1, cores // processes))
-    return chosen
+    return chosen  # without a number torch takes all cores
 
 
 def cores() -> int:

@@ -14,7 +14,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -171,4 +171,5 @@ class _Printable:
         """Let what is still buffered for a reader that has gone go nowhere, or the interpreter would complain."""
         self.flush()
         if self._gone and self._stream is not None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            with suppress(OSError):  # a stream that is no file has nothing to complain of
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())

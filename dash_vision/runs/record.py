@@ -97,8 +97,7 @@ class VtabRecord:
     (classification.protocol.Selection). launch: of the retraining. images: by split. parameters: numbers in the model,
     trained ones, and trained ones outside the head; None where nothing was retrained. arguments: everything that the
     result depends on. seconds: by part of the run. retrain_losses: mean loss of every epoch of the retraining.
-    optimizer_steps: of the retraining. untrained: trainable tensors that
-    had no gradient in it."""
+    optimizer_steps: of the retraining. untrained: trainable tensors that had no gradient in it."""
 
     KIND: ClassVar[str] = "vtab"
 

@@ -374,12 +374,8 @@ def compile_failure(error: BaseException) -> str | None:
     )
 
 
-def memory_failure(error: BaseException) -> str | None:
-    """What to tell the user of a memory that does not suffice; None for any other error."""
-    advice = (
-        "try --mixed_precision bf16 (or fp16), --gradient_checkpointing, --train_batch_size 1 or a smaller "
-        "--resolution; checkpoints and adapters written before are kept"
-    )
+def memory_failure(error: BaseException, advice: str) -> str | None:
+    """What to tell the user, with `advice`, of a memory that does not suffice; None for any other error."""
     if isinstance(error, torch.OutOfMemoryError):
         return f"the GPU's memory does not suffice; {advice}"
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's CPU allocator

@@ -1,6 +1,8 @@
 """Settings as people type them: epochs, repeats, warm-up, short runs, prompts in files, a run.json as --config."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from dash_vision.files.errors import InputError
 from dash_vision.pictures.crops import CropInfo
 from dash_vision.runs.settings import parse
 from tests.support.dreambooth import settings, train
+from tests.support.paths import ROOT
 from tests.support.scripts import dreambooth
 
 
@@ -166,3 +169,14 @@ def test_settings_that_leave_nothing_of_each_other_are_refused(changes, words):
 def test_a_token_is_in_no_record():
     config = DreamBoothConfig(instance_data_dir="x", push_to_hub=True, hub_token="hf_secret")
     assert "hf_secret" not in json.dumps(config.to_dict())
+
+
+def test_the_hub_library_keeps_what_it_fetches_in_the_folder_given(tmp_path):
+    code = (
+        "import sys\nfrom dash_vision.diffusion import command, early\n"
+        "def look(config):\n    import huggingface_hub\n"
+        "    print(huggingface_hub.constants.HF_HUB_CACHE)\n    sys.exit()\n"
+        "early.look = look\ncommand.main(['--instance_data', 'x', '--cache_dir', sys.argv[1]])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == str(tmp_path), done.stderr

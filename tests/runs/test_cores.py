@@ -15,7 +15,7 @@ LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}
 @pytest.mark.parametrize(
     ("environment", "small", "threads"),
     [
-        ({}, False, "8"),
+        ({}, False, None),
         ({}, True, "1"),
         ({"OMP_NUM_THREADS": "1"}, False, None),
         ({"OMP_NUM_THREADS": "3"}, True, None),
