@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from PIL import Image
 
+from ..bases.loading import Base
 from ..core.loading import adapter_state
 from ..files.errors import RunError, Stopped
 from ..files.fingerprints import fingerprint
@@ -19,6 +20,7 @@ from ..runs.runtime import device_name
 from ..runs.signals import StopRequest, catching_signals
 from ..runs.versions import installed_versions
 from .checkpoints import latest_checkpoint
+from .exported import compare, load_exported
 from .job import DreamBoothJob
 from .outputs import PACKAGES, Sheet, draw_samples, save_picture, track, write_adapters, write_card
 
@@ -97,7 +99,11 @@ def finish(job: DreamBoothJob) -> None:
         write_card(plan.output, record, job.base.family.pipeline_class)
         write_record(plan.output / RUN, record)  # before the pictures, which may take long or fail
         job.say(f"adapters: {plan.output}")
-    draw(job, "samples.png", base_row=True)
+    exported = None
+    if runtime.main and not runtime.sharded:  # of a split model no process holds whole weights
+        exported = load_exported(job)
+        job.say(str(compare(job, exported)))
+    draw(job, "samples.png", base_row=True, exported=exported)
     if runtime.main:
         write_record(plan.output / RUN, describe(job))
     runtime.wait()
@@ -113,8 +119,11 @@ def _write_adapters(job: DreamBoothJob, states: dict[str, AdapterState]) -> None
         job.say(f"note: {notice}")
 
 
-def draw(job: DreamBoothJob, name: str, base_row: bool) -> None:
-    """Draw the sheet of inputs, base and trained to the file `name` of the output folder, and give it to trackers."""
+def draw(job: DreamBoothJob, name: str, base_row: bool, exported: Base | None = None) -> None:
+    """Draw the sheet of inputs, base and trained to the file `name` of the output folder, and give it to trackers.
+
+    exported: the base whose stock pipeline has loaded what was trained, to draw with that instead of the job's own.
+    """
     if not (job.runtime.main or job.runtime.sharded):  # a split model computes only on all processes at once
         return
     plan = job.plan
@@ -131,10 +140,22 @@ def draw(job: DreamBoothJob, name: str, base_row: bool) -> None:
         note=f"rank {plan.rank}, step {job.training.step}",
     )
     with job.timed("samples"):
-        picture = draw_samples(sheet, job.base, list(job.adapters.values()), job.runtime, base_row)
+        picture = draw_samples(sheet, exported or job.base, _switch(job, exported), job.runtime, base_row)
     if job.runtime.main:
         save_picture(picture, plan.output / name)
         track(job.runtime, picture, job.training.step)
+
+
+def _switch(job: DreamBoothJob, exported: Base | None) -> Callable[[bool], None]:
+    """What turns the trained on and off, in the exported pipeline or in the job's own networks."""
+
+    def switch(on: bool) -> None:
+        if exported is not None:
+            (exported.pipeline.enable_lora if on else exported.pipeline.disable_lora)()
+        for adapter in job.adapters.values() if exported is None else ():
+            (adapter.enable if on else adapter.disable)()
+
+    return switch
 
 
 def describe(job: DreamBoothJob) -> DreamBoothRecord:
