@@ -148,6 +148,18 @@ def load_base(
     return base
 
 
+def find_family(name: str) -> Family:
+    """The family of the base of that hub id, folder or single file, which is not loaded. Raises as `load_base`."""
+    import diffusers
+
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _family_of_file(path)
+    with _plain_words(name):
+        index = diffusers.DiffusionPipeline.load_config(str(path) if path.is_dir() else name)
+    return _family_of(str(index.get("_class_name")), name)
+
+
 def _load_repository(name: str, revision: str | None, variant: str | None) -> tuple[Any, Family]:
     import diffusers
 

@@ -205,6 +205,13 @@ class ShowArgs:
     validation_prompt: list[str] = option(  # noqa: RUF009 (it makes a field)
         [], SHOW, "prompts of samples.png, its columns", shown_default="the subject in four settings"
     )
+    sample_with: str | None = option(
+        None,
+        SHOW,
+        "another base of the same family that draws samples.png, such as a distilled one",
+        metavar="ID|PATH",
+        shown_default="the base itself",
+    )
     num_validation_images: int = option(1, SHOW, "pictures per prompt")
     validation_steps: int = option(0, SHOW, "also sample every so many steps; 0: only at the end")
     num_inference_steps: int | None = option(None, SHOW, "sampling steps", shown_default="the base's own")

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..bases.loading import Base
+from ..bases.loading import Base, load_base
 from ..core.adapter import Adapter
 from ..files.container import read_safetensors
-from ..files.errors import RunError
+from ..files.errors import InputError, RunError
 from ..files.lora import DIFFUSERS_NAME
 from ..runs.seeds import stream
 from .job import DreamBoothJob
@@ -47,6 +47,23 @@ def load_exported(job: DreamBoothJob) -> Base:
     pipeline = stock_pipeline(job.base.pipeline, job.adapters)
     pipeline.load_lora_weights(str(job.plan.output), weight_name=DIFFUSERS_NAME, adapter_name=_ADAPTER)
     return replace(job.base, pipeline=pipeline)
+
+
+def load_other(job: DreamBoothJob, name: str) -> Base:
+    """The base of --sample_with, which has loaded the file of the run's folder. Raises InputError where it does not
+    fit."""
+    other = load_base(name, max_sequence_length=job.plan.settings.max_sequence_length)
+    for network in (job.base.denoiser, *job.base.text_encoders()):
+        network.to("cpu")  # the device's memory is for the one that draws
+    try:
+        other.pipeline.load_lora_weights(str(job.plan.output), weight_name=DIFFUSERS_NAME, adapter_name=_ADAPTER)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"--sample_with {name} does not take the adapter ({reason}); give a base of the same size"
+        ) from None
+    other.denoiser.to(job.runtime.dtype)
+    return other
 
 
 def stock_pipeline(pipeline: Any, adapters: Mapping[str, Adapter]) -> Any:

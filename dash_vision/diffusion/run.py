@@ -20,7 +20,7 @@ from ..runs.runtime import device_name
 from ..runs.signals import StopRequest, catching_signals
 from ..runs.versions import installed_versions
 from .checkpoints import latest_checkpoint
-from .exported import compare, load_exported
+from .exported import compare, load_exported, load_other
 from .job import DreamBoothJob
 from .outputs import PACKAGES, Sheet, draw_samples, save_picture, track, write_adapters, write_card
 
@@ -103,6 +103,8 @@ def finish(job: DreamBoothJob) -> None:
     if runtime.main and not runtime.sharded:  # of a split model no process holds whole weights
         exported = load_exported(job)
         job.say(str(compare(job, exported)))
+        if plan.settings.sample_with is not None:
+            exported = load_other(job, plan.settings.sample_with)
     draw(job, "samples.png", base_row=True, exported=exported)
     if runtime.main:
         write_record(plan.output / RUN, describe(job))
@@ -126,21 +128,22 @@ def draw(job: DreamBoothJob, name: str, base_row: bool, exported: Base | None = 
     """
     if not (job.runtime.main or job.runtime.sharded):  # a split model computes only on all processes at once
         return
-    plan = job.plan
+    plan, base = job.plan, exported or job.base
+    steps, guidance = plan.settings.num_inference_steps, plan.settings.guidance_scale
     sheet = Sheet(
         inputs=job.material.inputs,
         instance_prompt=plan.prompts.instance,
         subject=plan.prompts.subject or plan.prompts.instance,
         columns=[prompt for prompt in plan.validation_prompts for _ in range(plan.settings.num_validation_images)],
         seed=plan.settings.seed,
-        steps=plan.num_inference_steps,
-        guidance=plan.guidance_scale,
+        steps=base.defaults.num_inference_steps if steps is None else steps,
+        guidance=base.defaults.guidance_scale if guidance is None else guidance,
         side=plan.resolution,
         method=f"LoRA-Dash, k = {plan.settings.dash_k}" if plan.settings.dash_k else "LoRA",
         note=f"rank {plan.rank}, step {job.training.step}",
     )
     with job.timed("samples"):
-        picture = draw_samples(sheet, exported or job.base, _switch(job, exported), job.runtime, base_row)
+        picture = draw_samples(sheet, base, _switch(job, exported), job.runtime, base_row)
     if job.runtime.main:
         save_picture(picture, plan.output / name)
         track(job.runtime, picture, job.training.step)
