@@ -59,6 +59,12 @@ class FlowTransformer(Family):
                     f"the base {name} was saved without its {part}, which {self.name} needs; give a complete folder or "
                     "hub id"
                 )
+        channels, taken = self.channels(pipeline), int(pipeline.transformer.config.in_channels)
+        if taken not in (channels, channels * self.patch**2):
+            raise InputError(
+                f"the transformer of the base {name} takes {taken} channels, its VAE makes {channels}: a model for "
+                "inpainting, depth or editing cannot be trained here; give a text-to-image base"
+            )
 
     def about(self, pipeline: Any) -> About:
         """See Family."""

@@ -205,6 +205,18 @@ def _set_process(family: Family, pipeline: Any, marks: Marks, prediction: str | 
         family.set_zero_terminal_snr(pipeline)
 
 
+def find_family(name: str) -> Family:
+    """The family of the base of that hub id, folder or single file, which is not loaded. Raises as `load_base`."""
+    import diffusers
+
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _family_of_file(path, configured=False)[0]
+    with explained(lambda error: _refusal(name, reasons.of_name(name, error, None, None))):
+        index = diffusers.DiffusionPipeline.load_config(str(path) if path.is_dir() else name)
+    return _family_of(index, name)
+
+
 def _load_repository(name: str, revision: str | None, variant: str | None) -> tuple[Any, Family]:
     import diffusers
 

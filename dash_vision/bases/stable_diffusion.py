@@ -144,6 +144,16 @@ class StableDiffusion(Family):
         kind = {768: SD1, 1024: SD2}.get(pipeline.unet.config.cross_attention_dim, UNKNOWN)
         return replace(kind, prediction=self._prediction(pipeline))
 
+    def note(self, pipeline: Any) -> str | None:
+        """See Family: consistency models are told their guidance, Turbo is known by its name."""
+        turbo = "turbo" in str(pipeline.config._name_or_path).lower()
+        if not turbo and getattr(pipeline.unet.config, "time_cond_proj_dim", None) is None:
+            return None
+        return (
+            "this base is distilled to a few steps, and training undoes that; train the base that it was distilled "
+            "from, and draw with this one by --sample_with"
+        )
+
     @staticmethod
     def _prediction(pipeline: Any) -> str:
         """As ModelSpec calls it."""

@@ -264,6 +264,13 @@ class ShowArgs:
         shown_default="the subject in four settings",
         sentences=True,
     )
+    sample_with: str | None = option(
+        None,
+        SHOW,
+        "another base of the same family that draws samples.png, such as a distilled one",
+        metavar="ID|PATH",
+        shown_default="the base itself",
+    )
     num_validation_images: int = option(1, SHOW, "pictures per prompt")
     validation_steps: int = option(0, SHOW, "also sample every so many steps; 0: only at the end")
     validation_epochs: int | None = option(None, SHOW, "epochs instead of --validation_steps")

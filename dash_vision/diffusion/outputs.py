@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 
 from ..bases.loading import Base
 from ..bases.sampling import Sampling, sample
-from ..core.adapter import Adapter
 from ..drawing.sheet import Row, draw_sheet
 from ..files.atomic import replacing, write_text
 from ..files.lora import DIFFUSERS_NAME, export_states
@@ -62,9 +61,10 @@ class Sheet:
 
 
 def draw_samples(
-    sheet: Sheet, base: Base, adapters: Sequence[Adapter], runtime: Runtime, base_row: bool
+    sheet: Sheet, base: Base, switch: Callable[[bool], object], runtime: Runtime, base_row: bool
 ) -> Image.Image:
-    """The sheet of inputs, base (with `base_row`) and trained; pictures in one column start from the same noise."""
+    """The sheet of inputs, base (with `base_row`) and trained; pictures in one column start from the same noise.
+    switch(whether): turns what was trained on and off."""
     how = Sampling(sheet.steps, sheet.guidance, (sheet.side, sheet.side), _at_once(sheet.side, runtime.sharded))
     noises, seed, device = range(len(sheet.columns)), sheet.seed, runtime.device
     titles = [(sheet.method, sheet.note, True)]
@@ -73,8 +73,7 @@ def draw_samples(
     rows = []
     with tqdm(total=len(titles) * len(noises), desc="samples", leave=False, disable=not runtime.main) as bar:
         for title, note, trained in titles:
-            for adapter in adapters:
-                (adapter.enable if trained else adapter.disable)()
+            switch(trained)
             pictures = sample(base, sheet.columns, seed, noises, how, device, runtime.dtype, bar.update)
             rows.append(Row(title, note, pictures))
     inputs = Row("input", f"{len(sheet.inputs)} pictures, prompt: {sheet.instance_prompt}", sheet.inputs)

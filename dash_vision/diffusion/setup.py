@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..bases.family import Target, moved
-from ..bases.loading import Base, load_base
+from ..bases.loading import Base, find_family, load_base
 from ..bases.noise import NoiseOptions
 from ..core.adapter import Adapter, inject
 from ..core.schedule import DashSchedule
@@ -169,6 +169,7 @@ def _load(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> Base:
     base.prompt_options = replace(base.prompt_options, guidance=settings.training_guidance_scale)
     base.family.check_prompts(base.pipeline, base.prompt_options)
     base.identity()  # of the weights as they were loaded, before any is cast
+    _check_other(settings, base)
     parameters = sum(p.numel() for p in base.denoiser.parameters())
     say(
         f"base: {base.name} ({base.family.name}, {parameters / 1e6:.1f} M parameters in the {base.family.denoiser}, "
@@ -177,6 +178,18 @@ def _load(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> Base:
     if base.note:
         say(f"      {base.note}")
     return base
+
+
+def _check_other(settings: DreamBoothConfig, base: Base) -> None:
+    """Raises InputError where --sample_with names no base of the same family: before training, not after it."""
+    if settings.sample_with is None:
+        return
+    family = find_family(settings.sample_with)
+    if family is not base.family:
+        raise InputError(
+            f"--sample_with {settings.sample_with} is a {family.name}, and the trained base a {base.family.name}; give "
+            "a base of the same family"
+        )
 
 
 def _list_pictures(settings: DreamBoothConfig) -> Listing:

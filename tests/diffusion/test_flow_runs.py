@@ -8,7 +8,7 @@ from dash_vision.bases.sampling import Sampling
 from dash_vision.diffusion.run import finish, fit
 from dash_vision.files.errors import InputError
 from tests.support.dreambooth import prepare, settings, train
-from tests.support.flow import LENGTH, VELOCITIES
+from tests.support.flow import LENGTH, VELOCITIES, save_wide
 from tests.support.tiny import load_tiny
 
 CPU = torch.device("cpu")
@@ -141,8 +141,8 @@ def test_settings_that_do_not_fit_a_flow_matching_base(bases, tiny, tmp_path, ch
 
 
 OVERFIT = {
-    "max_train_steps": 160,
-    "prelaunch_steps": 100,
+    "max_train_steps": 100,
+    "prelaunch_steps": 70,
     "rank": 16,
     "dash_k": 4,
     "train_batch_size": 8,
@@ -161,9 +161,10 @@ def test_the_stock_pipeline_draws_the_one_picture_that_was_learned(bases, tiny, 
     folder.mkdir()
     colours = torch.randint(256, (4, 4, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
     Image.fromarray(colours).resize((64, 64), Image.Resampling.NEAREST).save(folder / "a.png")
-    job = train(of(tmp_path, tiny, name, tmp_path / "out", **OVERFIT))
+    base = save_wide(tiny(name), tmp_path / "base", name)
+    job = train(of(tmp_path, tiny, name, tmp_path / "out", **OVERFIT, pretrained_model_name_or_path=str(base)))
     picture = job.material.examples[0].views[0].mean
-    stock = load_tiny(tiny(name))
+    stock = load_tiny(base)
     before = distance(job.base.family, stock, picture)
     stock.load_lora_weights(str(tmp_path / "out"), weight_name="pytorch_lora_weights.safetensors")
     assert distance(job.base.family, stock, picture) < before / 2

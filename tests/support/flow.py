@@ -7,7 +7,24 @@ length, a guidance scale and how many tokens of a prompt are read. It gives the 
 
 import torch
 
+from tests.support.tiny import load_tiny
+from tests.support.tiny.parts import redraw
+
 LENGTH = 32
+HEADS = {"z-image": {"dim": 96, "n_heads": 6, "n_kv_heads": 6}, "krea2": {"num_key_value_heads": 3}}
+
+
+def save_wide(source, folder, name):
+    """The tiny pipeline in `source` with a transformer three times as wide: one as narrow as a token has no room for
+    the noise and the picture at once, and cannot learn to tell them apart."""
+    pipeline = load_tiny(source)
+    changes = HEADS.get(name, {}) | ({} if name == "z-image" else {"num_attention_heads": 6})
+    if name.startswith("sd3"):
+        changes["caption_projection_dim"] = 96
+    old = pipeline.transformer
+    pipeline.register_modules(transformer=redraw(type(old).from_config({**old.config, **changes}), 1))
+    pipeline.save_pretrained(folder)
+    return folder
 
 
 def flux2(pipeline, noisy, levels, prompts, guidance=1.0, length=LENGTH):
