@@ -84,15 +84,12 @@ def _measure(args: argparse.Namespace, settings: Settings) -> list[Table]:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measurements, one command each.")
     commands = parser.add_subparsers(dest="name", required=True)
     for name, text in HELP.items():
         command = commands.add_parser(name, help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-        command.add_argument("--dtype", choices=DTYPES, default="float32", help="of the frozen weights")
-        command.add_argument("--json", type=Path, metavar="FILE", help="write the tables there too")
-        command.add_argument("--rounds", type=_positive, metavar="N", help="rounds to take medians of; 15, on CUDA 50")
-        command.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: on a machine in use")
+        _add_common(command)
         if name in ("layer", "scale"):
             command.add_argument("--tokens", type=_share, default=1.0, metavar="X", help="share of the real tokens")
         if name == "scale":
@@ -100,33 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
         else:
             command.add_argument("--rank", type=_positive, default=8)
             command.add_argument("--dash_k", type=_positive, default=8)
-        if name == "layer":
-            from .layer import SHAPES
-
-            command.add_argument("--shapes", nargs="+", choices=SHAPES, metavar="NAME", help=f"of {', '.join(SHAPES)}")
-        if name in ("step", "memory", "launch", "load"):
-            command.add_argument("--width", type=_share, default=1.0, help="share of the UNets' channels")
-            command.add_argument("--side", type=_positive, default=64, help="of the UNets' latents; SDXL has 128")
-            command.add_argument("--depth", type=_positive, default=12, help="blocks of the ViT")
-            command.add_argument("--batch", type=_positive, default=8, help="pictures for the ViT")
-        if name == "load":
-            command.add_argument("--sizes", action="store_true", help="sizes of the files alone, which takes no launch")
-        if name == "dreambooth":
-            command.add_argument("--base", metavar="NAME", help="hub id, folder or file; the miniature where left out")
-            command.add_argument("--shape", choices=("sd15",), help="random weights in this shape instead of --base")
-            command.add_argument("--width", type=_share, default=1.0, help="with --shape: share of the UNet's channels")
-            command.add_argument("--side", type=_positive, default=64, help="with --shape: of the latents")
-            command.add_argument("--steps", type=_positive, default=20, help="steps timed at once")
-            command.add_argument("--compile", action="store_true", help="the trainer with --compile")
-        if name == "vtab":
-            command.add_argument("--task", default="caltech101", help="a task on disk")
-            command.add_argument("--data_root", metavar="DIR", help="$VTAB_ROOT or data/vtab-1k where left out")
-            command.add_argument("--model", default="miniature", help="miniature, or a timm name (random weights)")
-            command.add_argument("--epochs", type=_positive, default=4)
-            command.add_argument("--workers", type=int, default=0, help="of the plain loop's DataLoader")
-        if name in ("step", "memory", "launch"):
-            models = ("vit", "sd15", "sdxl")
-            command.add_argument("--models", nargs="+", choices=models, default=list(models))
+        _ADD.get(name, _add_models)(command, name)
     exactness = commands.add_parser(
         "exactness", help="how far stock loaders' outputs are from the trained model's, SD- and SDXL-shaped"
     )
@@ -134,6 +105,57 @@ def make_parser() -> argparse.ArgumentParser:
     exactness.add_argument("--rank", type=int, default=4)
     exactness.add_argument("--dash_k", type=int, default=8)
     return parser
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    command.add_argument("--dtype", choices=DTYPES, default="float32", help="of the frozen weights")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the tables there too")
+    command.add_argument("--rounds", type=_positive, metavar="N", help="rounds to take medians of; 15, on CUDA 50")
+    command.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: on a machine in use")
+
+
+def _add_layer(command: argparse.ArgumentParser, name: str) -> None:
+    from .layer import SHAPES
+
+    command.add_argument("--shapes", nargs="+", choices=SHAPES, metavar="NAME", help=f"of {', '.join(SHAPES)}")
+
+
+def _add_models(command: argparse.ArgumentParser, name: str) -> None:
+    command.add_argument("--width", type=_share, default=1.0, help="share of the UNets' channels")
+    command.add_argument("--side", type=_positive, default=64, help="of the UNets' latents; SDXL has 128")
+    command.add_argument("--depth", type=_positive, default=12, help="blocks of the ViT")
+    command.add_argument("--batch", type=_positive, default=8, help="pictures for the ViT")
+    if name == "load":
+        command.add_argument("--sizes", action="store_true", help="sizes of the files alone, which takes no launch")
+    else:
+        models = ("vit", "sd15", "sdxl")
+        command.add_argument("--models", nargs="+", choices=models, default=list(models))
+
+
+def _add_dreambooth(command: argparse.ArgumentParser, name: str) -> None:
+    command.add_argument("--base", metavar="NAME", help="hub id, folder or file; the miniature where left out")
+    command.add_argument("--shape", choices=("sd15",), help="random weights in this shape instead of --base")
+    command.add_argument("--width", type=_share, default=1.0, help="with --shape: share of the UNet's channels")
+    command.add_argument("--side", type=_positive, default=64, help="with --shape: of the latents")
+    command.add_argument("--steps", type=_positive, default=20, help="steps timed at once")
+    command.add_argument("--compile", action="store_true", help="the trainer with --compile")
+
+
+def _add_vtab(command: argparse.ArgumentParser, name: str) -> None:
+    command.add_argument("--task", default="caltech101", help="a task on disk")
+    command.add_argument("--data_root", metavar="DIR", help="$VTAB_ROOT or data/vtab-1k where left out")
+    command.add_argument("--model", default="miniature", help="miniature, or a timm name (random weights)")
+    command.add_argument("--epochs", type=_positive, default=4)
+    command.add_argument("--workers", type=int, default=0, help="of the plain loop's DataLoader")
+
+
+def _add_nothing(command: argparse.ArgumentParser, name: str) -> None:
+    """The command has the common settings only."""
+
+
+# What a command has beside the common settings; the others take models and their sizes.
+_ADD = {"layer": _add_layer, "scale": _add_nothing, "dreambooth": _add_dreambooth, "vtab": _add_vtab}
 
 
 def _positive(text: str) -> int:

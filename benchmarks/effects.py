@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from dash_vision.drawing.plot import Estimate, draw_forest
-from eval.scores import student
+from dash_vision.drawing.forest import Estimate, draw_forest
+from eval.intervals import student
 
 
 @dataclass(frozen=True)

@@ -59,45 +59,51 @@ def candidates(tokens: int, in_: int, out: int, rank: int, k: int, settings: Set
         layer.load_state_dict(base.state_dict())
         return layer.to(settings.device, settings.dtype).requires_grad_(False)
 
-    def dash(k: int) -> nn.Module:
-        model = nn.Sequential(copy())
-        adapter = inject(model, DashConfig(rank=rank, dash_k=k, target=["0"]))
-        with torch.no_grad():
-            for p in adapter.parameters():
-                p.normal_(std=0.01)
-        if k:
-            adapter.launch()
-        return model
-
-    def peft(dora: bool) -> nn.Module:
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["0"], use_dora=dora)
-        model = inject_adapter_in_model(config, nn.Sequential(copy()))
-        cast_training_params(model)  # to float32, as diffusers' training scripts do, and PEFT's get_peft_model
-        return model
-
     x = torch.randn(tokens, in_).to(settings.device, settings.dtype)
     upstream = torch.randn(tokens, out).to(settings.device, settings.dtype)
-
-    def step(model: nn.Module) -> Callable[[], None]:
-        trained = [p for p in model.parameters() if p.requires_grad]
-        inputs = x.clone().requires_grad_()
-
-        def run() -> None:
-            with autocast(settings):
-                out = model(inputs)
-            torch.autograd.backward(out, upstream)
-            for tensor in [inputs, *trained]:
-                tensor.grad = None
-
-        return run
-
-    return {
-        "LoRA-Dash": step(dash(k)),
-        "frozen": step(copy()),
-        "PEFT LoRA": step(peft(dora=False)),
-        "PEFT DoRA": step(peft(dora=True)),
-        "dense formula": step(DenseDash(copy(), rank, k).to(settings.device)),
+    models = {
+        "LoRA-Dash": _dash(copy(), rank, k),
+        "frozen": copy(),
+        "PEFT LoRA": _peft(copy(), rank, dora=False),
+        "PEFT DoRA": _peft(copy(), rank, dora=True),
+        "dense formula": DenseDash(copy(), rank, k).to(settings.device),
     }
+    return {name: _pass(model, x, upstream, settings) for name, model in models.items()}
+
+
+def _dash(layer: nn.Module, rank: int, k: int) -> nn.Module:
+    """A layer with our adapter, which is no longer zero, and launched where k is not 0."""
+    model = nn.Sequential(layer)
+    adapter = inject(model, DashConfig(rank=rank, dash_k=k, target=["0"]))
+    with torch.no_grad():
+        for p in adapter.parameters():
+            p.normal_(std=0.01)
+    if k:
+        adapter.launch()
+    return model
+
+
+def _peft(layer: nn.Module, rank: int, dora: bool) -> nn.Module:
+    """A layer with PEFT's adapter."""
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["0"], use_dora=dora)
+    model = inject_adapter_in_model(config, nn.Sequential(layer))
+    cast_training_params(model)  # to float32, as diffusers' training scripts do, and PEFT's get_peft_model
+    return model
+
+
+def _pass(model: nn.Module, x: Tensor, upstream: Tensor, settings: Settings) -> Callable[[], None]:
+    """A forward and backward pass of a model, gradient of the input included."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    inputs = x.clone().requires_grad_()
+
+    def run() -> None:
+        with autocast(settings):
+            out = model(inputs)
+        torch.autograd.backward(out, upstream)
+        for tensor in [inputs, *trained]:
+            tensor.grad = None
+
+    return run
 
 
 def measure(settings: Settings, rank: int, k: int, share: float, shapes: list[str]) -> list[Table]:

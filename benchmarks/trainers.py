@@ -266,50 +266,52 @@ class PictureFiles(Dataset):
 
 def plain_vtab(run: Run, settings: Settings, workers: int) -> None:
     """The protocol in a plain loop with PEFT's LoRA: measure every epoch on val200, train again, test once."""
-    s, device = run.settings, settings.device
 
     def loader(split: str, train: bool) -> DataLoader:
-        size = run.batch_size if train else s.eval_batch_size
+        size = run.batch_size if train else run.settings.eval_batch_size
         return DataLoader(PictureFiles(run, split), size, shuffle=train, num_workers=workers)
 
-    def train(split: str, val: DataLoader | None) -> nn.Module:
-        model = build(backbone_of(run), run.task.classes, run.drop_path, head_seed=run.seed)
-        config = LoraConfig(
-            r=run.rank, lora_alpha=run.rank, target_modules=_VIT_TARGETS, modules_to_save=list(head_names(model))
-        )
-        model = get_peft_model(model, config).to(device)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=run.learning_rate, weight_decay=s.adam_weight_decay)
-        batches = loader(split, train=True)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, run.epochs * len(batches))
-        best = -1.0
-        for _ in range(run.epochs):
-            model.train()
-            for images, labels in batches:
-                with autocast(settings):
-                    loss = F.cross_entropy(model(images.to(device)).float(), labels.to(device))
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
-            if val is not None:
-                best = max(best, accuracy(model, val))
-        return model
+    _plain_training(run, settings, loader("train800", train=True), loader("val200", train=False))
+    # All epochs again, in every way: what is compared is time, and the best epoch of each is another.
+    model = _plain_training(run, settings, loader("train800val200", train=True), None)
+    _plain_accuracy(model, loader("test", train=False), settings)
 
-    @torch.no_grad()
-    def accuracy(model: nn.Module, batches: DataLoader) -> float:
-        model.eval()
-        right = total = 0
+
+def _plain_training(run: Run, settings: Settings, batches: DataLoader, val: DataLoader | None) -> nn.Module:
+    """The model after all epochs."""
+    device = settings.device
+    model = build(backbone_of(run), run.task.classes, run.drop_path, head_seed=run.seed)
+    config = LoraConfig(
+        r=run.rank, lora_alpha=run.rank, target_modules=_VIT_TARGETS, modules_to_save=list(head_names(model))
+    )
+    model = get_peft_model(model, config).to(device)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=run.learning_rate, weight_decay=run.settings.adam_weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, run.epochs * len(batches))
+    for _ in range(run.epochs):
+        model.train()
         for images, labels in batches:
             with autocast(settings):
-                right += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
-            total += len(labels)
-        return right / total
+                loss = F.cross_entropy(model(images.to(device)).float(), labels.to(device))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        if val is not None:
+            _plain_accuracy(model, val, settings)
+    return model
 
-    train("train800", loader("val200", train=False))
-    # All epochs again, in every way: what is compared is time, and the best epoch of each is another.
-    model = train("train800val200", None)
-    accuracy(model, loader("test", train=False))
+
+@torch.no_grad()
+def _plain_accuracy(model: nn.Module, batches: DataLoader, settings: Settings) -> float:
+    """The share of right answers."""
+    model.eval()
+    right = total = 0
+    for images, labels in batches:
+        with autocast(settings):
+            right += int((model(images.to(settings.device)).argmax(1).cpu() == labels).sum())
+        total += len(labels)
+    return right / total
 
 
 def vtab(

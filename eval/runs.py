@@ -5,34 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
-from dash_vision.core.loading import probe_weight, read_adapters
 from dash_vision.files.errors import InputError
-from dash_vision.files.fingerprints import compare_probes
-from dash_vision.files.lora import DIFFUSERS_NAME
-from dash_vision.files.native import NATIVE_NAME, AdapterState
-from dash_vision.runs.record import (
-    METHODS,
-    RECORDS,
-    RUN,
-    DreamBoothRecord,
-    VtabRecord,
-    read_record,
-    record_file,
-)
-from dash_vision.runs.seeds import stream
+from dash_vision.runs.record import METHODS, RECORDS, RUN, DreamBoothRecord, VtabRecord, read_record, record_file
 
 # What pages and figures need among a DreamBooth run's arguments: numbers.
 _ARGUMENTS = ("rank", "dash_k", "learning_rate", "resolution", "num_inference_steps", "guidance_scale")
+
+
+LORA = "pytorch_lora_weights.safetensors"  # as diffusers names it; files.lora, which says so too, needs torch
 
 
 @dataclass(frozen=True)
@@ -184,17 +169,6 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     return [path.relative_to(shared).as_posix() for path in real]
 
 
-def native_adapters(run: Run) -> dict[str, AdapterState]:
-    """Component -> adapter of the run's native file; empty where it has none. Raises InputError for a broken one."""
-    path = run.folder / NATIVE_NAME
-    if not path.is_file():
-        return {}
-    try:
-        return read_adapters(path)
-    except InputError as error:
-        raise InputError(str(error)) from None
-
-
 def read_run(folder: str | Path) -> DreamBoothRun:
     """The run in `folder`. Raises InputError when it is missing, unfinished, cut short or of another kind."""
     folder = Path(folder).expanduser()
@@ -210,8 +184,8 @@ def read_run(folder: str | Path) -> DreamBoothRun:
         raise InputError(f"{path} is of a run of train_vtab.py; this takes runs of train_dreambooth.py")
     run = DreamBoothRun(folder, record)
     _check_open_parts(path, lambda: all(math.isfinite(run.argument(name)) for name in _ARGUMENTS))
-    if not (folder / DIFFUSERS_NAME).is_file():
-        raise InputError(f"{folder} has no {DIFFUSERS_NAME}; make the run again")
+    if not (folder / LORA).is_file():
+        raise InputError(f"{folder} has no {LORA}; make the run again")
     return run
 
 
@@ -241,166 +215,3 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); finish the run again") from None
-
-
-def no_loading_bars() -> None:
-    """Keep diffusers and transformers from drawing a bar for each model that they load."""
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-
-
-def load_pipeline(run: DreamBoothRun, base: str | None = None) -> Any:
-    """The stock diffusers pipeline that a run was trained on, in float32. Raises InputError.
-
-    base: a hub id, folder or file to use instead of the one in the run's record.
-    """
-    from dash_vision.bases.loading import load_base
-
-    no_loading_bars()
-    specification = dict(run.record.base.specification)
-    if base:
-        specification |= {"name": base, "revision": None}  # a revision is of one hub id
-    try:
-        return load_base(**specification).pipeline
-    except TypeError as error:
-        raise InputError(f"{run.folder} records its base in another way ({error}); make the run again") from None
-    except InputError as error:
-        raise InputError(f"{error} (of {run.folder}; --base says where its base is now)") from None
-
-
-def fitting_runs(
-    pipeline: Any, runs: Mapping[str, DreamBoothRun], base: str | None = None
-) -> tuple[dict[str, DreamBoothRun], list[str]]:
-    """The runs whose adapters load in a pipeline that none is loaded in, and a sentence for each of the others.
-
-    base: what the pipeline was loaded from, None for what the first run's record names. Raises InputError where none is
-    left.
-    """
-    fitting, problems = {}, []
-    for name, run in runs.items():
-        try:
-            _check_base(pipeline, run, base or next(iter(runs.values())).base)
-            load_lora(pipeline, run)
-            fitting[name] = run
-        except InputError as error:
-            problems.append(f"{name}: {error}")
-        finally:
-            pipeline.unload_lora_weights()
-    if not fitting:
-        raise InputError("; ".join(problems))
-    return fitting, problems
-
-
-def _check_base(pipeline: Any, run: DreamBoothRun, base: str) -> None:
-    """Raises InputError when a run was not trained on the weights of a pipeline, which was loaded from `base`."""
-    for component, state in native_adapters(run).items():
-        part = getattr(pipeline, component, None)
-        modules = dict(part.named_modules()) if part is not None else {}
-        layers = {m: modules[m] for m in state.kinds if isinstance(getattr(modules.get(m), "weight", None), Tensor)}
-        found = {m: probe_weight(layer) for m, layer in layers.items()}
-        if len(found) < len(state.kinds) or compare_probes(found, state.probes):
-            raise InputError(f"{run.folder} was trained on other weights than {base} holds; name its base by --base")
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """As the command line calls it: "float16" and the like."""
-    return str(dtype).removeprefix("torch.")
-
-
-def same_base(first: DreamBoothRun, second: DreamBoothRun) -> bool | None:
-    """Whether two runs were trained on the same weights, by the layers that both adapt; None where there are none.
-
-    Raises InputError for a broken native file.
-    """
-    if first.base_fingerprint == second.base_fingerprint:
-        return True
-    a, b = (
-        {f"{part}.{m}": probe for part, state in native_adapters(run).items() for m, probe in state.probes.items()}
-        for run in (first, second)
-    )
-    common = a.keys() & b.keys()
-    return compare_probes({m: a[m] for m in common}, {m: b[m] for m in common}) is None if common else None
-
-
-def check_files(run: DreamBoothRun) -> None:
-    """Raises InputError where a file of a run's adapter is missing or cut short, or its native one makes no sense."""
-    for path in (run.folder / DIFFUSERS_NAME, run.folder / NATIVE_NAME):
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(f"{path} is no complete .safetensors file ({error}); copy it again") from None
-    native_adapters(run)
-
-
-def load_lora(pipeline: Any, run: DreamBoothRun) -> None:
-    """Load a run's adapter in a pipeline, as diffusers does. Raises InputError."""
-    path = run.folder / DIFFUSERS_NAME
-    try:
-        pipeline.load_lora_weights(str(run.folder), weight_name=DIFFUSERS_NAME)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"cannot load {path} in the base ({reason}); export it anew or make the run again") from None
-
-
-def generate(
-    pipeline: Any, prompts: Sequence[str], seed: int, numbers: Sequence[int], side: int, settings: Mapping[str, Any]
-) -> list[Any]:
-    """A picture of side x side pixels for each prompt, from the noise of (seed, its number), which is that of column
-    `number` in a run's samples.png. settings: of the sampler. Raises InputError where memory does not suffice."""
-    # Each picture has its own generator, on the CPU: its noise is the same for every method, batch, process and device.
-    noises = [stream(seed, "sample", number) for number in numbers]
-    # In float32 whatever the pipeline computes in: random numbers of half precision would be others.
-    shape = (1, pipeline.unet.config.in_channels, side // pipeline.vae_scale_factor, side // pipeline.vae_scale_factor)
-    latents = torch.cat([torch.randn(shape, generator=noise) for noise in noises]).to(pipeline.unet.dtype)
-    what = f"{len(prompts)} pictures of {side} x {side} at once"
-    with within_memory(what, "--dtype float16, a smaller --batch_size where there is one, or --device cpu"):
-        made = pipeline(list(prompts), generator=noises, latents=latents, width=side, height=side, **settings)
-    return list(made.images)
-
-
-@contextmanager
-def within_memory(what: str, instead: str) -> Iterator[None]:
-    """Raises InputError where the GPU's memory does not suffice for `what`; instead: the flags to give then."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError:
-        raise InputError(f"the GPU's memory does not suffice for {what}; give {instead}") from None
-
-
-def move(pipeline: Any, device: str, dtype: torch.dtype) -> None:
-    """A pipeline to a device and a dtype. Raises InputError where the memory does not suffice."""
-    with within_memory("the base", "--dtype float16, or --device cpu"):
-        pipeline.to(device, dtype)
-
-
-def usable_device(name: str | None = None) -> str:
-    """The device of that name; None: the GPU where there is one. Raises InputError where torch cannot use it."""
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(
-            f"--device is {name}, which cannot be used here ({reason}); give cpu, or leave it out"
-        ) from None
-    return name
-
-
-def check_output(path: Path, folder: bool = False) -> None:
-    """Raises InputError where the file `path` (folder: files in the folder `path`) cannot be written; makes nothing."""
-    places = ([path] if folder else []) + list(path.absolute().parents)
-    place = next(p for p in places if os.path.lexists(p))
-    if not folder and path.is_dir():
-        reason = "it is a folder"
-    elif not place.is_dir():
-        reason = f"{place} is no folder"
-    elif not os.access(place, os.W_OK | os.X_OK):
-        reason = f"{place} may not be written to"
-    else:
-        return
-    raise InputError(f"cannot write {path}: {reason}; give another place")

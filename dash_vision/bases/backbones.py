@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import logging
 import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from ..files.errors import InputError
 from ..miniature import MINIATURE, WEIGHTS
+from . import identity, reasons
+from .reasons import explained
 
 MINIATURE_WEIGHTS = WEIGHTS / "vit.safetensors"
 MINIATURE_SHAPE: dict[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4}
@@ -38,7 +40,7 @@ class Backbone:
     """A base model before any weight is loaded: what its input looks like and where its weights come from.
 
     mean and std are of RGB in 0..1. checkpoint: a local file of weights; random: leave it untrained; revision: of the
-    weights on the hub.
+    weights on the hub. source: what mean and std were read from.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Backbone:
     checkpoint: str | None = None
     random: bool = False
     revision: str | None = None
+    source: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; Backbone.from_dict is its inverse."""
@@ -65,7 +68,7 @@ class Backbone:
             raise InputError("a base model has three means, three standard deviations and an image size")
         if not all(map(math.isfinite, numbers)) or min(found.std) <= 0 or not 1 <= found.image_size <= _LARGEST:
             raise InputError("its image size, means or standard deviations are out of range")
-        texts = (found.checkpoint, found.revision)
+        texts = (found.checkpoint, found.revision, found.source)
         if type(found.image_size) is not int or not all(isinstance(text, str | None) for text in texts):
             raise InputError("its image size, checkpoint or revision is of the wrong kind")
         if found.name != MINIATURE:
@@ -83,24 +86,77 @@ def describe(
     random: bool = False,
     revision: str | None = None,
 ) -> Backbone:
-    """The Backbone called `name`; loads nothing. Raises InputError for an unknown name, with near ones, for a
-    checkpoint file that is not there or of a kind that is not read, and for a revision of weights that are not on the
-    hub."""
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    """The Backbone called `name`; loads nothing.
+
+    A name that timm has renamed becomes the present one, with the weights that it stands for. Raises InputError for an
+    unknown name, with near ones, for a checkpoint file that is not there or of a kind that is not read, for a revision
+    of weights that are not on the hub, and where nothing says how the input is normalized.
+    """
+    if checkpoint:
+        _check_file(Path(checkpoint))
     if name == MINIATURE:
-        native, mean, std, hub = MINIATURE_SHAPE["img_size"], _MEANS["half"], _STDS["half"], None
+        native, hub = MINIATURE_SHAPE["img_size"], None
+        found = _Normalization(_MEANS["half"], _STDS["half"], MINIATURE)
     else:
         _check_name(name)
-        info = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
-        native, mean, std, hub = info.input_size[-1], tuple(info.mean), tuple(info.std), info.hf_hub_id
+        name, info = _present(name)
+        native, hub = info.input_size[-1], info.hf_hub_id
+        found = _normalization(name, info, checkpoint, random or normalization != "checkpoint")
     if revision and not hub:
         raise InputError(f"--revision is of weights from the hub, and those of {name} are not from there; leave it out")
     if normalization != "checkpoint":
-        mean, std = _MEANS[normalization], _STDS[normalization]
-    if checkpoint:
-        _check_file(Path(checkpoint))
-    return Backbone(name, image_size or native, mean, std, checkpoint, random, revision)
+        source = f"--normalization {normalization}"
+        found = _Normalization(_MEANS[normalization], _STDS[normalization], source)
+    return Backbone(name, image_size or native, found.mean, found.std, checkpoint, random, revision, found.source)
+
+
+def _present(name: str) -> tuple[str, Any]:
+    """The name that timm has now for a model, and what it knows of its weights. Raises InputError for weights that it
+    does not have."""
+    present = timm.models.get_deprecated_models().get(name) or name
+    try:
+        return present, timm.get_pretrained_cfg(present)
+    except RuntimeError:
+        architecture, _, tag = present.partition(".")
+        renamed = f" (which {name} was renamed to)" if present != name else ""
+        known = ", ".join(timm.list_models(f"{architecture}.*", pretrained=True)) or "none"
+        raise InputError(
+            f"timm {timm.__version__} has no weights {tag} of {architecture}{renamed}; it has {known}"
+        ) from None
+
+
+class _Normalization(NamedTuple):
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+
+
+def _normalization(name: str, info: Any, checkpoint: str | None, any_will_do: bool) -> _Normalization:
+    """How a model's input is normalized: as the configuration beside the checkpoint says, else as timm says of the
+    weights of that name. Raises InputError where timm has none and gives a default."""
+    beside = _configuration(Path(checkpoint), info.architecture) if checkpoint else None
+    if beside is not None:
+        return beside
+    if not info.has_weights and not any_will_do and checkpoint:
+        raise InputError(
+            f"timm publishes no weights of {name} and does not know how the input of {Path(checkpoint).name} is "
+            "normalized; give --normalization imagenet, half or none"
+        )
+    tag = f"{info.architecture}.{info.tag}" if info.tag else name
+    return _Normalization(tuple(info.mean), tuple(info.std), f"timm's {tag}")
+
+
+def _configuration(checkpoint: Path, architecture: str | None) -> _Normalization | None:
+    """What the config.json that timm writes beside its weights says; None where there is none for this model."""
+    content = reasons.read_json(checkpoint.with_name("config.json"))
+    if not isinstance(content, dict) or content.get("architecture") != architecture:
+        return None
+    values = content.get("pretrained_cfg", {})
+    try:
+        mean, std = (tuple(map(float, values[key])) for key in ("mean", "std"))
+    except (LookupError, TypeError, ValueError):
+        return None
+    return _Normalization(mean, std, str(checkpoint.with_name("config.json"))) if len(mean) == len(std) == 3 else None
 
 
 def _check_name(name: str) -> None:
@@ -206,18 +262,8 @@ def _timm(backbone: Backbone, classes: int, drop_path: float) -> nn.Module:
     fetch = not (backbone.random or backbone.checkpoint)
     if backbone.revision and info:
         options["pretrained_cfg_overlay"] = {"hf_hub_id": f"{info.hf_hub_id}@{backbone.revision}"}
-    try:
-        with _silent_timm():
-            model = timm.create_model(backbone.name, pretrained=fetch, **options)
-    except TypeError as error:
-        raise InputError(
-            f"{backbone.name} cannot be built with {', '.join(k for k in options if options[k] is not None)} "
-            f"({error}); choose a vision transformer, or its own --image_size and --drop_path 0"
-        ) from None
-    except Exception as error:  # the hub client, the network and timm raise errors of many libraries
-        if not fetch:
-            raise
-        raise InputError(_no_weights(backbone.name, error)) from None
+    with explained(lambda error: _no_model(backbone, error, fetch, options)), _silent_timm():
+        model = timm.create_model(backbone.name, pretrained=fetch, **options)
     if backbone.checkpoint:
         _load_checkpoint(model, Path(backbone.checkpoint))
     return model
@@ -235,12 +281,21 @@ def _silent_timm() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _no_weights(name: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+def _no_model(backbone: Backbone, error: Exception, fetch: bool, options: dict[str, Any]) -> str:
+    """Why timm could not build the model, or not load its weights."""
+    name, general = backbone.name, reasons.needed(error) or reasons.disk(error)
+    if general:
+        return f"cannot build {name}: {general}"
+    hub = reasons.of_hub(error)
+    if isinstance(error, TypeError | AssertionError) or not fetch:
+        return (
+            f"{name} cannot be built with {', '.join(k for k in options if options[k] is not None)} "
+            f"({reasons.quoted(error)}); choose a vision transformer, or its own --image_size and --drop_path 0"
+        )
     return (
-        f"could not fetch the weights of {name} from the Hugging Face hub ({reason}). Check the network; or download "
-        f"the file where there is one and give it with --checkpoint FILE (.safetensors or .npz); or use --model "
-        f"{MINIATURE}, which needs no download"
+        f"could not fetch the weights of {name} from the Hugging Face hub ({hub or reasons.quoted(error)}). Check the "
+        f"network; or download the file where there is one and give it with --checkpoint FILE (.safetensors or .npz); "
+        f"or use --model {MINIATURE}, which needs no download"
     )
 
 
@@ -251,10 +306,8 @@ def _load_checkpoint(model: nn.Module, path: Path) -> None:
     read_npz = getattr(model, "load_pretrained", None)
     if read_npz is None:
         raise InputError(f"{path.name}: only VisionTransformer models read .npz; this one is a {type(model).__name__}")
-    try:
-        read_npz(str(path))
-    except Exception as error:  # a foreign .npz fails wherever its first missing key or odd shape is met
-        raise InputError(f"{path} holds no weights of this model ({type(error).__name__}: {error})") from None
+    with explained(lambda error: f"{path} holds no weights of this model ({type(error).__name__}: {error})"):
+        read_npz(str(path))  # of a foreign .npz it fails wherever the first missing key or odd shape is met
 
 
 def _load_safetensors(model: nn.Module, path: Path) -> None:
@@ -264,13 +317,11 @@ def _load_safetensors(model: nn.Module, path: Path) -> None:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is no complete .safetensors file ({error}); download it again") from None
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    try:
+    with explained(lambda error: f"{path} holds no weights of this model: {reasons.quoted(error)}"):
         state = convert(dict(state), model) if convert else state
         heads = tuple(f"{name}." for name in head_names(model))
         state = {key: tensor for key, tensor in state.items() if not key.startswith(heads)}
         outcome = model.load_state_dict(state, strict=False)
-    except (RuntimeError, KeyError, AttributeError, ValueError) as error:
-        raise InputError(f"{path} holds no weights of this model: {' '.join(str(error).split())[:300]}") from None
     missing = [key for key in outcome.missing_keys if not key.startswith(heads)]
     strange = [key for key in outcome.unexpected_keys if not key.startswith(_BEYOND_TRUNK)]
     if missing or strange:
@@ -280,8 +331,15 @@ def _load_safetensors(model: nn.Module, path: Path) -> None:
         )
 
 
-def parameters_hash(model: nn.Module) -> str:
-    """A short name for the model's weights: equal weights give equal names, whatever the device."""
-    sums: list[Tensor] = [p.detach().double().cpu() for p in model.parameters()]
-    text = " ".join(f"{t.sum().item():.9e},{t.square().sum().item():.9e}" for t in sums)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def weights_digest(backbone: Backbone) -> str:
+    """Digest of the weights of a base without its head: every byte of them is read, once. Raises as `build`."""
+    file = Path(backbone.checkpoint).stat() if backbone.checkpoint else None
+    return _digest(backbone, (file.st_mtime_ns, file.st_size) if file else ())
+
+
+@cache
+def _digest(backbone: Backbone, stamp: tuple[int, ...]) -> str:
+    """stamp: tells files at one place apart."""
+    model = build(backbone, 1)
+    heads = tuple(f"{name}." for name in head_names(model))
+    return identity.of_tensors(tensor for name, tensor in model.state_dict().items() if not name.startswith(heads))

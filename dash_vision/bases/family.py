@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..files.errors import InputError
 from ..files.readers import About
 from ..pictures.crops import CropInfo
 from .noise import NoiseOptions, NoiseProcess
@@ -21,6 +23,32 @@ Conditions = dict[str, Any]
 """What the denoiser is told beside the noisy latents, by a name that the family chooses; a batch first."""
 Target = str | list[str]
 """DashConfig's target: a preset of the core, module-name suffixes, or a regular expression."""
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """What a run may choose about how prompts are told to the denoiser; None leaves it to the family.
+
+    length: tokens of a prompt that are read. guidance: the scale that a guidance-distilled denoiser is told in
+    training.
+    """
+
+    length: int | None = None
+    guidance: float | None = None
+
+
+AS_THE_PIPELINE = PromptOptions()
+
+
+def moved(conditions: Mapping[str, Any], device: torch.device, dtype: torch.dtype | None = None) -> Conditions:
+    """Conditions on a device; what is no whole number in `dtype`. A condition is a tensor or a list of tensors."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, list):
+            return [move(one) for one in value]
+        return value.to(device, dtype if value.is_floating_point() else None)
+
+    return {key: move(value) for key, value in conditions.items()}
 
 
 @dataclass(frozen=True)
@@ -35,6 +63,15 @@ class Defaults:
     num_inference_steps: int
 
 
+@dataclass(frozen=True)
+class Marks:
+    """What a single file says of its noise process: prediction_type, None where it says nothing; and whether it was
+    trained up to pure noise, a terminal signal-to-noise ratio of zero (arXiv 2305.08891)."""
+
+    prediction_type: str | None = None
+    zero_terminal_snr: bool = False
+
+
 class Family(Protocol):
     """What is asked of a kind of base. `pipeline` is always the stock diffusers pipeline.
 
@@ -42,7 +79,7 @@ class Family(Protocol):
     denoiser's is also the prefix of its layers in LoRA files. trains_text_encoders: whether diffusers loads LoRAs of
     them. defaults: of settings. targets: presets of layers to adapt, by the name that users give; default_target is one
     of these. units: class names of the blocks whose weights FSDP puts together at a time. layouts: formats of
-    files.lora that tools read for this family. multiple: the pipeline samples in multiples of so many pixels.
+    files.lora that tools read for this family.
 
     Latents are [N, C, h, w] everywhere: a family whose denoiser takes packed ones packs them in `denoise` and `sample`.
     """
@@ -57,7 +94,6 @@ class Family(Protocol):
     default_target: str
     units: tuple[str, ...]
     layouts: tuple[str, ...]
-    multiple: int
 
     # -- loading
 
@@ -73,8 +109,31 @@ class Family(Protocol):
     def about(self, pipeline: Any) -> About:
         """What a LoRA file says of its base, for the programs that read one."""
 
+    def marks(self, file: Any, configured: bool) -> Marks:
+        """What a single file says of its noise process. file: as safetensors.safe_open gives it. configured: whether
+        the user gave a configuration for it. Raises InputError for a process that this family does not have."""
+        return Marks()
+
+    def note(self, pipeline: Any) -> str | None:
+        """What a user of this base should know before training it; None where there is nothing."""
+        return None
+
+    def suited(self, pipeline: Any) -> Defaults:
+        """The defaults, as they suit this very base."""
+        return self.defaults
+
+    def target(self, pipeline: Any, name: str) -> Target:
+        """DashConfig's target of a preset, for this very base; a name that is no preset is one already."""
+        return self.targets.get(name, name)
+
     def set_prediction(self, pipeline: Any, prediction_type: str) -> None:
         """Say what the base predicts, where its files do not. Raises InputError where there is no such choice."""
+
+    def set_zero_terminal_snr(self, pipeline: Any) -> None:
+        """Say that the base was trained up to pure noise. Raises InputError where there is no such choice."""
+        raise InputError(
+            f"--zero_terminal_snr is of bases that predict v; {self.name} has no such choice: leave it out"
+        )
 
     # -- sizes
 
@@ -86,6 +145,9 @@ class Family(Protocol):
 
     def grid(self, pipeline: Any) -> int:
         """Pixels that one cell of the denoiser's coarsest level covers: sizes of buckets are multiples of it."""
+
+    def multiple(self, pipeline: Any) -> int:
+        """The pipeline samples in multiples of so many pixels along a side."""
 
     def latent_shape(self, pipeline: Any, size: tuple[int, int]) -> tuple[int, int, int]:
         """(C, h, w) of the latents of a picture of `size`, (width, height) in pixels."""
@@ -104,23 +166,32 @@ class Family(Protocol):
 
     # -- prompts
 
-    def encode_prompts(self, pipeline: Any, prompts: Sequence[str], device: torch.device) -> dict[str, Conditions]:
+    def check_prompts(self, pipeline: Any, options: PromptOptions) -> None:
+        """Raises InputError for options that this base does not have, or out of its range."""
+
+    def encode_prompts(
+        self, pipeline: Any, prompts: Sequence[str], device: torch.device, options: PromptOptions = AS_THE_PIPELINE
+    ) -> dict[str, Conditions]:
         """Prompt -> its conditions (a batch of 1, float32, on the CPU). Encoders are on `device` only for it."""
 
-    def left_out(self, pipeline: Any, prompt: str) -> str:
-        """The end of a prompt that is beyond the tokenizer's length, as text; "" when all of it is read."""
+    def left_out(self, pipeline: Any, prompt: str, options: PromptOptions = AS_THE_PIPELINE) -> str:
+        """The end of a prompt that is beyond what is read of one, as text; "" when all of it is read."""
 
     def picture_conditions(self, infos: Sequence[CropInfo], size: tuple[int, int]) -> Conditions:
         """What the denoiser is told about the pictures themselves, as tensors [N, ...]; size: (width, height)."""
 
     def join(self, conditions: Sequence[Conditions]) -> Conditions:
-        """Conditions of several prompts as one batch."""
-        return {key: torch.cat([one[key] for one in conditions]) for key in conditions[0]}
+        """Conditions of several prompts as one batch: tensors of one shape side by side, lists one after another."""
+        found: Conditions = {}
+        for key in conditions[0]:
+            values = [one[key] for one in conditions]
+            found[key] = [*chain(*values)] if isinstance(values[0], list) else torch.cat(values)
+        return found
 
     # -- trained text encoders
 
     def tokenize(self, pipeline: Any, prompts: Sequence[str]) -> list[Tensor]:
-        """Token ids [N, tokens] for each text encoder."""
+        """What `encode_tokens` takes for each text encoder: whole numbers [N, ...]."""
 
     def encode_tokens(self, encoders: Sequence[nn.Module], ids: Sequence[Tensor]) -> Conditions:
         """Conditions of tokenized prompts, with gradients if the encoders have any."""
@@ -139,7 +210,9 @@ class Family(Protocol):
 
     # -- the base's own sampler
 
-    def sampler_inputs(self, pipeline: Any, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+    def sampler_inputs(
+        self, pipeline: Any, prompts: Sequence[str], device: torch.device, options: PromptOptions = AS_THE_PIPELINE
+    ) -> Conditions:
         """The pipeline's own encoding of prompts, and of none for guidance, as arguments of its call."""
 
     def sample(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import importlib
+import inspect
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -13,13 +17,42 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..files.errors import InputError
-from .family import Defaults, Family
+from . import identity, reasons
+from .family import AS_THE_PIPELINE, Defaults, Family, Marks, PromptOptions
+from .flux import Flux
+from .flux2 import Flux2Dev, Flux2Klein
+from .krea2 import Krea2
 from .miniature import DEFAULTS, MINIATURE, NOTE, pipeline_path
 from .noise import NoiseOptions, NoiseProcess
+from .qwen_image import QwenImage
+from .reasons import explained
+from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
 from .stable_diffusion import StableDiffusion
+from .z_image import ZImage
 
-FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL())
+# Settings of a VAE that say what its latents are.
+_LATENTS = (
+    "latent_channels",
+    "z_dim",
+    "down_block_types",
+    "scaling_factor",
+    "shift_factor",
+    "latents_mean",
+    "latents_std",
+)
+_LIBRARIES = ("diffusers", "transformers")
+FAMILIES: tuple[Family, ...] = (
+    StableDiffusion(),
+    StableDiffusionXL(),
+    Flux2Klein(),
+    Flux2Dev(),
+    ZImage(),
+    QwenImage(),
+    Flux(),
+    StableDiffusion3(),
+    Krea2(),
+)
 
 
 @dataclass
@@ -27,7 +60,8 @@ class Base:
     """A loaded base model: the stock pipeline, in float32 and on the CPU, and its family.
 
     name: as the user gave it, or MINIATURE. defaults: of settings. specification: the arguments of load_base that load
-    it again from anywhere on this machine. note: what a user of it should know.
+    it again from anywhere on this machine. note: what a user of it should know. prompt_options: how prompts are told to
+    the denoiser, in training and when pictures are drawn.
     """
 
     name: str
@@ -36,6 +70,8 @@ class Base:
     defaults: Defaults
     specification: dict[str, Any] = field(default_factory=dict)
     note: str | None = None
+    prompt_options: PromptOptions = AS_THE_PIPELINE
+    _digests: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def embedded(self) -> bool:
@@ -67,13 +103,30 @@ class Base:
         return self.family.noise(self.pipeline, options or NoiseOptions())
 
     def text_encoders(self) -> list[nn.Module]:
-        """The text encoders in the family's order."""
-        return [getattr(self.pipeline, name) for name in self.family.text_encoders]
+        """The text encoders in the family's order, without those that the base lacks."""
+        encoders = [getattr(self.pipeline, name) for name in self.family.text_encoders]
+        return [encoder for encoder in encoders if encoder is not None]
 
     def components(self) -> dict[str, nn.Module]:
         """Every network of the base by its name in the pipeline."""
         names = ("vae", self.family.denoiser, *self.family.text_encoders)
-        return {name: getattr(self.pipeline, name) for name in names}
+        found = {name: getattr(self.pipeline, name) for name in names}
+        return {name: network for name, network in found.items() if network is not None}
+
+    def identity(self) -> dict[str, str]:
+        """Digests of all that a run on this base depends on, by name: networks, tokenizers, the noise process.
+
+        They are of the networks as they were loaded: ask for them before a network is changed or cast. The first call
+        reads all weights; later ones answer the same.
+        """
+        if not self._digests:
+            tokenizers = {name: part for name, part in self.pipeline.components.items() if name.startswith("tokenizer")}
+            self._digests = {name: identity.of_network(network) for name, network in self.components().items()}
+            self._digests |= {
+                name: identity.of_tokenizer(part) for name, part in tokenizers.items() if part is not None
+            }
+            self._digests["noise process"] = identity.of_values(self.noise())
+        return dict(self._digests)
 
 
 def load_base(
@@ -84,16 +137,20 @@ def load_base(
     single_file_config: str | None = None,
     prediction_type: str | None = None,
     vae_revision: str | None = None,
+    zero_terminal_snr: bool = False,
+    max_sequence_length: int | None = None,
 ) -> Base:
     """Load a base model by hub id, folder, or single .safetensors file; "miniature" or None is the embedded one.
 
-    revision, variant: of a hub id's files. vae, vae_revision: another VAE and its revision. single_file_config: hub id
-    or folder with the configuration of a single file. prediction_type: what the base predicts, where its files do not
-    say it. Weights are read from safetensors only, as float32. Raises InputError in plain words when there is no such
-    base, it cannot be fetched, or is of a kind that this package does not train.
+    revision, variant: of a hub id's files; variant: of a folder's too. vae, vae_revision: another VAE and its revision.
+    single_file_config: hub id or folder with the configuration of a single file. prediction_type: what the base
+    predicts, where its files do not say it. zero_terminal_snr: it was trained up to pure noise, and its files do not
+    say it. max_sequence_length: tokens of a prompt that are read, where there is a choice. Weights are read from
+    safetensors only, as float32. Raises InputError in plain words when there is no such base, it cannot be fetched, or
+    is of a kind that this package does not train.
     """
     name = name or MINIATURE
-    specification = {
+    specification: dict[str, Any] = {
         "name": _absolute(name) if name != MINIATURE else name,
         "revision": revision,
         "variant": variant,
@@ -101,19 +158,24 @@ def load_base(
         "single_file_config": _absolute(single_file_config),
         "prediction_type": prediction_type,
         "vae_revision": vae_revision,
+        "zero_terminal_snr": zero_terminal_snr,
     }
+    if max_sequence_length is not None:
+        specification["max_sequence_length"] = max_sequence_length
     single_file_config, vae = _expanded(single_file_config), _expanded(vae)
     path = pipeline_path() if name == MINIATURE else Path(name).expanduser()
+    marks = Marks()
     if path.is_file():
-        pipeline, family = _load_file(path, single_file_config)
+        pipeline, family, marks = _load_file(path, single_file_config)
     else:
         pipeline, family = _load_repository(str(path) if path.is_dir() else name, revision, variant)
     if vae is not None:
-        pipeline.register_modules(vae=_load_vae(type(pipeline.vae), vae, vae_revision))
-    if prediction_type is not None:
-        family.set_prediction(pipeline, prediction_type)
+        pipeline.register_modules(vae=_load_vae(pipeline.vae, vae, vae_revision))
+    _set_process(family, pipeline, marks, prediction_type, zero_terminal_snr)
     family.check(name, pipeline)
-    base = Base(name, family, pipeline, family.defaults, specification)
+    options = PromptOptions(length=max_sequence_length)
+    family.check_prompts(pipeline, options)
+    base = Base(name, family, pipeline, family.suited(pipeline), specification, family.note(pipeline), options)
     if base.embedded:
         base.defaults, base.note = DEFAULTS, NOTE
     for network in base.components().values():
@@ -122,34 +184,124 @@ def load_base(
     return base
 
 
+def load_again(specification: Mapping[str, Any], name: str | None = None) -> Base:
+    """The base that a run recorded. name: where it is now, instead of where it was. Raises InputError as `load_base`,
+    and for a specification of another version."""
+    arguments = dict(specification)
+    if name is not None:
+        arguments |= {"name": name, "revision": None}  # a revision is of one hub id
+    unknown = arguments.keys() - inspect.signature(load_base).parameters
+    if unknown or "name" not in arguments:
+        raise InputError("the run records its base in the way of another version of dash-vision; make the run again")
+    return load_base(**arguments)
+
+
+def _set_process(family: Family, pipeline: Any, marks: Marks, prediction: str | None, zero_snr: bool) -> None:
+    """Tell the pipeline what the user says of its noise process, or else what its file does."""
+    said = prediction or marks.prediction_type
+    if said is not None:
+        family.set_prediction(pipeline, said)
+    if zero_snr or (marks.zero_terminal_snr and said == "v_prediction"):
+        family.set_zero_terminal_snr(pipeline)
+
+
+def find_family(name: str) -> Family:
+    """The family of the base of that hub id, folder or single file, which is not loaded. Raises as `load_base`."""
+    import diffusers
+
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _family_of_file(path, configured=False)[0]
+    with explained(lambda error: _refusal(name, reasons.of_name(name, error, None, None))):
+        index = diffusers.DiffusionPipeline.load_config(str(path) if path.is_dir() else name)
+    return _family_of(index, name)
+
+
 def _load_repository(name: str, revision: str | None, variant: str | None) -> tuple[Any, Family]:
     import diffusers
 
+    if Path(name).is_dir():
+        return _load_folder(Path(name), name, variant)
     where = {"revision": revision} if revision else {}
-    with _plain_words(name):
+    with explained(lambda error: _refusal(name, reasons.of_name(name, error, revision, variant))):
         index = diffusers.DiffusionPipeline.load_config(name, **where)
-    family = _family_of(str(index.get("_class_name")), name)
-    options = family.loading_options()
-    with _plain_words(name), _without_bars() if Path(name).is_dir() else contextlib.nullcontext():
+        options = _family_of(index, name).loading_options()
+        folder = diffusers.DiffusionPipeline.download(name, variant=variant, use_safetensors=True, **options, **where)
+    return _load_folder(Path(folder), name, variant)
+
+
+def _load_folder(folder: Path, name: str, variant: str | None) -> tuple[Any, Family]:
+    """The pipeline in a folder. name: as the user calls it."""
+    import diffusers
+
+    with explained(lambda error: _refusal(name, reasons.of_folder(folder, error, (), variant))):
+        index = diffusers.DiffusionPipeline.load_config(str(folder))
+    family = _family_of(index, name)
+    # diffusers wants to be told of parts that a base was saved without.
+    absent = {part: None for part, kind in index.items() if kind == [None, None]}
+    lacking = [part for part in ("vae", family.denoiser) if part in absent]
+    if lacking:
+        raise InputError(_refusal(name, f"its model_index.json names no {' and no '.join(lacking)}; give a whole base"))
+    options: dict[str, Any] = absent | family.loading_options()
+    parts = ("vae", family.denoiser, *(part for part in family.text_encoders if index.get(part, [None])[-1]))
+    used = {part: kind for part, kind in index.items() if part not in options}
+    with explained(lambda error: _refusal(name, reasons.of_folder(folder, error, parts, variant, used))), _quiet():
+        for part in parts:
+            library, kind = index[part]
+            if library in _LIBRARIES:  # of others diffusers says what they are; nothing that a file names is imported
+                options[part] = _load_network(name, library, kind, folder / part, variant)
         pipeline = getattr(diffusers, family.pipeline_class).from_pretrained(
-            name, variant=variant, torch_dtype=torch.float32, use_safetensors=True, **options, **where
+            str(folder), torch_dtype=torch.float32, use_safetensors=True, **options
         )
+    unused = reasons.without_variant(folder, parts, variant) if variant else None
+    if unused:
+        raise InputError(_refusal(name, unused))
     return pipeline, family
 
 
-def _load_file(path: Path, config: str | None) -> tuple[Any, Family]:
+def _load_network(name: str, library: str, kind: str, folder: Path, variant: str | None) -> nn.Module:
+    """One network of the base `name`, in float32. Raises InputError where its files lack some of its tensors: the
+    libraries would leave random numbers there, with a warning."""
+    dtype = "torch_dtype" if library == "diffusers" else "dtype"
+    with explained(lambda error: _refusal(name, reasons.of_network(folder, error, library, kind, variant))):
+        network, report = getattr(importlib.import_module(library), kind).from_pretrained(
+            str(folder),
+            variant=reasons.variant_for(folder, variant),
+            use_safetensors=True,
+            output_loading_info=True,
+            **{dtype: torch.float32},
+        )
+    if report["missing_keys"]:
+        raise InputError(_refusal(name, reasons.missing_tensors(folder.name, report["missing_keys"])))
+    return network
+
+
+def _load_file(path: Path, config: str | None) -> tuple[Any, Family, Marks]:
     import diffusers
 
     if path.suffix != ".safetensors":
         raise InputError(
             f"{path} is not a .safetensors file; other formats can run code when they are opened: convert it first"
         )
-    family = _family_of_file(path)
-    with _plain_words(str(path)), _without_bars():
+    family, marks = _family_of_file(path, config is not None)
+    with explained(lambda error: _refusal(str(path), reasons.of_file(path, error, config))), _quiet():
         pipeline = getattr(diffusers, family.pipeline_class).from_single_file(
-            str(path), torch_dtype=torch.float32, **({"config": config} if config else {})
+            str(path),
+            torch_dtype=torch.float32,
+            **family.loading_options(),
+            **({"config": config} if config else {}),
         )
-    return pipeline, family
+    networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    if any(tensor.is_meta for network in networks for tensor in network.parameters()):
+        raise InputError(_refusal(str(path), reasons.incomplete_file()))
+    return pipeline, family, marks
+
+
+def _refusal(name: str, reason: str) -> str:
+    return (
+        f"cannot load the base {name}: {reason}; without --pretrained_model_name_or_path the run trains on the "
+        "embedded miniature"
+    )
 
 
 def _expanded(name: str | None) -> str | None:
@@ -164,15 +316,50 @@ def _absolute(name: str | None) -> str | None:
     return str(Path(name).expanduser().resolve())
 
 
-def _load_vae(kind: Any, name: str, revision: str | None) -> Any:
-    where = {"revision": revision} if revision else {}
-    with _plain_words(name):
+def _load_vae(own: Any, name: str, revision: str | None) -> Any:
+    """Another VAE in the place of the base's `own`. Raises InputError where it cannot be loaded, or where its latents
+    are not those that the base was trained on."""
+    kind, where = type(own), {"revision": revision} if revision else {}
+    with explained(lambda error: f"cannot load the VAE {name}: {reasons.of_vae(name, error)}"), _quiet():
         if Path(name).is_file():
-            return kind.from_single_file(name, torch_dtype=torch.float32)
-        return kind.from_pretrained(name, torch_dtype=torch.float32, use_safetensors=True, **where)
+            return _load_vae_file(own, name)
+        config = kind.load_config(name, **where)
+        if config.get("_class_name") != kind.__name__:
+            raise InputError(f"the VAE {name} is a {config.get('_class_name')}; this base takes a {kind.__name__}")
+        vae, report = kind.from_pretrained(
+            name,
+            torch_dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            variant=reasons.only_variant(Path(name)),
+            **where,
+        )
+    if report["missing_keys"]:
+        raise InputError(f"cannot load the VAE {name}: {reasons.missing_tensors('VAE', report['missing_keys'])}")
+    for key in _LATENTS:
+        given, needed = _plain(getattr(vae.config, key, None)), _plain(getattr(own.config, key, None))
+        if given != needed:
+            raise InputError(
+                f"the VAE {name} has {key} {given}, the base's own has {needed}: its latents are of another kind; give "
+                "a VAE that is made for this base"
+            )
+    return vae
 
 
-def _family_of(pipeline_class: str, name: str) -> Family:
+def _load_vae_file(own: Any, name: str) -> Any:
+    """A VAE in a single file, which says nothing of its settings: they are those of the base's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        own.save_config(folder)
+        return type(own).from_single_file(name, config=folder, torch_dtype=torch.float32)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _family_of(index: Any, name: str) -> Family:
+    pipeline_class = index.get("_class_name")
     for family in FAMILIES:
         if family.pipeline_class == pipeline_class:
             return family
@@ -180,15 +367,16 @@ def _family_of(pipeline_class: str, name: str) -> Family:
     raise InputError(f"the base {name} is a {pipeline_class}; dash-vision trains {known}")
 
 
-def _family_of_file(path: Path) -> Family:
+def _family_of_file(path: Path, configured: bool) -> tuple[Family, Marks]:
+    """The family of a single file, and what the file says of its noise process."""
     try:
         with safe_open(path, "pt") as file:
             keys = list(file.keys())
+            for family in FAMILIES:
+                if family.owns(keys):
+                    return family, family.marks(file, configured)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is no complete .safetensors file ({error}); fetch it again") from None
-    for family in FAMILIES:
-        if family.owns(keys):
-            return family
     raise InputError(
         f"{path} holds no checkpoint of {' or '.join(f.name for f in FAMILIES)} (its tensors are called "
         f"{', '.join(keys[:2])}, ...); for a LoRA, give its base model instead"
@@ -196,52 +384,20 @@ def _family_of_file(path: Path) -> Family:
 
 
 @contextlib.contextmanager
-def _plain_words(name: str) -> Iterator[None]:
-    """A failure to load `name` as one sentence with the next step."""
-    from huggingface_hub import constants
-
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        folder = Path(name).expanduser()
-        first = " ".join(str(error).split())[:300] or type(error).__name__
-        if folder.is_dir() and not (folder / "model_index.json").is_file():
-            reason = "it has no model_index.json, so it is no diffusers model folder; give the folder that holds one"
-        elif folder.is_file():
-            reason = (
-                f"{first}; a single file holds no configuration: that comes from the hub, or from a local folder by "
-                "--single_file_config"
-            )
-        elif folder.exists():
-            reason = f"{first}; check that the folder is complete"
-        elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-            reason = "there is no such folder; check the path"
-        elif constants.HF_HUB_OFFLINE:
-            reason = (
-                "there is no such folder here, and it is not in the hub cache while HF_HUB_OFFLINE is set; unset it, "
-                "or give a local folder"
-            )
-        else:
-            reason = (
-                f"there is no such folder here and the hub gave: {first}; check the name, the network, and for gated "
-                "models `hf auth login`"
-            )
-        raise InputError(
-            f"cannot load the base {name}: {reason}; without --pretrained_model_name_or_path the run trains on the "
-            "embedded miniature"
-        ) from None
-
-
-@contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
-    """No progress bars of the libraries: reading local files takes a moment. Downloads keep theirs."""
+def _quiet() -> Iterator[None]:
+    """No progress bars of the libraries, since reading local files takes a moment, and no reports: what is wrong is
+    said in one sentence. Downloads keep their bars."""
     import diffusers
     import transformers
 
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    levels = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+        library.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
-        diffusers.utils.logging.enable_progress_bar()
-        transformers.utils.logging.enable_progress_bar()
+        for library, level in zip(libraries, levels, strict=True):
+            library.enable_progress_bar()
+            library.set_verbosity(level)

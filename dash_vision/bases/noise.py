@@ -1,19 +1,40 @@
-"""Noise processes: how a base's training makes noise of latents, and what the base says of it. DDPM is the first."""
+"""Noise processes: how a base's training makes noise of latents, and what the base says of it. Here is DDPM; flow
+matching is in bases/flow.py."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ..files.errors import InputError
+
 
 @dataclass(frozen=True)
 class NoiseOptions:
-    """What a run may choose about a base's process. snr_gamma: of min-SNR weights; None weighs all times alike."""
+    """What a run may choose about a base's process; None leaves it to the process, which may not have it at all.
+
+    snr_gamma: of DDPM's min-SNR weights. The others are of flow matching, see bases.flow.Flow.
+    """
 
     snr_gamma: float | None = None
+    timestep_sampling: str | None = None
+    weighting_scheme: str | None = None
+    logit_mean: float | None = None
+    logit_std: float | None = None
+    mode_scale: float | None = None
+
+    def only(self, process: str, known: Collection[str]) -> None:
+        """Raises InputError for an option that is given and is none of `known`, those of the process."""
+        for field in fields(self):
+            if getattr(self, field.name) is not None and field.name not in known:
+                raise InputError(
+                    f"--{field.name} does nothing for this base, which is trained by {process}; leave it out (of these "
+                    f"options it takes {', '.join(f'--{name}' for name in known)})"
+                )
 
 
 class NoiseProcess(Protocol):

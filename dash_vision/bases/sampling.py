@@ -13,7 +13,7 @@ from torch import Tensor
 from ..files.errors import InputError, RunError
 from ..runs.seeds import stream
 from .devices import placed
-from .family import Sampling
+from .family import Conditions, Sampling, moved
 from .loading import Base
 
 __all__ = ["Sampling", "decode_latents", "encode_picture", "sample", "starting_noise", "to_pictures"]
@@ -68,19 +68,19 @@ def starting_noise(base: Base, seed: int, numbers: Sequence[int], size: tuple[in
     return torch.stack([torch.randn(shape, generator=stream(seed, "sample", n)) for n in numbers])
 
 
-def _conditions(base: Base, prompts: Sequence[str], device: torch.device) -> list[dict[str, Tensor]]:
+def _conditions(base: Base, prompts: Sequence[str], device: torch.device) -> list[Conditions]:
     """What the pipeline is told for each prompt: encoded once each, on the device."""
-    encoded: dict[str, dict[str, Tensor]] = {}
+    encoded: dict[str, Conditions] = {}
     # The pipeline takes its first network's device for its own, so the VAE goes along.
     with placed([base.pipeline.vae, *base.text_encoders()], device):
         for prompt in dict.fromkeys(prompts):
-            encoded[prompt] = base.family.sampler_inputs(base.pipeline, [prompt], device)
+            encoded[prompt] = base.family.sampler_inputs(base.pipeline, [prompt], device, base.prompt_options)
     return [encoded[prompt] for prompt in prompts]
 
 
 def _denoise(
     base: Base,
-    conditions: Sequence[dict[str, Tensor]],
+    conditions: Sequence[Conditions],
     seed: int,
     numbers: Sequence[int],
     how: Sampling,
@@ -90,7 +90,7 @@ def _denoise(
     # Samplers that add noise on the way draw it from this generator: per batch, so that the same call repeats itself.
     extra = stream(seed, "sampler", numbers[0])
     noise = starting_noise(base, seed, numbers, how.size).to(device, dtype)
-    inputs = {key: value.to(dtype) for key, value in base.family.join(conditions).items()}
+    inputs = moved(base.family.join(conditions), device, dtype)
     enabled = dtype != torch.float32
     with torch.autocast(device.type, dtype=dtype if enabled else torch.bfloat16, enabled=enabled):
         return base.family.sample(base.pipeline, inputs, noise, how, extra)

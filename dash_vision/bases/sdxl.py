@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..files.errors import InputError
 from ..files.readers import SDXL, About
 from ..pictures.crops import CropInfo
-from .family import Conditions, Defaults, Target
+from .family import AS_THE_PIPELINE, Conditions, Defaults, PromptOptions, Target
 from .stable_diffusion import StableDiffusion
 
 
@@ -30,13 +31,15 @@ class StableDiffusionXL(StableDiffusion):
         num_inference_steps=30,
     )
 
+    gives: Mapping[str, tuple[str | None, ...]] = {**StableDiffusion.gives, "addition_embed_type": ("text_time",)}
+
     def owns(self, keys: Collection[str]) -> bool:
         """See Family."""
         return any(key.startswith("conditioner.embedders.1.") for key in keys)
 
     def loading_options(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
+        """As of Stable Diffusion, which has a checker more."""
+        return {"feature_extractor": None, "image_encoder": None}
 
     def about(self, pipeline: Any) -> About:
         """See Family."""
@@ -53,9 +56,24 @@ class StableDiffusionXL(StableDiffusion):
         rows = [[*info.original_size, *info.crop_top_left, height, width] for info in infos]
         return {"time_ids": torch.tensor(rows, dtype=torch.float32)}
 
+    def _check_denoiser(self, name: str, pipeline: Any) -> None:
+        """Also that the numbers beside the prompt are size, crop and target: the refiner has others."""
+        super()._check_denoiser(name, pipeline)
+        unet, pooled = pipeline.unet.config, int(pipeline.text_encoder_2.config.projection_dim)
+        if int(unet.projection_class_embeddings_input_dim) != 6 * int(unet.addition_time_embed_dim) + pooled:
+            raise InputError(
+                f"the base {name} asks for other numbers beside the prompt than sizes and crop, as SDXL's refiner "
+                "does; give the base model"
+            )
+
+    def _encode(self, pipeline: Any, prompt: str, device: torch.device) -> Conditions:
+        """See StableDiffusion."""
+        states = pipeline.encode_prompt([prompt], device=device, do_classifier_free_guidance=False)
+        return {"prompt_embeds": states[0], "text_embeds": states[2]}
+
     def encode_tokens(self, encoders: Sequence[nn.Module], ids: Sequence[Tensor]) -> Conditions:
         """See Family; "text_embeds" is the second encoder's projected state."""
-        states = [encoder(i, output_hidden_states=True) for encoder, i in zip(encoders, ids, strict=True)]
+        states = [encoder(i[:, 0], output_hidden_states=True) for encoder, i in zip(encoders, ids, strict=True)]
         joined = torch.cat([state.hidden_states[-2] for state in states], dim=-1)
         return {"prompt_embeds": joined, "text_embeds": states[-1][0]}
 
@@ -67,7 +85,9 @@ class StableDiffusionXL(StableDiffusion):
         used = "|".join(str(i) for i in range(int(encoder.config.num_hidden_layers) - 1))
         return rf"(?:.*\.)?layers\.(?:{used})\.self_attn\.(?:q_proj|k_proj|v_proj|out_proj)"
 
-    def sampler_inputs(self, pipeline: Any, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+    def sampler_inputs(
+        self, pipeline: Any, prompts: Sequence[str], device: torch.device, options: PromptOptions = AS_THE_PIPELINE
+    ) -> Conditions:
         """See Family."""
         names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
         return dict(zip(names, pipeline.encode_prompt(list(prompts), device=device), strict=True))

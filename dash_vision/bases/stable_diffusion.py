@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,9 +14,19 @@ from ..files.errors import InputError
 from ..files.readers import SD1, SD2, UNKNOWN, About
 from ..pictures.crops import CropInfo
 from .devices import placed
-from .family import Conditions, Defaults, Family, Sampling, Target
+from .family import AS_THE_PIPELINE, Conditions, Defaults, Family, Marks, PromptOptions, Sampling, Target
 from .noise import DDPM, NoiseOptions
 
+_ASKED = {
+    "time_cond_proj_dim": "the scale of the guidance, as distilled models do",
+    "class_embed_type": "a label beside the prompt, as upscalers and variations do",
+    "num_class_embeds": "a label beside the prompt, as upscalers and variations do",
+    "addition_embed_type": "other features beside the prompt",
+    "encoder_hid_dim_type": "features of a picture",
+}
+_SPELLINGS = {"v": "v_prediction", "epsilon": "epsilon"}  # of ModelSpec
+_OF_SD2 = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
+_BIAS_OF_SD2 = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
 _PREDICTIONS = ("epsilon", "v_prediction")
 _SHORT = 32  # latents along a side up to which plain attention is the faster one on a CPU
 
@@ -40,7 +51,14 @@ class StableDiffusion(Family):
     default_target = "attention"
     units = ("BasicTransformerBlock", "ResnetBlock2D", "CLIPEncoderLayer")
     layouts = ("diffusers", "kohya")
-    multiple = 8
+    # Inputs of the UNet by its setting that asks for them, with the values that this family serves.
+    gives: Mapping[str, tuple[str | None, ...]] = {
+        "time_cond_proj_dim": (None,),
+        "class_embed_type": (None,),
+        "num_class_embeds": (None,),
+        "addition_embed_type": (None,),
+        "encoder_hid_dim_type": (None, "text_proj"),
+    }
 
     # -- loading
 
@@ -49,22 +67,26 @@ class StableDiffusion(Family):
         return any(key.startswith("cond_stage_model.") for key in keys)
 
     def loading_options(self) -> dict[str, Any]:
-        """The checker and its pictures' preprocessor are of no use in training, and some copies lack them."""
-        return {"safety_checker": None, "requires_safety_checker": False}
+        """No part that looks at pictures: none is of use here, and some copies lack them."""
+        return {
+            "safety_checker": None,
+            "feature_extractor": None,
+            "image_encoder": None,
+            "requires_safety_checker": False,
+        }
 
     def check(self, name: str, pipeline: Any) -> None:
         """See Family."""
-        unet, vae = pipeline.unet.config, pipeline.vae.config
-        kind = type(pipeline.scheduler).__name__
-        if int(unet.in_channels) != int(vae.latent_channels):
-            raise InputError(
-                f"the base {name} takes {unet.in_channels} input channels, its VAE makes {vae.latent_channels}: an "
-                "inpainting or depth model cannot be trained here; give a text-to-image base"
+        for part in self.text_encoders:
+            self._check_text(
+                name, getattr(pipeline, part), getattr(pipeline, part.replace("text_encoder", "tokenizer"))
             )
-        if kind.startswith("EDM") or getattr(vae, "latents_mean", None) is not None:
+        self._check_denoiser(name, pipeline)
+        ddpm = hasattr(pipeline.scheduler, "alphas_cumprod")
+        if not ddpm or getattr(pipeline.vae.config, "latents_mean", None) is not None:
             raise InputError(
-                f"the base {name} has a noise process of its own ({kind}); dash-vision trains SD 1.x, 2.x and SDXL as "
-                "they were published"
+                f"the base {name} has a noise process of its own ({type(pipeline.scheduler).__name__}); dash-vision "
+                "trains SD 1.x, 2.x and SDXL as they were published"
             )
         prediction = str(pipeline.scheduler.config.prediction_type)
         if prediction not in _PREDICTIONS:
@@ -73,19 +95,110 @@ class StableDiffusion(Family):
                 "v_prediction"
             )
 
+    @staticmethod
+    def _check_text(name: str, encoder: Any, tokenizer: Any) -> None:
+        """Raises InputError where a text encoder or its tokenizer is missing: a tokenizer without its files loads as
+        one that knows no word."""
+        if encoder is None or tokenizer is None:
+            raise InputError(
+                f"the base {name} lacks a text encoder or its tokenizer; give a base that has all its parts"
+            )
+        words, known = len(tokenizer.get_vocab()), int(encoder.config.vocab_size)
+        tokens, read = int(tokenizer.model_max_length), int(encoder.config.max_position_embeddings)
+        if words < known // 2 or tokens > read:
+            raise InputError(
+                f"a tokenizer of the base {name} has {words} words and prompts of up to {tokens:.2g} tokens, its text "
+                f"encoder {known} words and {read} tokens; fetch the tokenizer's files again"
+            )
+
+    def _check_denoiser(self, name: str, pipeline: Any) -> None:
+        """Raises InputError where the UNet asks for an input that this family does not give, or answers otherwise."""
+        unet, latents = pipeline.unet.config, int(pipeline.vae.config.latent_channels)
+        if int(unet.in_channels) != latents:
+            raise InputError(
+                f"the base {name} takes {unet.in_channels} input channels, its VAE makes {latents}: an inpainting or "
+                "depth model cannot be trained here; give a text-to-image base"
+            )
+        if int(unet.out_channels) != latents:
+            raise InputError(
+                f"the base {name} answers with {unet.out_channels} channels where its VAE has {latents}: it predicts "
+                "more than the noise, which is not trained here; give a text-to-image base of SD 1.x, 2.x or SDXL"
+            )
+        for key, given in self.gives.items():
+            asked = getattr(unet, key, None)
+            if asked not in given:
+                raise InputError(
+                    f"the base {name} asks for {_ASKED[key]} ({key} {asked}), which is not given here; give the "
+                    "text-to-image base that it was made of"
+                )
+        width = unet.encoder_hid_dim if unet.encoder_hid_dim_type else unet.cross_attention_dim
+        text = sum(int(getattr(pipeline, part).config.hidden_size) for part in self.text_encoders)
+        if isinstance(width, int) and width != text:
+            raise InputError(
+                f"the UNet of the base {name} reads text of width {width}, its text encoders give {text}; they are not "
+                "of one base"
+            )
+
     def about(self, pipeline: Any) -> About:
         """See Family. The width of the text encoder tells 1.x from 2.x, and both from a base of another size."""
         kind = {768: SD1, 1024: SD2}.get(pipeline.unet.config.cross_attention_dim, UNKNOWN)
         return replace(kind, prediction=self._prediction(pipeline))
+
+    def note(self, pipeline: Any) -> str | None:
+        """See Family: consistency models are told their guidance, Turbo is known by its name."""
+        turbo = "turbo" in str(pipeline.config._name_or_path).lower()
+        if not turbo and getattr(pipeline.unet.config, "time_cond_proj_dim", None) is None:
+            return None
+        return (
+            "this base is distilled to a few steps, and training undoes that; train the base that it was distilled "
+            "from, and draw with this one by --sample_with"
+        )
 
     @staticmethod
     def _prediction(pipeline: Any) -> str:
         """As ModelSpec calls it."""
         return "v" if pipeline.scheduler.config.prediction_type == "v_prediction" else "epsilon"
 
+    def marks(self, file: Any, configured: bool) -> Marks:
+        """See Family. The names of the marks are those that ComfyUI reads; sd-scripts' header counts too. Files of 2.x
+        have none: the spread of one of their biases tells, by ComfyUI's rule."""
+        keys, header = set(file.keys()), file.metadata() or {}
+        strange = {"edm_mean", "edm_std", "edm_vpred.sigma_max"} & keys
+        if strange:
+            raise InputError(
+                f"the file is marked {sorted(strange)[0]}: it has a noise process of its own, EDM; dash-vision trains "
+                "SD 1.x, 2.x and SDXL with DDPM's"
+            )
+        prediction = _SPELLINGS.get(header.get("modelspec.prediction_type", ""))
+        if "v_pred" in keys:
+            prediction = "v_prediction"
+        elif (
+            prediction is None and not configured and _OF_SD2 in keys and file.get_slice(_OF_SD2).get_shape()[1] == 1024
+        ):
+            spread = file.get_tensor(_BIAS_OF_SD2).float().std(correction=0) if _BIAS_OF_SD2 in keys else 0
+            prediction = "v_prediction" if spread > 0.09 else "epsilon"
+        return Marks(prediction, "ztsnr" in keys)
+
     def set_prediction(self, pipeline: Any, prediction_type: str) -> None:
         """See Family."""
-        pipeline.scheduler.register_to_config(prediction_type=prediction_type)
+        scheduler = pipeline.scheduler
+        pipeline.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=prediction_type)
+
+    def set_zero_terminal_snr(self, pipeline: Any) -> None:
+        """See Family. Sampling then begins at the last time, which no noise but only this prediction can start from."""
+        from diffusers import EulerDiscreteScheduler
+
+        scheduler = pipeline.scheduler
+        if scheduler.config.prediction_type != "v_prediction":
+            raise InputError(
+                "--zero_terminal_snr is of bases that predict v, since pure noise says nothing about noise; add "
+                "--prediction_type v_prediction, or leave it out"
+            )
+        takes = "rescale_betas_zero_snr" in inspect.signature(type(scheduler).__init__).parameters
+        kind = type(scheduler) if takes else EulerDiscreteScheduler
+        pipeline.scheduler = kind.from_config(
+            scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing"
+        )
 
     # -- sizes
 
@@ -101,6 +214,10 @@ class StableDiffusion(Family):
         """See Family."""
         return self.factor(pipeline) * int(2 ** (len(pipeline.unet.config.block_out_channels) - 1))
 
+    def multiple(self, pipeline: Any) -> int:
+        """See Family."""
+        return 8
+
     def latent_shape(self, pipeline: Any, size: tuple[int, int]) -> tuple[int, int, int]:
         """See Family."""
         factor = self.factor(pipeline)
@@ -110,6 +227,7 @@ class StableDiffusion(Family):
 
     def noise(self, pipeline: Any, options: NoiseOptions) -> DDPM:
         """See Family."""
+        options.only("DDPM", ["snr_gamma"])
         return DDPM.of(pipeline.scheduler, options.snr_gamma)
 
     def denoise(self, network: nn.Module, noisy: Tensor, times: Tensor, conditions: Mapping[str, Any]) -> Tensor:
@@ -126,22 +244,37 @@ class StableDiffusion(Family):
 
     # -- prompts
 
+    def check_prompts(self, pipeline: Any, options: PromptOptions) -> None:
+        """See Family: there is nothing to choose."""
+        if options.length is not None:
+            raise InputError(
+                f"--max_sequence_length: {self.name} always reads {pipeline.tokenizer.model_max_length} tokens of a "
+                "prompt; leave it out"
+            )
+        if options.guidance is not None:
+            raise InputError(f"--training_guidance_scale: {self.name} is told no guidance; leave it out")
+
     @torch.no_grad()
-    def encode_prompts(self, pipeline: Any, prompts: Sequence[str], device: torch.device) -> dict[str, Conditions]:
+    def encode_prompts(
+        self, pipeline: Any, prompts: Sequence[str], device: torch.device, options: PromptOptions = AS_THE_PIPELINE
+    ) -> dict[str, Conditions]:
         """See Family."""
         encoders = [getattr(pipeline, name) for name in self.text_encoders]
         result = {}
         with placed(encoders, device):
             for prompt in dict.fromkeys(prompts):
-                ids = [i.to(device) for i in self.tokenize(pipeline, [prompt])]
-                conditions = self.encode_tokens(encoders, ids)
+                conditions = self._encode(pipeline, prompt, device)
                 result[prompt] = {key: value.float().cpu() for key, value in conditions.items()}
         return result
 
-    def left_out(self, pipeline: Any, prompt: str) -> str:
+    def _encode(self, pipeline: Any, prompt: str, device: torch.device) -> Conditions:
+        """The pipeline's own encoding of a prompt."""
+        return {"prompt_embeds": pipeline.encode_prompt([prompt], device, 1, False)[0]}
+
+    def left_out(self, pipeline: Any, prompt: str, options: PromptOptions = AS_THE_PIPELINE) -> str:
         """See Family."""
         tokenizer = pipeline.tokenizer
-        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+        ids = tokenizer(pipeline.maybe_convert_prompt(prompt, tokenizer), truncation=False, verbose=False).input_ids
         return str(tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])).strip()
 
     def picture_conditions(self, infos: Sequence[CropInfo], size: tuple[int, int]) -> Conditions:
@@ -151,22 +284,26 @@ class StableDiffusion(Family):
     # -- trained text encoders
 
     def tokenize(self, pipeline: Any, prompts: Sequence[str]) -> list[Tensor]:
-        """See Family."""
-        tokenizers = [getattr(pipeline, name.replace("text_encoder", "tokenizer")) for name in self.text_encoders]
-        return [
-            tokenizer(
-                list(prompts),
-                padding="max_length",
-                max_length=tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids
-            for tokenizer in tokenizers
-        ]
+        """See Family. [N, 1, tokens], or [N, 2, tokens] with the mask of attention where the encoder's settings ask for
+        it, as the pipeline does."""
+        return [self._tokenize(pipeline, name, list(prompts)) for name in self.text_encoders]
+
+    @staticmethod
+    def _tokenize(pipeline: Any, encoder: str, prompts: list[str]) -> Tensor:
+        tokenizer = getattr(pipeline, encoder.replace("text_encoder", "tokenizer"))
+        tokens = tokenizer(
+            pipeline.maybe_convert_prompt(prompts, tokenizer),  # a textual inversion's word stands for several
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        masked = encoder == "text_encoder" and getattr(pipeline.text_encoder.config, "use_attention_mask", False)
+        return torch.stack([tokens.input_ids, tokens.attention_mask] if masked else [tokens.input_ids], 1)
 
     def encode_tokens(self, encoders: Sequence[nn.Module], ids: Sequence[Tensor]) -> Conditions:
         """See Family."""
-        return {"prompt_embeds": encoders[0](ids[0])[0]}
+        return {"prompt_embeds": encoders[0](*ids[0].unbind(1))[0]}
 
     def text_target(self, name: str, encoder: Any) -> Target:
         """See Family."""
@@ -190,7 +327,9 @@ class StableDiffusion(Family):
 
     # -- the base's own sampler
 
-    def sampler_inputs(self, pipeline: Any, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+    def sampler_inputs(
+        self, pipeline: Any, prompts: Sequence[str], device: torch.device, options: PromptOptions = AS_THE_PIPELINE
+    ) -> Conditions:
         """See Family."""
         with_prompt, without = pipeline.encode_prompt(list(prompts), device, 1, True)
         return {"prompt_embeds": with_prompt, "negative_prompt_embeds": without}

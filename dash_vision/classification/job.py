@@ -94,9 +94,13 @@ class VtabJob:
         self.images = images.to(runtime.device)
         self.val = val.to(runtime.device) if val else None
         self.curve: list[EpochScore] = []
+        self.until = self.plan.epochs
+        self.before_step: Callable[[VtabJob], None] = lambda job: None
         self._write = write
         self._order: tuple[int, Tensor] | None = None
         self.normalize = Normalize(backbone).to(runtime.device)
+        if runtime.sharded and tuned.duties and tuned.duties.allocator is not None:
+            raise InputError("AdaLoRA weighs whole gradients, and FSDP splits them; use a whole base on each process")
         self.paths = DropPaths(tuned.model)
         self.parallel = _placed(tuned.model, runtime, run.settings.compile)
         runtime.release()
@@ -110,6 +114,7 @@ class VtabJob:
             name=f"VTAB, stage {stage}",
             seed=run.seed,
             log_every=self.plan.steps_per_epoch,
+            after_update=tuned.duties.after_update if tuned.duties else None,
         )
 
     @property
@@ -134,6 +139,7 @@ class VtabJob:
         Raises RunError as `train`.
         """
         self.tuned.model.train()
+        self.until = until
         while self.epoch < until:
             end = (self.epoch + 1) * self.plan.steps_per_epoch
             if not train(self, self.training, self.runtime, end, stop):
@@ -146,7 +152,8 @@ class VtabJob:
 
     def loss(self, batch: int) -> Tensor:
         """Cross-entropy of this process's part of batch number `batch`, weighted so that the mean over processes is the
-        mean over the batch's images."""
+        mean over the batch's images; and what the method adds to it."""
+        self.before_step(self)
         runtime, numbers = self.runtime, self._numbers(batch)
         # Drawn for the whole batch, by all processes alike; dropout is each process's own, and the loop seeds it.
         draws = stream(self.run.seed, f"{self.training.name}, drop path", batch)
@@ -157,7 +164,9 @@ class VtabJob:
             images, labels, weight = self.images.images[:1], self.images.labels[:1], 0.0
         with runtime.autocast():
             logits = self.parallel(self.normalize(images))
-        return F.cross_entropy(logits.float(), labels, reduction="sum") * weight
+        loss = F.cross_entropy(logits.float(), labels, reduction="sum") * weight
+        penalty = self.tuned.duties.penalty() if self.tuned.duties else None
+        return loss if penalty is None else loss + penalty
 
     def log(self, first: int, losses: Sequence[float], rate: float) -> None:
         """Give the losses to the run's trackers."""
@@ -167,6 +176,12 @@ class VtabJob:
     def save(self) -> None:
         """Write a checkpoint."""
         self._write(self)
+
+    def untrained(self, names: Sequence[str], unused: bool) -> None:
+        """Raises RunError where a result would not be one of this method; the display tells of other tensors."""
+        problem = self.tuned.missed(names, unused)
+        if problem is not None:
+            raise RunError(problem)
 
     # -- batches and scores
 
@@ -218,6 +233,7 @@ class VtabJob:
         return {
             "curve": [asdict(score) for score in self.curve],
             "model": self.tuned.state(),
+            "duties": self.tuned.duties.state_dict() if self.tuned.duties else {},
             "training": self.training.state_dict(self.runtime),
         }
 
@@ -230,6 +246,8 @@ class VtabJob:
         if not all(torch.isfinite(tensor).all() for tensor in state["model"].values()):
             raise ValueError("its weights hold NaN or infinity")
         self.tuned.load_state(state["model"])
+        if self.tuned.duties:
+            self.tuned.duties.load_state_dict(state["duties"])
         self.training.load_state_dict(state["training"], self.runtime)
         self.curve = curve
 

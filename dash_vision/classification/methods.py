@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,9 @@ from ..bases.backbones import Backbone, build, head_names
 from ..core.adapter import Adapter, inject
 from ..core.sharding import whole, write
 from ..files.errors import InputError
+from ..runs.gradients import listed, untrained_sentence
 from .config import OURS, Run, read_peft_config
+from .duties import Duties, planned
 
 
 @dataclass
@@ -21,7 +24,7 @@ class Tuned:
     """A model prepared for one method: exactly what the method trains requires grad.
 
     model: what is called, images [n, 3, s, s] -> logits [n, classes]. heads: names of its classifier layers in the
-    plain timm model. adapter: of dash and lora. may_launch: whether its launch may come.
+    plain timm model. adapter: of dash and lora. may_launch: whether its launch may come. duties: of PEFT's methods.
     """
 
     model: nn.Module
@@ -29,6 +32,7 @@ class Tuned:
     heads: list[str]
     adapter: Adapter | None = None
     may_launch: bool = True
+    duties: Duties | None = None
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters that the optimizer updates, by name."""
@@ -68,6 +72,23 @@ class Tuned:
     def launched(self) -> bool:
         return self.adapter is not None and self.adapter.launched
 
+    def missed(self, names: Sequence[str], unused: bool) -> str | None:
+        """Why a training that does not reach the tensors `names` is none of this method; None where it still is.
+
+        unused: they take no part in the loss. Where everything is trained, tensors that a model never uses may be among
+        it; layers that a method puts in have to be used.
+        """
+        trainable = self.trainable()
+        layers = {name for name in trainable if not _is_head(name, self.heads)}
+        if self.method in ("full", "bitfit", "linear"):
+            lost = bool(trainable) and trainable.keys() <= set(names)
+        else:
+            lost = bool(layers) and (layers <= set(names) or (unused and not layers.isdisjoint(names)))
+        if not lost:
+            return None
+        reason = "; the model reads their layers' weights and does not call the layers: name others" if unused else ""
+        return f"{untrained_sentence(names, unused)}, and a result would be none of {self.method}{reason}"
+
     def counts(self) -> dict[str, int]:
         """Numbers in the model, trained ones, and trained ones outside the head."""
         trainable = self.trainable()
@@ -77,23 +98,24 @@ class Tuned:
         return {"model": total, "trained": trained, "trained_without_head": trained - head}
 
 
-def prepare(run: Run, backbone: Backbone, classes: int) -> Tuned:
-    """The model of `run` with everything drawn from its seed. Raises InputError for a method that does not fit."""
+def prepare(run: Run, backbone: Backbone, classes: int, steps: int) -> Tuned:
+    """The model of `run` with everything drawn from its seed, for a schedule of `steps` updates. Raises InputError for
+    a method that does not fit."""
     model = build(backbone, classes, run.drop_path, head_seed=run.seed)
     heads = head_names(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         if run.method in OURS:
-            return _adapted(run, model, heads)
+            return _adapted(run, backbone, model, heads)
         if run.peft_file:
-            return _peft(run, model, heads)
+            return _peft(run, backbone, model, heads, steps)
     for name, parameter in model.named_parameters():
         biases = run.method == "bitfit" and name.endswith("bias")
         parameter.requires_grad_(run.method == "full" or biases or _is_head(name, heads))
     return Tuned(model, run.method, heads)
 
 
-def _adapted(run: Run, model: nn.Module, heads: list[str]) -> Tuned:
+def _adapted(run: Run, backbone: Backbone, model: nn.Module, heads: list[str]) -> Tuned:
     config = run.dash_config
     try:
         adapter = inject(model, config)
@@ -101,23 +123,43 @@ def _adapted(run: Run, model: nn.Module, heads: list[str]) -> Tuned:
         raise InputError(f"--lora_target {config.target}: {error}") from None
     for name in heads:
         model.get_submodule(name).requires_grad_(True)
+    if run.settings.compile or config.dropout:
+        _try(model, backbone)  # torch.compile hides what the model does with its layers
+    bypassed = [name for name, layer in adapter.layers.items() if layer.bypassed]
+    if bypassed and config.dropout:
+        raise InputError(
+            f"--lora_dropout does not reach {listed(bypassed)}: {run.model} reads their weights instead of calling "
+            "them; leave it out, or name other layers in --lora_target"
+        )
     return Tuned(model, run.method, heads, adapter)
 
 
-def _peft(run: Run, model: nn.Module, heads: list[str]) -> Tuned:
+@torch.no_grad()
+def _try(model: nn.Module, backbone: Backbone) -> None:
+    """One forward pass of a black picture."""
+    model.eval()
+    model(torch.zeros(1, 3, backbone.image_size, backbone.image_size))
+    model.train()
+
+
+def _peft(run: Run, backbone: Backbone, model: nn.Module, heads: list[str], steps: int) -> Tuned:
     from peft import get_peft_config, get_peft_model
 
     file = run.peft_file
     assert file is not None
-    values = {**read_peft_config(file), "inference_mode": False}
+    try:
+        values = {**planned(read_peft_config(file), steps), "inference_mode": False}
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
     values["modules_to_save"] = sorted({*(values.get("modules_to_save") or []), *heads})
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             wrapped = get_peft_model(model, get_peft_config(values))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+            _try(wrapped, backbone)  # some methods need inputs that a classifier does not give
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, ImportError) as error:
         raise InputError(f"PEFT does not take {file} for {run.model}: {' '.join(str(error).split())[:300]}") from None
-    return Tuned(wrapped, run.method, heads)
+    return Tuned(wrapped, run.method, heads, duties=Duties(wrapped))
 
 
 def _is_head(name: str, heads: list[str]) -> bool:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..bases.backbones import Backbone, describe
+from ..bases.backbones import Backbone, describe, weights_digest
 from ..core.decompositions import VARIABLE
 from ..files.atomic import FolderInUse, FolderLock
 from ..files.checkpoint import load_checkpoint, save_checkpoint
 from ..files.errors import InputError, Stopped
-from ..runs.record import RESULT, VAL_RESULT, Launch, VtabRecord, read_record, write_record
+from ..runs.record import RESULT, VAL_RESULT, BackboneRecord, Launch, VtabRecord, read_record, write_record
 from ..runs.runtime import Runtime, device_name
 from ..runs.signals import StopRequest
 from ..runs.versions import installed_versions
@@ -31,11 +31,15 @@ from .trained import KEPT_FOLDER, keep_adapter, save_trained
 CHECKPOINT = "checkpoint.safetensors"
 PACKAGES = ("dash-vision", "torch", "timm", "peft", "safetensors", "pillow", "numpy")
 
-Progress = Callable[[VtabJob], None]
 
+class Progress:
+    """Is told how far a run is, and shows nothing of it; a display shows more."""
 
-def quiet(job: VtabJob) -> None:
-    """Shows nothing."""
+    def step(self, job: VtabJob) -> None:
+        """A step begins."""
+
+    def epoch(self, job: VtabJob) -> None:
+        """An epoch has ended, whose score is the last of the job's curve."""
 
 
 @dataclass
@@ -86,11 +90,15 @@ def finished(run: Run) -> VtabRecord | None:
             continue
         if isinstance(record, VtabRecord):
             _check_same(run, record.arguments, run.folder / name)
+            if run.settings.checkpoint:  # of weights by name, the name has been compared; they may not be here now
+                _check_weights(backbone_of(run), record.backbone.weights, run.folder / name)
             return record
     return None
 
 
-def execute(run: Run, runtime: Runtime, stop: StopRequest | None = None, progress: Progress = quiet) -> VtabRecord:
+def execute(
+    run: Run, runtime: Runtime, stop: StopRequest | None = None, progress: Progress | None = None
+) -> VtabRecord:
     """Do the run, or go on with it from its checkpoint; returns the record that it wrote.
 
     Raises Stopped after writing a checkpoint when `stop` asks for it; FolderInUse while another process is at this
@@ -101,7 +109,7 @@ def execute(run: Run, runtime: Runtime, stop: StopRequest | None = None, progres
         if done is not None:
             return done
         with runtime.tracking(run.name.replace(" ", "-"), run.identity()):
-            return _Execution(run, runtime, stop or StopRequest(), progress).record()
+            return _Execution(run, runtime, stop or StopRequest(), progress or Progress()).record()
 
 
 @contextmanager
@@ -180,11 +188,12 @@ class _Execution:
 
     def _train(self, run: Run, train: str, val: str | None, stage: int, until: int, dash: bool = True) -> VtabJob:
         """One training of the protocol, from where the checkpoint left it. dash: whether its launch may come."""
-        tuned = prepare(run, self.backbone, self.run.task.classes)
+        images, val_images = self.data.split(train), self.data.split(val) if val else None
+        tuned = prepare(run, self.backbone, self.run.task.classes, Plan.of(run, len(images)).steps)
         tuned.may_launch = dash
         phase = "select" if val else "retrain"
-        images, val_images = self.data.split(train), self.data.split(val) if val else None
         job = VtabJob(run, tuned, self.backbone, images, val_images, self.runtime, stage, phase, self._save)
+        job.before_step = self.progress.step
         state, self.job_state = self.job_state, None
         if state is not None:
             try:
@@ -201,7 +210,7 @@ class _Execution:
 
     def _after_epoch(self, job: VtabJob, until: int) -> None:
         """Show the epoch; keep the adapter and a checkpoint where the settings ask for them."""
-        self.progress(job)
+        self.progress.epoch(job)
         if job.epoch == until:
             return
         s, run = self.run.settings, self.run
@@ -216,6 +225,7 @@ class _Execution:
         settled = self.settled
         state = {
             "arguments": self.run.identity(),
+            "weights": weights_digest(self.backbone),
             "curves": [[asdict(score) for score in curve] for curve in settled.curves],
             "launches": [asdict(launch) if launch else None for launch in settled.launches],
             "seconds": settled.seconds,
@@ -232,6 +242,7 @@ class _Execution:
         state = load_checkpoint(self.file)
         try:
             _check_same(self.run, state["arguments"], self.file)
+            _check_weights(self.backbone, state["weights"], self.file)
             curves = [[EpochScore(**score) for score in curve] for curve in state["curves"]]
             if not all(curves):
                 raise ValueError("a curve is empty")
@@ -281,6 +292,7 @@ class _Execution:
             method=self.run.label,
             seed=self.run.seed,
             model=self.run.model,
+            backbone=BackboneRecord(self.backbone.name, weights_digest(self.backbone), self.backbone.source),
             normalization={"mean": list(self.backbone.mean), "std": list(self.backbone.std)},
             selected_epoch=selection.epoch,
             selected_settings=self.candidates[selection.candidate],
@@ -300,12 +312,24 @@ class _Execution:
             versions=installed_versions(PACKAGES),
             retrain_losses=[score.train_loss for score in job.curve] if job else [],
             optimizer_steps=job.step if job else None,
+            untrained=job.training.untrained if job else [],
+        )
+
+
+def _check_weights(backbone: Backbone, found: str, where: Path) -> None:
+    """Raises InputError when `found` is the digest of other weights."""
+    if found != weights_digest(backbone):
+        raise InputError(
+            f"{where} is of a run on other weights of {backbone.name} than {backbone.checkpoint or 'those of now'}; "
+            "give the same --checkpoint, keep both with --tag or another --output_dir, or replace it with --overwrite"
         )
 
 
 def _check_same(run: Run, found: dict[str, Any], where: Path) -> None:
     """Raises InputError when `found` are the arguments of another run."""
     asked = run.identity()
+    by_digest = ("checkpoint",)  # a file of weights may move
+    asked, found = ({k: v for k, v in one.items() if k not in by_digest} for one in (asked, found))
     different = [key for key in {**asked, **found} if asked.get(key) != found.get(key)]
     if different:
         shown = ", ".join(f"{key} {found.get(key)!r} there, {asked.get(key)!r} here" for key in different[:3])

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ..files.atomic import FolderInUse, write_json
 from ..files.errors import InputError, RunError, one_line
@@ -20,7 +18,7 @@ from ..runs.runtime import Runtime, make_runtime, usual_precision
 from ..runs.signals import StopRequest
 from ..runs.tasks import TASKS, find_task
 from .config import Run, VtabConfig
-from .job import VtabJob
+from .display import Display, Work, duration
 from .results import render, summarize
 from .run import execute, finished, open_data
 
@@ -49,53 +47,9 @@ class Tally:
     failed: list[str] = field(default_factory=list)
 
 
-class Display:
-    """One line per run, and one for the whole; bars while a run is under way, if this is a terminal."""
-
-    def __init__(self, total: int, quiet: bool = False) -> None:
-        self.total, self.quiet, self.number = total, quiet, 0
-        self.seconds: list[float] = []
-        self.started = time.perf_counter()
-        hidden = True if quiet else None  # None: shown on a terminal only
-        self.whole = tqdm(total=total, position=1, unit="run", desc="all runs", disable=True if total < 2 else hidden)
-        self.bar: tqdm | None = None
-        self.hidden = hidden
-
-    def say(self, text: str) -> None:
-        if not self.quiet:
-            tqdm.write(text)
-
-    def begin(self, run: Run) -> None:
-        self.number += 1
-        self.started = time.perf_counter()
-        self.bar = tqdm(total=1, position=0, leave=False, unit="epoch", desc=run.name, disable=self.hidden)
-
-    def progress(self, job: VtabJob) -> None:
-        if self.bar is None:
-            return
-        score = job.curve[-1]
-        self.bar.total, self.bar.n = job.plan.epochs, job.epoch
-        shown = {"loss": f"{score.train_loss:.3f}"}
-        if score.val_accuracy is not None:
-            shown["val"] = f"{score.val_accuracy:.1f} %"
-        self.bar.set_postfix({"phase": job.phase, **shown}, refresh=True)
-
-    def end(self, text: str) -> None:
-        if self.bar is not None:
-            self.bar.close()
-        self.seconds.append(time.perf_counter() - self.started)
-        self.whole.update()
-        left = self.total - self.number
-        remaining = f"; {left} to go, about {_duration(left * sum(self.seconds) / len(self.seconds))}" if left else ""
-        self.say(f"[{self.number}/{self.total}] {text}{remaining}")
-
-    def close(self) -> None:
-        self.whole.close()
-
-
-def pending_runs(runs: Sequence[Run], tally: Tally) -> list[Run]:
-    """The runs that are not done; finished ones go into the tally. Raises InputError where a folder holds another run,
-    and InputError for missing data, before anything is trained."""
+def pending_runs(runs: Sequence[Run], tally: Tally) -> tuple[list[Run], list[Work]]:
+    """The runs that are not done, with the work of each; finished ones go into the tally. Raises InputError where a
+    folder holds another run, and InputError for missing data, before anything is trained."""
     waiting = []
     for run in runs:
         record = finished(run)
@@ -104,9 +58,15 @@ def pending_runs(runs: Sequence[Run], tally: Tally) -> list[Run]:
         else:
             tally.done.append(record)
             tally.skipped += 1
-    for run in {run.task.name: run for run in waiting}.values():
-        open_data(run)
-    return waiting
+    sizes = {name: open_data(run).sizes for name, run in {run.task.name: run for run in waiting}.items()}
+    return waiting, [Work.of(run, sizes[run.task.name]) for run in waiting]
+
+
+def _plan_in_words(runs: Sequence[Run], waiting: Sequence[Run], tally: Tally) -> str:
+    """What a sweep is about to do, and where its results go."""
+    folder = f"results in {one_line(runs[0].settings.output_dir)}" if runs else "nothing to do"
+    done = f"{tally.skipped} of {len(runs)} runs are done already; " if tally.skipped else ""
+    return f"{done}{len(waiting)} {'run' if len(waiting) == 1 else 'runs'} to do, {folder}"
 
 
 def sweep(runs: Sequence[Run], runtime: Runtime, stop: StopRequest) -> Tally:
@@ -115,15 +75,14 @@ def sweep(runs: Sequence[Run], runtime: Runtime, stop: StopRequest) -> Tally:
     Several processes may do the same sweep in one folder: each leaves alone what another one is doing.
     """
     tally = Tally()
-    waiting = pending_runs(runs, tally)
-    display = Display(len(waiting), quiet=not runtime.main)
-    if tally.skipped:
-        display.say(f"{tally.skipped} of {len(runs)} runs are done already")
+    waiting, work = pending_runs(runs, tally)
+    display = Display(work, quiet=not runtime.main)
+    display.say(_plan_in_words(runs, waiting, tally))
     try:
         for run in waiting:
             display.begin(run)
             try:
-                record = execute(run, runtime, stop, display.progress)
+                record = execute(run, runtime, stop, display)
             except RunError as error:
                 tally.failed.append(f"{run.name}: {error}")
                 display.end(f"failed: {run.name}: {error}")
@@ -149,11 +108,12 @@ def line_of(record: VtabRecord) -> str:
     curve = record.selection["curves"][record.selection["candidate"]]
     if record.launch is None and any(score["launched"] for score in curve):
         dashed = ", before the launch: plain LoRA"
-    return f"{name}: {test}{kind}; {chosen}{dashed}; {_duration(record.seconds['total'])}"
+    return f"{name}: {test}{kind}; {chosen}{dashed}; {duration(record.seconds['total'])}"
 
 
 def write_summary(folder: Path) -> list[str]:
-    """Summarize every result under `folder` into summary.json; the table's lines, and what was left out of it."""
+    """Summarize every result under `folder` into summary.json; the table's lines, what was left out of it, and where
+    the results are."""
     records, unusable = _records(folder)
     summary = summarize(records)
     if summary["methods"]:
@@ -162,6 +122,8 @@ def write_summary(folder: Path) -> list[str]:
     if unusable:
         shown = ", ".join(one_line(path) for path in unusable[:3]) + (", ..." if len(unusable) > 3 else "")
         lines.append(f"left out, being cut short or no result: {len(unusable)} ({shown}); run those again")
+    if summary["methods"]:
+        lines.append(f"results: {one_line(folder)}, with the table in {SUMMARY}")
     return lines
 
 
@@ -211,9 +173,8 @@ def sweep_on_ray(runs: Sequence[Run], say: Callable[[str], None] = print) -> Tal
     except ImportError:
         raise InputError("--executor ray needs Ray, an optional part: pip install 'dash-vision[ray]'") from None
     tally = Tally()
-    waiting = [_absolute(run) for run in pending_runs(runs, tally)]
-    if tally.skipped:
-        say(f"{tally.skipped} of {len(runs)} runs are done already")
+    waiting = [_absolute(run) for run in pending_runs(runs, tally)[0]]
+    say(_plan_in_words(runs, waiting, tally))
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
@@ -269,9 +230,3 @@ def _absolute(run: Run) -> Run:
         paths["data_root"] = str(Path(s.data_root).resolve())
     paths["peft_config"] = [str(Path(file).resolve()) for file in s.peft_config]
     return dataclasses.replace(run, settings=dataclasses.replace(s, **paths))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -60,6 +60,7 @@ def save_trained(folder: Path, tuned: Tuned, about: dict[str, Any], backbone: Ba
     if states:
         if write:
             write_native(states, folder / NATIVE_NAME, {_NOTE: about})
+        if write and not any(state.bypassed for state in states.values()):  # stock PEFT would have no effect there
             export_states(states, folder / PEFT_FOLDER, "peft")
             write_json(folder / PEFT_FOLDER / NOTE_NAME, about)
     elif tuned.method.startswith("peft-"):

@@ -50,14 +50,15 @@ def _prompts(args: argparse.Namespace) -> list[str]:
 def _draw(args: argparse.Namespace, record: Any, prompts: Sequence[str]) -> None:
     import torch
 
-    from ..bases.loading import load_base
+    from ..bases.identity import difference
+    from ..bases.loading import load_again
     from ..bases.sampling import Sampling, sample
     from ..files.lora import DIFFUSERS_NAME
 
-    specification = dict(record.base.specification)
-    if args.base:
-        specification |= {"name": args.base, "revision": None}  # a revision is of one hub id
-    base = load_base(**specification)
+    base = load_again(record.base.specification, args.base)
+    part = difference(record.base.identity, base.identity())
+    if part is not None:
+        print(f"note: {base.name} is not the base that the run was trained on: its {part} differs")
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         base.pipeline.load_lora_weights(str(args.run), weight_name=DIFFUSERS_NAME)

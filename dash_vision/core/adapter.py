@@ -230,7 +230,8 @@ class Adapter:
         tensors = {key: t.to("cpu", copy=True).contiguous() for key, t in self.state_dict().items()}
         kinds = {name: kind_of(layer.base) for name, layer in self.layers.items()}
         probes = {name: probe_matrix(whole(layer.unmerged_matrix())) for name, layer in self.layers.items()}
-        return AdapterState(self.config.to_dict(), tensors, kinds, probes)
+        bypassed = [name for name, layer in self.layers.items() if layer.bypassed]
+        return AdapterState(self.config.to_dict(), tensors, kinds, probes, bypassed=bypassed)
 
     def save(self, path: str | PathLike[str], compact: bool = False) -> None:
         """Write the adapter to a native .safetensors file; compact: without U and V. See loading.save_adapters."""

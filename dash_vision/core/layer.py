@@ -9,6 +9,7 @@ ever formed in a forward pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -35,12 +36,15 @@ class DashLinear(nn.Module):
         self.adapters = nn.ModuleDict()
         self.kept_weight: Tensor | None = None  # W before the first merge, bit for bit
         self.precise_weight: Tensor | None = None  # W [out, in] before a cast to half precision, if it was kept
+        self._called, self._read = False, False  # what the model does with the layer, see `bypassed`
 
     # -- what the layer looks like from outside
 
     @property
     def weight(self) -> Tensor:
         """The frozen weight plus every enabled update, in the frozen weight's shape and dtype."""
+        if not torch.compiler.is_compiling():
+            self._read = True
         weight = self.base.weight
         assert isinstance(weight, Tensor)
         active = self._adding()
@@ -49,6 +53,16 @@ class DashLinear(nn.Module):
         wide = torch.promote_types(weight.dtype, torch.float32)
         delta = torch.stack([w.delta(wide) for w in active]).sum(0)
         return weight + self._shaped(delta).to(weight.dtype)
+
+    @property
+    def bypassed(self) -> bool:
+        """Whether the model has read the layer's weight and never called the layer, as far as this was seen: not
+        inside torch.compile. The adapter counts there too, except for its dropout; one of another library would not."""
+        return self._read and not self._called
+
+    def mark_bypassed(self) -> None:
+        """Note what a file says of the layer: that the model it was trained in bypasses it."""
+        self._read = True
 
     @property
     def bias(self) -> Tensor | None:
@@ -74,6 +88,8 @@ class DashLinear(nn.Module):
     # -- forward
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            self._called = True
         active = self._adding()
         if len(active) == 1 and fused.applies(self.base, active[0], x):
             assert isinstance(self.base, nn.Linear)
@@ -234,6 +250,8 @@ def refusal(module: nn.Module) -> str | None:
         return "it is the output projection of nn.MultiheadAttention, which reads the weight and never calls the layer"
     if isinstance(module, nn.Conv2d) and module.groups != 1:
         return f"it is a grouped convolution (groups={module.groups}); its weight is not one matrix"
+    if "weight" not in module._parameters:
+        return "its weight is computed from other tensors each time (weight or spectral normalisation, parametrization)"
     weight = module.weight
     assert isinstance(weight, Tensor)
     if not weight.is_floating_point():
@@ -244,4 +262,42 @@ def refusal(module: nn.Module) -> str | None:
         return "its weight is on the meta device; load the weights first"
     if not torch.isfinite(weight).all():
         return "its weight holds NaN or infinity"
+    if not _is_plain(module):
+        return (
+            f"{kind} does more than a plain layer with its weight, so that an update of the weight means nothing to it"
+        )
     return None
+
+
+@torch.no_grad()
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a layer computes what a plain one with its weight computes: of classes with a forward of their own it is
+    tried (timm's Conv2dSame pads otherwise, StdConv2d standardizes its weight)."""
+    if is_conv1d(module) or type(module).forward in (nn.Linear.forward, nn.Conv2d.forward):
+        return True
+    plain: Any
+    if isinstance(module, nn.Linear):
+        plain, inputs = nn.Linear.forward, [_ramp(module, 2, module.in_features)]
+    else:
+        assert isinstance(module, nn.Conv2d)
+        plain, inputs = nn.Conv2d.forward, [_ramp(module, 1, module.in_channels, side, side) for side in (32, 33)]
+    return all(_same(type(module).forward, plain, module, x) for x in inputs)
+
+
+def _same(forward: Any, plain: Any, module: nn.Module, x: Tensor) -> bool:
+    """Whether both give one result, up to what half precision rounds."""
+    try:
+        expected, found = plain(module, x), forward(module, x)
+    except (TypeError, ValueError, RuntimeError):  # it takes other inputs
+        return False
+    if not isinstance(found, Tensor) or found.shape != expected.shape:
+        return False
+    expected = expected.float()
+    return torch.allclose(found.float(), expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
+
+
+def _ramp(module: nn.Module, *shape: int) -> Tensor:
+    """Numbers in -1..1 without a pattern that a layer could miss, drawn from no generator."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return torch.sin(torch.arange(math.prod(shape), device=weight.device) ** 1.5).to(weight.dtype).view(shape)

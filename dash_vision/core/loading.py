@@ -141,6 +141,8 @@ def load_adapter(
             own[key].copy_(tensor)
     adapter.config = config
     adapter.load_state_dict(state.tensors)
+    for module in state.bypassed:
+        adapter.layers[module].mark_bypassed()
     return adapter
 
 
@@ -207,8 +209,8 @@ def export_lora(
     modules_to_save: fully trained modules by name, such as a classification head (peft only; those that a native
         file kept are written without being named).
 
-    Returns the path of the weights file. Raises ValueError for an unknown format or an adapter that a format
-    cannot hold.
+    Returns the path of the weights file. Raises ValueError for an unknown format, for an adapter that a format
+    cannot hold, and where diffusers or PEFT would not apply it: on layers that the model reads and does not call.
     """
     if isinstance(adapter, Adapter):
         adapter = {"model": adapter}

@@ -32,11 +32,14 @@ BASE, DATA, TRAIN, PRIOR, SHOW = (
     "pictures of the result",
 )
 PRELAUNCH_STEPS = 100  # of the paper
+FLOW = "noise levels of flow-matching bases"
+TIMESTEP_SAMPLINGS = ("uniform", "logit_normal", "sigmoid", "shift")
+WEIGHTING_SCHEMES = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 
 # A checkpoint and the run that resumes from it must agree in the settings of these groups: a change would make it
 # another run. What may change does not touch what is computed.
-DECISIVE = (DATA, DASH, TRAIN, OPTIM, PRIOR)
+DECISIVE = (DATA, DASH, TRAIN, FLOW, OPTIM, PRIOR)
 MAY_CHANGE = {
     "instance_data_dir",
     "latent_cache_dir",
@@ -72,6 +75,11 @@ class BaseArgs:
         "what the base predicts, where its files do not say it (single files of v-prediction models)",
         choices=("epsilon", "v_prediction"),
         shown_default="the base's own",
+    )
+    zero_terminal_snr: bool = option(
+        False,
+        BASE,
+        "the base was trained up to pure noise, and its files do not say it (with --prediction_type v_prediction)",
     )
     single_file_config: str | None = option(
         None, BASE, "hub id or local folder with the configuration of a single-file base", metavar="ID|PATH"
@@ -138,12 +146,45 @@ class TrainArgs:
     train_batch_size: int | None = option(None, TRAIN, "pictures per step and process", shown_default="the base's own")
     gradient_accumulation_steps: int = option(1, TRAIN, "batches per optimizer step")
     gradient_checkpointing: bool = option(False, TRAIN, "save memory, spend time")
+    max_sequence_length: int | None = option(
+        None, TRAIN, "tokens of a prompt that a flow-matching base reads", shown_default="the pipeline's own"
+    )
+    training_guidance_scale: float | None = option(
+        None,
+        TRAIN,
+        "guidance that a guidance-distilled base (FLUX.1-dev, FLUX.2-dev) is told in training; --guidance_scale is "
+        "that of the pictures",
+        shown_default="1, for these bases",
+    )
     train_text_encoder: bool = option(False, TRAIN, "adapt the text encoder too")
-    snr_gamma: float | None = option(None, TRAIN, "min-SNR weighting of the loss (5.0 is usual)")
+    snr_gamma: float | None = option(None, TRAIN, "min-SNR weighting of the loss of DDPM bases (5.0 is usual)")
     noise_offset: float | None = option(
         None, TRAIN, "also add noise that is equal all over a picture, by this factor (0.05 to 0.1 are usual)"
     )
     seed: int = option(0, TRAIN, "seed of everything random")
+
+
+@dataclass
+class FlowArgs:
+    """At which times a flow-matching base is trained, and how these weigh, as bases.flow.Flow takes it."""
+
+    timestep_sampling: str | None = option(
+        None,
+        FLOW,
+        "how noise levels are drawn: as diffusers' scripts do (uniform), by a logit-normal (sigmoid is the standard "
+        "one), or by one that is shifted as the base's sampler shifts its steps (shift)",
+        choices=TIMESTEP_SAMPLINGS,
+        shown_default="shift, or uniform with a --weighting_scheme that draws",
+    )
+    weighting_scheme: str | None = option(
+        None,
+        FLOW,
+        "of diffusers' scripts: logit_normal and mode draw the noise levels, sigma_sqrt and cosmap weigh the loss",
+        choices=WEIGHTING_SCHEMES,
+    )
+    logit_mean: float | None = option(None, FLOW, "mean of the logit-normal", shown_default="0")
+    logit_std: float | None = option(None, FLOW, "standard deviation of the logit-normal", shown_default="1")
+    mode_scale: float | None = option(None, FLOW, "scale of --weighting_scheme mode", shown_default="1.29")
 
 
 @dataclass
@@ -223,6 +264,13 @@ class ShowArgs:
         shown_default="the subject in four settings",
         sentences=True,
     )
+    sample_with: str | None = option(
+        None,
+        SHOW,
+        "another base of the same family that draws samples.png, such as a distilled one",
+        metavar="ID|PATH",
+        shown_default="the base itself",
+    )
     num_validation_images: int = option(1, SHOW, "pictures per prompt")
     validation_steps: int = option(0, SHOW, "also sample every so many steps; 0: only at the end")
     validation_epochs: int | None = option(None, SHOW, "epochs instead of --validation_steps")
@@ -243,6 +291,7 @@ class DreamBoothConfig(
     PriorArgs,
     RateArgs,
     OptimArgs,
+    FlowArgs,
     TrainArgs,
     DashArgs,
     DataArgs,
@@ -284,8 +333,11 @@ class DreamBoothConfig(
         at_least(self, 1, "num_validation_images", "num_inference_steps", "checkpoints_total_limit", "lr_num_cycles")
         at_least(self, 1, "repeats", "max_token_length")
         at_least(self, 0, "lr_warmup_steps", "checkpointing_steps", "validation_steps", "seed", "save_lora_every")
+        at_least(self, 1, "max_sequence_length")
         at_least(self, 0, "text_encoder_lr", "prior_loss_weight", "lr_power", "guidance_scale", "noise_offset")
-        positive(self, "snr_gamma")
+        at_least(self, 0, "training_guidance_scale")
+        at_least(self, -100, "logit_mean", "mode_scale")
+        positive(self, "snr_gamma", "logit_std")
         if self.seed >= 2**63:
             raise InputError(f"--seed is {self.seed}; it takes a whole number below 2**63")
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..bases.family import Conditions
+from ..bases.identity import difference
 from ..bases.loading import Base
 from ..bases.noise import NoiseProcess, denoising_loss
 from ..core.adapter import Adapter
@@ -24,7 +25,7 @@ from ..core.weights import kind_of
 from ..files.atomic import FolderLock
 from ..files.checkpoint import load_checkpoint
 from ..files.errors import InputError
-from ..files.fingerprints import compare_probes
+from ..runs.gradients import untrained_sentence
 from ..runs.loop import Training
 from ..runs.runtime import Runtime
 from .checkpoints import checkpoint_path, write_checkpoint
@@ -33,6 +34,11 @@ from .long_prompts import join_chunks
 from .plan import Plan
 
 _SPLIT = ("train_batch_size", "gradient_accumulation_steps")  # with the processes, how a step's batch is split
+# The flag that a part of a base depends on first; the others come with the base.
+_SAID_BY = {
+    "vae": "--pretrained_vae_model_name_or_path",
+    "noise process": "--prediction_type, --zero_terminal_snr and base",
+}
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,8 @@ class Material:
 class DreamBoothJob:
     """What runs.loop.train trains. setup.prepare makes it.
 
-    adapters, networks: by component, the denoiser first; networks as they are called, over all processes. probes: by
-    which the frozen weights are recognised. say: prints a line for the user, on the main process. timings: seconds.
+    adapters, networks: by component, the denoiser first; networks as they are called, over all processes. probes: of
+    the frozen weights. say: prints a line for the user, on the main process. timings: seconds.
     started: by the clock on the wall.
     """
 
@@ -168,6 +174,10 @@ class DreamBoothJob:
             if self.runtime.main:
                 self._bar.write(f"step {launch['step']}: {report}")
 
+    def untrained(self, names: Sequence[str], unused: bool) -> None:
+        """Say which tensors are not trained."""
+        self.say(f"warning: {untrained_sentence(names, unused)}")
+
     # -- checkpoints
 
     def save(self) -> None:
@@ -186,17 +196,20 @@ class DreamBoothJob:
         return {
             "processes": self.runtime.world,
             "settings": self._identity(),
-            "base": self.probes,
+            "base": self.base.identity(),
             "adapters": {name: adapter.state_dict(("A", "B")) for name, adapter in self.adapters.items()},
-            "native": {
-                name: {
-                    "config": adapter.config.to_dict(),
-                    "kinds": {module: kind_of(layer.base) for module, layer in adapter.layers.items()},
-                }
-                for name, adapter in self.adapters.items()
-            },
+            "native": {name: self._described(name, adapter) for name, adapter in self.adapters.items()},
             "training": self.training.state_dict(self.runtime),
             "timings": self.timings,
+        }
+
+    def _described(self, name: str, adapter: Adapter) -> dict[str, Any]:
+        """What a native file says of an adapter beside its tensors."""
+        return {
+            "config": adapter.config.to_dict(),
+            "kinds": {module: kind_of(layer.base) for module, layer in adapter.layers.items()},
+            "probes": self.probes[name],
+            "bypassed": [module for module, layer in adapter.layers.items() if layer.bypassed],
         }
 
     def _identity(self) -> dict[str, Any]:
@@ -249,13 +262,13 @@ class DreamBoothJob:
                     f"{path} was trained with --{name} {was.get(name)}, this run has {value}; give the same value to "
                     "go on, or --overwrite to start anew"
                 )
-        for name, probes in self.probes.items():
-            difference = compare_probes(probes, state["base"][name])
-            if difference is not None:
-                raise InputError(
-                    f"{path} was trained on another base (the weights of {name}.{difference[0]} differ); give the same "
-                    "--pretrained_model_name_or_path"
-                )
+        part = difference(state["base"], self.base.identity())
+        if part is not None:
+            raise InputError(
+                f"{path} was trained on another base (its {part} differs); give the same "
+                f"{_SAID_BY.get(part, '--pretrained_model_name_or_path and its options')} to go on, or --overwrite to "
+                "start anew"
+            )
 
     def _same_batches(self, state: dict[str, Any]) -> bool:
         """Whether each optimizer step of this run has the pictures and the noise that it had in the run of `state`.

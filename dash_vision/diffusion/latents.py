@@ -73,10 +73,10 @@ def encode_examples(
     """Encode the views of every picture; a picture with a caption is trained under that instead of `prompt`.
 
     The VAE is moved to `device` for it and back. With `cache`, latents are kept there by the content of the view and
-    of the VAE, and found again.
+    by the VAE's weights and settings, and found again.
     """
     sizes = make_buckets(framing.resolution, base.grid) if framing.buckets else []
-    vae_key = _fingerprint(base.pipeline.vae.state_dict().values()) if cache else ""
+    vae_key = base.identity()["vae"] if cache else ""
     examples = []
     with placed([base.pipeline.vae], device):
         for i, picture in enumerate(progress(images)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 
 from ..bases.loading import Base
 from ..bases.sampling import Sampling, sample
-from ..core.adapter import Adapter
 from ..drawing.sheet import Row, draw_sheet
 from ..files.atomic import replacing, write_text
 from ..files.lora import DIFFUSERS_NAME, export_states
@@ -62,9 +61,10 @@ class Sheet:
 
 
 def draw_samples(
-    sheet: Sheet, base: Base, adapters: Sequence[Adapter], runtime: Runtime, base_row: bool
+    sheet: Sheet, base: Base, switch: Callable[[bool], object], runtime: Runtime, base_row: bool
 ) -> Image.Image:
-    """The sheet of inputs, base (with `base_row`) and trained; pictures in one column start from the same noise."""
+    """The sheet of inputs, base (with `base_row`) and trained; pictures in one column start from the same noise.
+    switch(whether): turns what was trained on and off."""
     how = Sampling(sheet.steps, sheet.guidance, (sheet.side, sheet.side), _at_once(sheet.side, runtime.sharded))
     noises, seed, device = range(len(sheet.columns)), sheet.seed, runtime.device
     titles = [(sheet.method, sheet.note, True)]
@@ -73,12 +73,12 @@ def draw_samples(
     rows = []
     with tqdm(total=len(titles) * len(noises), desc="samples", leave=False, disable=not runtime.main) as bar:
         for title, note, trained in titles:
-            for adapter in adapters:
-                (adapter.enable if trained else adapter.disable)()
+            switch(trained)
             pictures = sample(base, sheet.columns, seed, noises, how, device, runtime.dtype, bar.update)
             rows.append(Row(title, note, pictures))
     inputs = Row("input", f"{len(sheet.inputs)} pictures, prompt: {sheet.instance_prompt}", sheet.inputs)
-    footnote = f"{how.steps} steps, guidance {how.guidance:g}, seed {sheet.seed}; same starting noise within a column."
+    sampler = f"{how.steps} sampling steps, guidance {how.guidance:g}, seed {sheet.seed}"
+    footnote = f"{sampler}; same starting noise within a column."
     return draw_sheet(inputs, sheet.columns, rows, sheet.subject, footnote)
 
 
@@ -110,9 +110,9 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 # -- words
 
 
-def write_card(folder: Path, record: DreamBoothRecord, pipeline_class: str) -> None:
-    """README.md in the output folder: the picture, how to load the adapter, the settings. pipeline_class: of diffusers,
-    which loads the base."""
+def write_card(folder: Path, record: DreamBoothRecord, loading: Sequence[str]) -> None:
+    """README.md in the output folder: the picture, how to load the adapter, the settings. loading: lines of Python that
+    load the base."""
     k, rank = record.arguments["dash_k"], record.arguments["rank"]
     base_line = "" if record.base.name == MINIATURE else f"base_model: {record.base.name}\n"
     table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in _rows(record).items())
@@ -131,7 +131,7 @@ instance_prompt: {_yaml(record.instance_prompt)}
 ![inputs, base and trained](samples.png)
 
 ```python
-{_snippet(record, pipeline_class)}
+{_snippet(record, loading)}
 ```
 
 `{DIFFUSERS_NAME}` is a plain LoRA of rank {rank + k} that holds all that was learned{_dash_words(k)}; nothing but
@@ -168,15 +168,14 @@ def _dash_words(k: int) -> str:
     return " (the low-rank update and the singular-value shifts)" if k else ""
 
 
-def _snippet(record: DreamBoothRecord, pipeline_class: str) -> str:
-    name = record.base.name
-    if name == MINIATURE:
-        lines = ["from dash_vision.miniature import load_pipeline", "pipe = load_pipeline()"]
-    else:
-        load = "from_single_file" if Path(name).is_file() else "from_pretrained"
-        lines = [f"from diffusers import {pipeline_class}", f"pipe = {pipeline_class}.{load}({name!r})"]
-    lines.append(f"pipe.load_lora_weights('.', weight_name='{DIFFUSERS_NAME}')")
-    lines.append(f"pipe({record.validation_prompts[-1]!r}).images[0].save('out.png')")
+def _snippet(record: DreamBoothRecord, loading: Sequence[str]) -> str:
+    prompt, how = record.validation_prompts[-1], record.arguments
+    settings = f"num_inference_steps={how['num_inference_steps']}, guidance_scale={how['guidance_scale']:g}"
+    lines = [
+        *loading,
+        f"pipe.load_lora_weights('.', weight_name='{DIFFUSERS_NAME}')",
+        f"pipe({prompt!r}, {settings}).images[0].save('out.png')",
+    ]
     return "\n".join(lines)
 
 

@@ -116,7 +116,7 @@ def make_plan(settings: DreamBoothConfig, prompts: Prompts, base: Base, pictures
         validation_steps=(settings.validation_epochs or 0) * epoch or settings.validation_steps,
         epoch_steps=epoch,
         chunks=count_chunks(base.family, base.pipeline, settings.max_token_length),
-        target=base.family.targets.get(names[0], names[0]) if len(names) == 1 else names,
+        target=base.family.target(base.pipeline, names[0]) if len(names) == 1 else names,
         **values,
     )
     _check(plan, base)
@@ -124,7 +124,7 @@ def make_plan(settings: DreamBoothConfig, prompts: Prompts, base: Base, pictures
 
 
 def _check(plan: Plan, base: Base) -> None:
-    settings, factor = plan.settings, math.lcm(base.factor, base.family.multiple)
+    settings, factor = plan.settings, math.lcm(base.factor, base.family.multiple(base.pipeline))
     if plan.resolution % factor or plan.resolution < 2 * factor:
         raise InputError(
             f"--resolution is {plan.resolution}; this base takes multiples of {factor} from {2 * factor} on"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
+from ..bases.loading import Base
+from ..bases.snippet import loading_lines
 from ..core.loading import adapter_state
 from ..files.errors import RunError, Stopped
 from ..files.fingerprints import fingerprint
@@ -20,6 +22,7 @@ from ..runs.runtime import device_name
 from ..runs.signals import StopRequest, catching_signals
 from ..runs.versions import installed_versions
 from .checkpoints import latest_checkpoint
+from .exported import compare, load_exported, load_other
 from .job import DreamBoothJob
 from .outputs import PACKAGES, Sheet, draw_samples, save_picture, track, write_adapters, write_card
 
@@ -104,10 +107,16 @@ def finish(job: DreamBoothJob) -> None:
     if runtime.main:
         _write_adapters(job, states, plan.output)
         record = describe(job)
-        write_card(plan.output, record, job.base.family.pipeline_class)
+        write_card(plan.output, record, loading_lines(job.base))
         write_record(plan.output / RUN, record)  # before the pictures, which may take long or fail
         job.say(f"adapters: {plan.output}")
-    draw(job, "samples.png", base_row=True)
+    exported = None
+    if runtime.main and not runtime.sharded:  # of a split model no process holds whole weights
+        exported = load_exported(job)
+        job.say(str(compare(job, exported)))
+        if plan.settings.sample_with is not None:
+            exported = load_other(job, plan.settings.sample_with)
+    draw(job, "samples.png", base_row=True, exported=exported)
     if runtime.main:
         write_record(plan.output / RUN, describe(job))
     runtime.wait()
@@ -139,28 +148,44 @@ def _write_adapters(job: DreamBoothJob, states: dict[str, AdapterState], folder:
         job.say(f"note: {notice}")
 
 
-def draw(job: DreamBoothJob, name: str, base_row: bool) -> None:
-    """Draw the sheet of inputs, base and trained to the file `name` of the output folder, and give it to trackers."""
+def draw(job: DreamBoothJob, name: str, base_row: bool, exported: Base | None = None) -> None:
+    """Draw the sheet of inputs, base and trained to the file `name` of the output folder, and give it to trackers.
+
+    exported: the base whose stock pipeline has loaded what was trained, to draw with that instead of the job's own.
+    """
     if not (job.runtime.main or job.runtime.sharded):  # a split model computes only on all processes at once
         return
-    plan = job.plan
+    plan, base = job.plan, exported or job.base
+    steps, guidance = plan.settings.num_inference_steps, plan.settings.guidance_scale
     sheet = Sheet(
         inputs=job.material.inputs,
         instance_prompt=plan.prompts.instance,
         subject=plan.prompts.subject or plan.prompts.instance,
         columns=[prompt for prompt in plan.validation_prompts for _ in range(plan.settings.num_validation_images)],
         seed=plan.settings.seed,
-        steps=plan.num_inference_steps,
-        guidance=plan.guidance_scale,
+        steps=base.defaults.num_inference_steps if steps is None else steps,
+        guidance=base.defaults.guidance_scale if guidance is None else guidance,
         side=plan.resolution,
         method=f"LoRA-Dash, k = {plan.settings.dash_k}" if plan.settings.dash_k else "LoRA",
-        note=f"rank {plan.rank}, step {job.training.step}",
+        note=f"rank {plan.rank}, {job.training.step} training steps",
     )
     with job.timed("samples"):
-        picture = draw_samples(sheet, job.base, list(job.adapters.values()), job.runtime, base_row)
+        picture = draw_samples(sheet, base, _switch(job, exported), job.runtime, base_row)
     if job.runtime.main:
         save_picture(picture, plan.output / name)
         track(job.runtime, picture, job.training.step)
+
+
+def _switch(job: DreamBoothJob, exported: Base | None) -> Callable[[bool], None]:
+    """What turns the trained on and off, in the exported pipeline or in the job's own networks."""
+
+    def switch(on: bool) -> None:
+        if exported is not None:
+            (exported.pipeline.enable_lora if on else exported.pipeline.disable_lora)()
+        for adapter in job.adapters.values() if exported is None else ():
+            (adapter.enable if on else adapter.disable)()
+
+    return switch
 
 
 def describe(job: DreamBoothJob) -> DreamBoothRecord:
@@ -171,6 +196,7 @@ def describe(job: DreamBoothJob) -> DreamBoothRecord:
         family=job.base.family.name,
         fingerprints={name: fingerprint(probes) for name, probes in job.probes.items()},
         specification=job.base.specification,
+        identity=job.base.identity(),
     )
     return DreamBoothRecord(
         method="dash" if plan.settings.dash_k else "lora",
@@ -194,6 +220,7 @@ def describe(job: DreamBoothJob) -> DreamBoothRecord:
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(job.started)),
         seconds=round(time.time() - job.started, 1),
         versions=installed_versions(PACKAGES),
+        untrained=training.untrained,
     )
 
 

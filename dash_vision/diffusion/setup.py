@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..bases.family import Target
-from ..bases.loading import Base, load_base
+from ..bases.family import Target, moved
+from ..bases.loading import Base, find_family, load_base
 from ..bases.noise import NoiseOptions
 from ..core.adapter import Adapter, inject
 from ..core.schedule import DashSchedule
@@ -67,6 +68,7 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
         say(f"note: {note}")
     if plan.taken():
         say(f"      defaults of this base: {', '.join(plan.taken())}")
+    process = base.noise(NoiseOptions(**{f.name: getattr(settings, f.name) for f in fields(NoiseOptions)}))
     pictures = _decode(plan, listing, say)
     _announce(plan, pictures, say)
     precise = _precise_weights(plan, base, runtime)
@@ -81,7 +83,7 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
         plan=plan,
         base=base,
         material=material,
-        process=base.noise(NoiseOptions(settings.snr_gamma)).to(runtime.device),
+        process=process.to(runtime.device),
         adapters=adapters,
         networks=networks,
         training=_make_training(plan, base, adapters, networks, runtime),
@@ -161,7 +163,13 @@ def _load(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> Base:
             settings.single_file_config,
             settings.prediction_type,
             settings.vae_revision,
+            zero_terminal_snr=settings.zero_terminal_snr,
+            max_sequence_length=settings.max_sequence_length,
         )
+    base.prompt_options = replace(base.prompt_options, guidance=settings.training_guidance_scale)
+    base.family.check_prompts(base.pipeline, base.prompt_options)
+    base.identity()  # of the weights as they were loaded, before any is cast
+    _check_other(settings, base)
     parameters = sum(p.numel() for p in base.denoiser.parameters())
     say(
         f"base: {base.name} ({base.family.name}, {parameters / 1e6:.1f} M parameters in the {base.family.denoiser}, "
@@ -170,6 +178,18 @@ def _load(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> Base:
     if base.note:
         say(f"      {base.note}")
     return base
+
+
+def _check_other(settings: DreamBoothConfig, base: Base) -> None:
+    """Raises InputError where --sample_with names no base of the same family: before training, not after it."""
+    if settings.sample_with is None:
+        return
+    family = find_family(settings.sample_with)
+    if family is not base.family:
+        raise InputError(
+            f"--sample_with {settings.sample_with} is a {family.name}, and the trained base a {base.family.name}; give "
+            "a base of the same family"
+        )
 
 
 def _list_pictures(settings: DreamBoothConfig) -> Listing:
@@ -233,7 +253,10 @@ def _encode_prompts(plan: Plan, base: Base, prompts: list[str], runtime: Runtime
     family, pipeline, device = base.family, base.pipeline, runtime.device
     for prompt in dict.fromkeys([*prompts, *plan.settings.validation_prompt]):
         trained = prompt in prompts and plan.chunks > 1  # samples are drawn by the base's own pipeline
-        cut = left_out(family, pipeline, prompt, plan.chunks) if trained else family.left_out(pipeline, prompt)
+        if trained:
+            cut = left_out(family, pipeline, prompt, plan.chunks)
+        else:
+            cut = family.left_out(pipeline, prompt, base.prompt_options)
         if cut:
             say(f'note: "{prompt}" is longer than this base reads; it will not see: "{cut}"')
     if plan.settings.train_text_encoder:
@@ -245,8 +268,8 @@ def _encode_prompts(plan: Plan, base: Base, prompts: list[str], runtime: Runtime
     if plan.chunks > 1:
         encoded = encode_chunks(family, pipeline, prompts, plan.chunks, device)
     else:
-        encoded = family.encode_prompts(pipeline, prompts, device)
-    return {p: {key: value.to(device) for key, value in c.items()} for p, c in encoded.items()}
+        encoded = family.encode_prompts(pipeline, prompts, device, base.prompt_options)
+    return {prompt: moved(conditions, device) for prompt, conditions in encoded.items()}
 
 
 # -- networks and adapters

@@ -26,6 +26,7 @@ from .readers import About, infer_about
 
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 FORMATS = ("diffusers", "kohya", "peft")
+_WRAPPING = ("diffusers", "peft")  # whose readers wrap layers; kohya's change weights
 
 
 def export_states(
@@ -35,12 +36,14 @@ def export_states(
     dtype: torch.dtype = torch.float32,
     whole: Mapping[str, Tensor] | None = None,
     about: About | None = None,
+    peft: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write states by component as a plain LoRA of rank r + k, and return the path of the weights file.
 
     whole: "module.key" -> tensor of modules that were trained whole (peft only). about: what the file says of its base
-    (default: what the tensors tell). See core.loading.export_lora. Raises ValueError for an unknown format or a state
-    that the format cannot hold.
+    (default: what the tensors tell). peft: further entries of PEFT's configuration. See core.loading.export_lora.
+    Raises ValueError for an unknown format, a state that the format cannot hold, and one that its reader would not
+    apply.
     """
     if format not in FORMATS:
         raise ValueError(f"format is one of {', '.join(FORMATS)}, got {format!r}")
@@ -51,12 +54,20 @@ def export_states(
             "a compact adapter has no directions to export without its base; load it into the base with load_adapter "
             "and export that"
         )
+    bypassed = [module for s in states.values() for module in s.bypassed]
+    if bypassed and format in _WRAPPING:
+        more = f" and {len(bypassed) - 1} more" if len(bypassed) > 1 else ""
+        raise ValueError(
+            f"{format} would not apply this adapter to {bypassed[0]}{more}: it adds to what a layer gives when it is "
+            "called, and this model reads the layer's weight instead; merge the adapter and save the model, or train "
+            "layers that the model calls"
+        )
     rank = max(_folded_rank(s, m) for s in states.values() for m in s.kinds)
     if rank == 0:
         raise ValueError("the adapter has rank 0 and was not launched: there is nothing to export")
     folded = {n: {m: _fold(s, m, rank, dtype) for m in s.kinds} for n, s in states.items()}
     if format == "peft":
-        return _write_peft(states, folded, Path(folder), rank, dtype, whole or {})
+        return _write_peft(states, folded, Path(folder), rank, dtype, whole or {}, peft or {})
     folded = {("unet" if n == "model" else n): layers for n, layers in folded.items()}
     about = about or infer_about(states)
     provenance = {"format": "pt", ENTRY: json.dumps(_provenance(states), sort_keys=True)}
@@ -180,6 +191,7 @@ def _write_peft(
     rank: int,
     dtype: torch.dtype,
     whole: Mapping[str, Tensor],
+    entries: Mapping[str, Any],
 ) -> Path:
     if len(folded) != 1:
         raise ValueError(f"the PEFT format holds one model's adapter, got {', '.join(folded)}; export each by itself")
@@ -203,6 +215,7 @@ def _write_peft(
         "task_type": None,
         "base_model_name_or_path": None,
         "inference_mode": True,
+        **entries,
     }
     path = folder / "adapter_model.safetensors"
     provenance = json.dumps(_provenance(states), sort_keys=True)

@@ -37,13 +37,15 @@ _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 class AdapterState:
     """One adapter apart from any model. settings: DashConfig.to_dict(). tensors: "module.key" -> CPU tensor; kinds:
     module -> "linear", "conv1d" or [kh, kw]; probes: module -> [norm, probe_1, ...] of the frozen weight; whole:
-    "module.key" -> tensor of modules that were trained whole beside the adapter, such as a classification head."""
+    "module.key" -> tensor of modules that were trained whole beside the adapter, such as a classification head;
+    bypassed: modules that the model reads the weight of and does not call."""
 
     settings: dict[str, Any]
     tensors: dict[str, Tensor]
     kinds: dict[str, Any]
     probes: dict[str, list[float]]
     whole: dict[str, Tensor] = field(default_factory=dict)
+    bypassed: list[str] = field(default_factory=list)
 
     @property
     def rank(self) -> int:
@@ -90,7 +92,7 @@ class AdapterState:
         """The same without U and V."""
         kept = {key: t for key, t in self.tensors.items() if key.rpartition(".")[2] in COMPACT_KEYS}
         kept |= {f"{module}.mark": mark(self.tensors[f"{module}.V"]) for module in self.kinds}
-        return AdapterState(self.settings, kept, self.kinds, self.probes, self.whole)
+        return AdapterState(self.settings, kept, self.kinds, self.probes, self.whole, self.bypassed)
 
 
 def mark(V: Tensor) -> Tensor:
@@ -102,7 +104,12 @@ def write_native(
     states: Mapping[str, AdapterState], path: str | PathLike[str], notes: Mapping[str, Any] | None = None
 ) -> None:
     """Write states by component to a file, with `notes` (JSON values) beside them. Equal states give equal bytes."""
-    components = {name: {"config": s.settings, "kinds": s.kinds, "probes": s.probes} for name, s in states.items()}
+    components: dict[str, dict[str, Any]] = {
+        name: {"config": s.settings, "kinds": s.kinds, "probes": s.probes} for name, s in states.items()
+    }
+    for name, s in states.items():
+        if s.bypassed:
+            components[name]["bypassed"] = s.bypassed
     tensors = {f"{name}/{key}": t for name, s in states.items() for key, t in s.tensors.items()}
     tensors |= {f"{name}/{_WHOLE}{key}": t for name, s in states.items() for key, t in s.whole.items()}
     write_container(path, ADAPTER, {"components": components, "notes": dict(notes or {})}, tensors)
@@ -143,7 +150,7 @@ def _of_container(path: Path) -> dict[str, AdapterState]:
         found = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
         whole = {k.removeprefix(_WHOLE): found.pop(k) for k in list(found) if k.startswith(_WHOLE)}
         settings, kinds, probes = (dict(component[key]) for key in ("config", "kinds", "probes"))
-        states[name] = AdapterState(settings, found, kinds, probes, whole)
+        states[name] = AdapterState(settings, found, kinds, probes, whole, list(component.get("bypassed", [])))
     extra = len(tensors) - sum(len(s.tensors) + len(s.whole) for s in states.values())
     if extra or not states:
         raise ValueError(f"{extra} tensors belong to no component")
@@ -163,7 +170,13 @@ def _of_checkpoint(path: Path) -> dict[str, AdapterState]:
         prefix = f"{name}/"
         dash = state["training"]["schedule"]["tensors"].items()
         tensors = {**state["adapters"][name], **{k.removeprefix(prefix): t for k, t in dash if k.startswith(prefix)}}
-        states[name] = AdapterState(dict(component["config"]), tensors, dict(component["kinds"]), state["base"][name])
+        states[name] = AdapterState(
+            dict(component["config"]),
+            tensors,
+            dict(component["kinds"]),
+            dict(component["probes"]),
+            bypassed=list(component["bypassed"]),
+        )
     return states
 
 
@@ -190,6 +203,8 @@ def _check(state: AdapterState) -> None:
     keys = COMPACT_KEYS if state.compact else KEYS
     expected = {f"{module}.{key}" for module in state.kinds for key in keys}
     wrong = sorted(expected ^ state.tensors.keys())
+    if not state.kinds.keys() >= set(state.bypassed):
+        raise ValueError("bypassed layers are none of its own")
     if wrong or not expected or state.kinds.keys() != state.probes.keys():
         raise ValueError(f"tensors and layers do not match, {wrong[:1]}")
     for module, kind in state.kinds.items():

@@ -69,6 +69,13 @@ UNKNOWN = About("", "")
 SD1 = About("sd_v1", "stable-diffusion-v1")
 SD2 = About("sd_v2", "stable-diffusion-v2-512", v2=True)
 SDXL = About("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", STABILITY)
+# Flow-matching transformers; for some of them no reader looks for a name of the base.
+FLUX1 = About("flux1", "flux-1-dev")
+FLUX2 = About("", "")
+SD3 = About("sd3", "stable-diffusion-3")
+Z_IMAGE = About("", "")
+QWEN_IMAGE = About("", "")
+KREA2 = About("", "")
 # What the cross-attention of published bases reads: features of their text encoders.
 _BY_TEXT_WIDTH = {768: SD1, 1024: SD2, 2048: SDXL}
 

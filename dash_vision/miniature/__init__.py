@@ -1,7 +1,7 @@
 """The embedded base: a complete, small Stable Diffusion stack over a world of rendered scenes.
 
-`load_pipeline()` loads it; `dash_vision.miniature.scenes` draws the world that it knows. Importing this package loads
-neither PyTorch nor diffusers.
+`load_pipeline()` loads it; `dash_vision.miniature.world.scenes` draws the world that it knows. Importing this package
+loads neither PyTorch nor diffusers.
 """
 
 from __future__ import annotations

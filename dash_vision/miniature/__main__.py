@@ -8,15 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files.errors import InputError, RunError, Stopped, one_line
 from .world.scenes import KINDS, heldout_scenes, individual, instance_scenes, write_pictures
 
 if TYPE_CHECKING:
-    from .train.build import Settings
+    from .train.data import Settings
 
 
 def _individual(args: argparse.Namespace) -> None:
     if args.heldout < 0:
-        raise ValueError(f"--heldout takes a number of pictures, 0 or more, got {args.heldout}")
+        raise InputError(f"--heldout takes a number of pictures, 0 or more, got {args.heldout}")
     subject = individual(args.seed, args.kind)
     scene_seed = args.seed if args.scene_seed is None else args.scene_seed
     seen = instance_scenes(subject, args.instances, scene_seed)
@@ -27,7 +28,7 @@ def _individual(args: argparse.Namespace) -> None:
 
 
 def _build_settings(args: argparse.Namespace) -> Settings:
-    from .train.build import Settings
+    from .train.data import Settings
 
     settings = Settings(args.work, args.output or Path(__file__).parent / "weights", args.device, seed=args.seed)
     settings.compile, settings.init = args.compile, args.init
@@ -37,11 +38,11 @@ def _build_settings(args: argparse.Namespace) -> Settings:
         steps = getattr(args, f"{name}_steps")
         if steps is not None:
             if steps < 1:
-                raise ValueError(f"--{name}-steps takes a number of steps, 1 or more, got {steps}")
+                raise InputError(f"--{name}-steps takes a number of steps, 1 or more, got {steps}")
             setattr(settings, name, replace(getattr(settings, name), steps=steps))
     if args.vit_steps is not None:
         if args.vit_steps < 1:
-            raise ValueError(f"--vit-steps takes a number of steps, 1 or more, got {args.vit_steps}")
+            raise InputError(f"--vit-steps takes a number of steps, 1 or more, got {args.vit_steps}")
         settings.vit_steps = args.vit_steps
     return settings
 
@@ -57,7 +58,7 @@ def _build(args: argparse.Namespace) -> None:
     if args.snapshot:
         snapshot(settings)
     else:
-        build(settings, args.stages or STAGES)
+        build(settings, args.stages or tuple(STAGES))
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -70,8 +71,15 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = argparse.ArgumentParser(prog="python -m dash_vision.miniature", description="The embedded miniature base.")
     commands = top.add_subparsers(dest="command", required=True)
-
     one = commands.add_parser("individual", help="render pictures of one new individual: a ground truth for DreamBooth")
+    _add_individual(one)
+    _add_build(commands.add_parser("build", help="train the miniature from seeds (resumable)"))
+    measure = commands.add_parser("report", help="measure the miniature; write docs/miniature.md and its contact sheet")
+    _add_report(measure)
+    return top
+
+
+def _add_individual(one: argparse.ArgumentParser) -> None:
     one.add_argument("output", type=Path, metavar="OUT", help="folder for instance/ and heldout/")
     one.add_argument("--seed", type=int, default=0, help="which individual (default: 0)")
     one.add_argument("--scene-seed", type=int, help="which places and poses (default: as --seed)")
@@ -81,7 +89,8 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--size", type=int, default=64, help="side in pixels (default: 64)")
     one.set_defaults(run=_individual)
 
-    train = commands.add_parser("build", help="train the miniature from seeds (resumable)")
+
+def _add_build(train: argparse.ArgumentParser) -> None:
     train.add_argument("--work", type=Path, required=True, help="folder for data, checkpoints and logs")
     train.add_argument("--output", type=Path, help="folder for the exported weights (default: the package's)")
     train.add_argument(
@@ -104,26 +113,32 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument("--snapshot", action="store_true", help="only export a UNet training's latest checkpoint")
     train.set_defaults(run=_build)
 
-    measure = commands.add_parser("report", help="measure the miniature; write docs/miniature.md and its contact sheet")
+
+def _add_report(measure: argparse.ArgumentParser) -> None:
     measure.add_argument("--work", type=Path, required=True, help="folder for the judges and intermediate results")
     measure.add_argument("--docs", type=Path, default=Path("docs"), help="folder to write to (default: docs)")
     measure.add_argument("--weights", type=Path, help="exported weights to measure (default: the package's)")
     measure.add_argument("--images", type=int, default=1000, help="generated pictures to judge (default: 1000)")
     measure.set_defaults(run=_report)
-    return top
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0 on success, 1 with one sentence on stderr otherwise."""
+    """Run a command; the exit status, as every command of the package has it."""
     args = make_parser().parse_args(arguments)
     try:
         args.run(args)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as stop:
-        print(stop or "stopped", file=sys.stderr)
+    except Stopped as stopped:
+        print(f"{stopped}; run the same command again to go on", file=sys.stderr)
+        return 128 + stopped.signum
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept", file=sys.stderr)
         return 130
+    except RunError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:  # the world's functions raise ValueError for what they do not draw
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
     return 0
 
 

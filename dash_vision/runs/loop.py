@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..core.schedule import DashSchedule
 from ..core.sharding import load_optimizer, whole_state
 from ..files.errors import RunError
+from .gradients import listed, watches
 from .runtime import Runtime
 from .seeds import seed_everything
 from .signals import StopRequest
@@ -45,6 +46,10 @@ class Job(Protocol):
     def save(self) -> None:
         """Write a checkpoint of the job and its training, on all processes at once."""
 
+    def untrained(self, names: Sequence[str], unused: bool) -> None:
+        """Say that trainable tensors are not trained, or raise RunError where the result would not be what its name
+        says. unused: they take no part in the loss; else their gradient was zero in each of the first updates."""
+
 
 @dataclass
 class Training:
@@ -56,7 +61,8 @@ class Training:
     log_every, checkpoint_every: steps; 0 for no checkpoints.
 
     step: optimizer steps so far. updates: those that fp16's overflow did not leave out. losses: one a step. launch:
-    what the dash's launch reported, and after which step. seconds: of training.
+    what the dash's launch reported, and after which step. untrained: names of trainable tensors that had no gradient in
+    the first updates. seconds: of training.
     """
 
     networks: list[nn.Module]
@@ -69,15 +75,19 @@ class Training:
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 0
+    after_update: Callable[[int], None] | None = None
 
     step: int = 0
     updates: int = 0
     losses: list[float] = field(default_factory=list)
     launch: dict[str, Any] | None = None
+    untrained: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
+        self.watches = watches(self.networks, self.parameters)
         self.full_rates = [[float(group["lr"]) for group in o.param_groups] for o in self.optimizers]
+        self.told: set[str] = set()  # which of the untrained ones the job was told of, in this process
         self._wrapped: list[Any] = []
 
     def wrapped(self, runtime: Runtime) -> list[Any]:
@@ -105,6 +115,7 @@ class Training:
             "updates": self.updates,
             "losses": self.losses,
             "launch": self.launch,
+            "untrained": self.untrained,
             "seconds": self.seconds,
             "optimizers": [whole_state(optimizer.state_dict()) for optimizer in self.optimizers],
             "schedule": self.schedule.state_dict() if self.schedule else None,
@@ -129,6 +140,7 @@ class Training:
             runtime.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.updates, self.losses = step, updates, [float(loss) for loss in losses]
         self.launch, self.seconds = state["launch"], 0.0 + state["seconds"]
+        self.untrained = [str(name) for name in state["untrained"]]
 
 
 def train(job: Job, training: Training, runtime: Runtime, until: int, stop: StopRequest) -> bool:
@@ -158,7 +170,6 @@ def train(job: Job, training: Training, runtime: Runtime, until: int, stop: Stop
         t.set_rates()
         for optimizer in optimizers:
             optimizer.step()
-            optimizer.zero_grad()
         t.step += 1
 
         if runtime.step_was_skipped:  # fp16: the gradients overflowed, no weight was changed, the loss scale goes down
@@ -169,7 +180,12 @@ def train(job: Job, training: Training, runtime: Runtime, until: int, stop: Stop
             if norm is not None:
                 # A gradient that is not finite has just spoilt the weights, though this step's loss may look well.
                 mean = torch.where(torch.isfinite(norm), mean, norm.to(mean) * 0)
+            _watch(job, t, runtime)
+            if t.after_update is not None:
+                t.after_update(t.updates)
             _count(t)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         pending.append(mean)
 
         # Each look at the losses makes a GPU wait, so they are looked at together.
@@ -186,6 +202,27 @@ def train(job: Job, training: Training, runtime: Runtime, until: int, stop: Stop
             job.save()
     t.seconds += time.perf_counter() - started
     return True
+
+
+def _watch(job: Job, t: Training, runtime: Runtime) -> None:
+    """Look at the gradients of the first updates, and at the shifts' of the first ones after the launch; tell the job
+    of tensors without one."""
+    for of_shifts, watch in enumerate(t.watches):
+        if watch.done or (of_shifts and t.launch is None):
+            continue
+        watch.look(runtime)
+        for names, unused in ((watch.unused, True), (watch.zero, False)):
+            new = [name for name in names if name not in t.told]
+            if not new:
+                continue
+            t.told.update(new)
+            t.untrained = sorted({*t.untrained, *new})
+            job.untrained(new, unused)
+            if unused and runtime.world > 1 and not runtime.sharded:
+                raise RunError(
+                    f"{listed(new)} take no part in the loss, and several processes would wait for their gradients; "
+                    "train with one process, or leave these layers out"
+                )
 
 
 def _count(t: Training) -> None:

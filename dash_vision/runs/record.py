@@ -37,19 +37,21 @@ class Launch:
 @dataclass(frozen=True)
 class BaseRecord:
     """The base of a DreamBooth run. name: hub id, path or "miniature". fingerprints: by component, of the adapted
-    weights. specification: everything that is needed to load it again, see bases."""
+    weights. specification: everything that is needed to load it again, see bases. identity: digests of all that it
+    consists of, by name."""
 
     name: str
     family: str
     fingerprints: dict[str, str]
     specification: dict[str, Any]
+    identity: dict[str, str]
 
 
 @dataclass(frozen=True)
 class DreamBoothRecord:
     """A DreamBooth run. subject: "sks cat" of "a photo of sks cat". validation_prompts: of samples.png, column by
     column. instance_digest: of the pictures' pixels. arguments: every setting, after the base's defaults. losses: of
-    every optimizer step. timings, seconds: in seconds."""
+    every optimizer step. timings, seconds: in seconds. untrained: trainable tensors that had no gradient."""
 
     KIND: ClassVar[str] = "dreambooth"
 
@@ -74,16 +76,28 @@ class DreamBoothRecord:
     started: str
     seconds: float
     versions: dict[str, str]
+    untrained: list[str] = field(default_factory=list)
     kind: str = KIND
 
 
 @dataclass(frozen=True)
+class BackboneRecord:
+    """The base of a VTAB run. name: timm's present one. weights: digest of them, without the head. source: what mean
+    and standard deviation of its input were read from."""
+
+    name: str
+    weights: str
+    source: str
+
+
+@dataclass(frozen=True)
 class VtabRecord:
-    """A run of train_vtab.py. method: with its tag. accuracies in percent; test_accuracy is None where the test images
-    stayed closed. selection: the curves on val200 and what was chosen from them (classification.protocol.Selection).
-    launch: of the retraining. images: by split. parameters: numbers in the model, trained ones, and trained ones
-    outside the head; None where nothing was retrained. arguments: everything that the result depends on. seconds: by
-    part of the run. retrain_losses: mean loss of every epoch of the retraining. optimizer_steps: of the retraining."""
+    """A run of train_vtab.py. method: with its tag. model: as the user called it. accuracies in percent; test_accuracy
+    is None where the test images stayed closed. selection: the curves on val200 and what was chosen from them
+    (classification.protocol.Selection). launch: of the retraining. images: by split. parameters: numbers in the model,
+    trained ones, and trained ones outside the head; None where nothing was retrained. arguments: everything that the
+    result depends on. seconds: by part of the run. retrain_losses: mean loss of every epoch of the retraining.
+    optimizer_steps: of the retraining. untrained: trainable tensors that had no gradient in it."""
 
     KIND: ClassVar[str] = "vtab"
 
@@ -94,6 +108,7 @@ class VtabRecord:
     method: str
     seed: int
     model: str
+    backbone: BackboneRecord
     normalization: dict[str, list[float]]
     selected_epoch: int
     selected_settings: dict[str, Any]
@@ -113,6 +128,7 @@ class VtabRecord:
     versions: dict[str, str]
     retrain_losses: list[float] = field(default_factory=list)
     optimizer_steps: int | None = None
+    untrained: list[str] = field(default_factory=list)
     kind: str = KIND
 
 

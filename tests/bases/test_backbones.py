@@ -1,5 +1,7 @@
 """Vision backbones: descriptions, heads, normalisation, and weights from files."""
 
+import json
+
 import numpy as np
 import pytest
 import timm
@@ -13,6 +15,8 @@ from dash_vision.core.targets import find_targets
 from dash_vision.files.errors import InputError
 from tests.support.vtab import tiny
 
+NEW_TINY = "vit_tiny_patch16_224.augreg_in21k"
+
 # -- describing
 
 
@@ -21,6 +25,60 @@ def test_a_model_is_described_without_its_weights():
     assert (vit.image_size, vit.mean, vit.std) == (224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert describe("vit_base_patch14_dinov2.lvd142m").mean == (0.485, 0.456, 0.406)
     assert describe("miniature").image_size == 64
+
+
+def test_every_name_that_timm_has_renamed_is_the_model_it_stands_for():
+    """timm itself answers to the old name with a default of ImageNet."""
+    renamed = timm.models.get_deprecated_models()
+    assert len(renamed) > 100
+    for old, new in renamed.items():
+        try:
+            info = timm.get_pretrained_cfg(new)
+        except RuntimeError:  # timm itself has renamed two to what it does not have
+            with pytest.raises(InputError, match=f"has no weights .*which {old} was renamed to"):
+                describe(old)
+            continue
+        found = describe(old)
+        assert (found.mean, found.std, found.image_size) == (info.mean, info.std, info.input_size[-1]), old
+        assert found == describe(new)
+    assert describe("vit_base_patch16_224_in21k").mean == (0.5, 0.5, 0.5)
+    assert describe("vit_base_patch16_224_in21k", revision="main").revision == "main"
+
+
+def test_a_renamed_model_is_built_as_its_present_one():
+    old, new = (build(describe(name, random=True), 2) for name in ("vit_tiny_patch16_224_in21k", NEW_TINY))
+    assert type(old) is type(new)
+    assert all(torch.equal(a, b) for a, b in zip(old.parameters(), new.parameters(), strict=True))
+
+
+def test_a_tag_that_timm_does_not_have_is_answered_with_those_it_has():
+    with pytest.raises(InputError, match=r"has no weights imagenet of vit_tiny_patch16_224; it has .*augreg_in21k"):
+        describe("vit_tiny_patch16_224.imagenet")
+
+
+def test_the_source_of_the_normalization_is_told(tmp_path):
+    assert describe("vit_base_patch16_224").source == "timm's vit_base_patch16_224.augreg2_in21k_ft_in1k"
+    assert describe("vit_base_patch16_224", normalization="half").source == "--normalization half"
+    assert describe("miniature").source == "miniature"
+    file = tmp_path / "model.safetensors"
+    save_file({}, file)
+    described = describe("test_vit", checkpoint=str(file))
+    assert (described.mean, described.source) == (timm.get_pretrained_cfg("test_vit").mean, "timm's test_vit.r160_in1k")
+    content = {"architecture": "test_vit", "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    described = describe("test_vit", checkpoint=str(file))
+    assert (described.mean, described.source) == ((0.1, 0.2, 0.3), str(tmp_path / "config.json"))
+    (tmp_path / "config.json").write_text(json.dumps({**content, "architecture": "test_vit2"}))
+    assert describe("test_vit", checkpoint=str(file)).source == "timm's test_vit.r160_in1k"
+
+
+def test_a_model_of_which_timm_has_no_weights_needs_its_normalization_told(tmp_path):
+    """timm gives ImageNet's for it, which is no answer."""
+    name = next(n for n in timm.list_models("vit*") if not timm.get_pretrained_cfg(n).has_weights)
+    save_file({}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"timm publishes no weights of .*give --normalization imagenet, half or none"):
+        describe(name, checkpoint=str(tmp_path / "model.safetensors"))
+    assert describe(name, checkpoint=str(tmp_path / "model.safetensors"), normalization="half").mean == (0.5, 0.5, 0.5)
 
 
 def test_an_unknown_model_is_answered_with_near_names():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 
 from dash_vision.bases.loading import load_base
 from dash_vision.pictures.crops import CropInfo
@@ -27,29 +27,29 @@ def test_prompts_and_pictures_are_encoded_as_diffusers_does(bases, base):
 
 
 def test_revisions_pin_what_is_fetched_from_the_hub(bases, monkeypatch):
-    """Of the index, of the pipeline, and of a VAE of its own."""
-    asked = {}
+    """Of the index, of the files, and of a VAE of its own."""
+    asked = []
 
-    def recording(owner, name):
-        original = getattr(owner, name)
+    def load_config(where, **options):
+        asked.append(("index", options.get("revision")))
+        return original(str(bases / "sd"))
 
-        def call(where, *more, **options):
-            asked.setdefault((owner.__name__, name), []).append(options.pop("revision", None))
-            return original(where, *more, **options)
+    def download(where, **options):
+        asked.append(("files", options["revision"]))
+        return str(bases / "sd")
 
-        monkeypatch.setattr(owner, name, call)
+    def load_vae(where, **options):
+        asked.append(("vae", options.pop("revision", None)))
+        return own(where, **options)
 
-    for owner, name in (
-        (DiffusionPipeline, "load_config"),
-        (StableDiffusionPipeline, "from_pretrained"),
-        (AutoencoderKL, "from_pretrained"),
-    ):
-        recording(owner, name)
-    load_base(str(bases / "sd"), revision="abc", vae=str(bases / "sd" / "vae"), vae_revision="def")
-    # The first calls are ours, later ones diffusers' own for the parts; the VAE of its own comes last.
-    assert asked["DiffusionPipeline", "load_config"][0] == "abc"
-    assert asked["StableDiffusionPipeline", "from_pretrained"] == ["abc"]
-    assert asked["AutoencoderKL", "from_pretrained"][-1] == "def"
+    original, own = DiffusionPipeline.load_config, AutoencoderKL.from_pretrained
+    monkeypatch.setattr(DiffusionPipeline, "load_config", load_config)
+    monkeypatch.setattr(DiffusionPipeline, "download", download)
+    monkeypatch.setattr(AutoencoderKL, "from_pretrained", load_vae)
+    load_base("someone/base", revision="abc", vae=str(bases / "sd" / "vae"), vae_revision="def")
+    # Others are of what has arrived by then.
+    assert asked[:2] == [("index", "abc"), ("files", "abc")]
+    assert asked[-1] == ("vae", "def")
 
 
 @pytest.mark.parametrize("base", ["sd", "sdxl"])

@@ -1,12 +1,16 @@
 """Bases that cannot be used are refused in one sentence."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 
 from dash_vision.bases.loading import load_base
 from dash_vision.files.errors import InputError
+from tests.support.tiny import save_flux, save_flux2_klein, save_krea2, save_z_image
 
 
 @pytest.mark.parametrize(
@@ -15,7 +19,12 @@ from dash_vision.files.errors import InputError
         ("no/such/folder/here", "there is no such folder; check the path"),
         ("someone/some-model", "not in the hub cache while HF_HUB_OFFLINE"),
         ("EMPTY", "model_index.json"),
-        ("FLUX", "is a FluxPipeline; dash-vision trains Stable Diffusion"),
+        (
+            "FluxKontextPipeline",
+            r"is a FluxKontextPipeline; dash-vision trains Stable Diffusion .*, Krea 2 \(Krea2Pipe",
+        ),
+        ("QwenImageEditPipeline", "is a QwenImageEditPipeline; dash-vision trains Stable Diffusion"),
+        ("StableDiffusion3ControlNetPipeline", "is a StableDiffusion3ControlNetPipeline; dash-vision trains"),
         ("PICKLE", "not a .safetensors file"),
         ("LORA", "holds no checkpoint of Stable Diffusion"),
         ("CUT", "no complete .safetensors file"),
@@ -27,8 +36,8 @@ def test_bases_that_cannot_be_used(tmp_path, name, words):
     if name == "EMPTY":
         (tmp_path / "empty").mkdir()
         name = str(tmp_path / "empty")
-    elif name == "FLUX":
-        (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    elif name.endswith("Pipeline"):
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
         name = str(tmp_path)
     elif name == "PICKLE":
         name = str(tmp_path / "model.ckpt")
@@ -42,3 +51,82 @@ def test_bases_that_cannot_be_used(tmp_path, name, words):
     with pytest.raises(InputError, match=words) as caught:
         load_base(name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("base", "settings", "words"),
+    [
+        ("sd", {"time_cond_proj_dim": 8}, r"asks for the scale of the guidance, .* \(time_cond_proj_dim 8\)"),
+        (
+            "sd",
+            {"class_embed_type": "timestep"},
+            r"asks for a label beside the prompt, .* \(class_embed_type timestep\)",
+        ),
+        ("sd", {"num_class_embeds": 3}, r"asks for a label beside the prompt, .* \(num_class_embeds 3\)"),
+        (
+            "sd",
+            {"addition_embed_type": "text"},
+            r"asks for other features beside the prompt \(addition_embed_type text\)",
+        ),
+        (
+            "sd",
+            {"encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 24},
+            r"asks for features of a picture \(encoder_hid_dim_type image_proj\)",
+        ),
+        ("sd", {"out_channels": 8}, "answers with 8 channels where its VAE has 4"),
+        ("sd", {"in_channels": 9}, "takes 9 input channels"),
+        ("sd", {"cross_attention_dim": 32}, "reads text of width 32, its text encoders give 24"),
+        ("sdxl", {"addition_embed_type": None}, r"asks for other features .*\(addition_embed_type None\)"),
+        ("sdxl", {"projection_class_embeddings_input_dim": 72}, "as SDXL's refiner does"),
+    ],
+)
+def test_a_unet_is_refused_by_what_its_settings_ask_for(bases, tmp_path, base, settings, words):
+    """By them alone, whatever the model is called: its UNet is saved with the very inputs."""
+    folder = shutil.copytree(bases / base, tmp_path / "base")
+    config = {**UNet2DConditionModel.load_config(folder / "unet"), **settings}
+    UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
+    with pytest.raises(InputError, match=words):
+        load_base(str(folder))
+
+
+def test_a_base_without_its_text_encoder_is_refused_but_sd3_does_without_t5(tiny, tmp_path):
+    assert load_base(str(tiny("sd3-without-t5"))).pipeline.text_encoder_3 is None
+    folder = tmp_path / "klein"
+    shutil.copytree(tiny("flux2-klein"), folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"text_encoder": [None, None]}))
+    with pytest.raises(InputError, match=r"was saved without its text_encoder, which FLUX\.2 klein needs"):
+        load_base(str(folder))
+
+
+def test_a_transformer_that_takes_more_than_latents_is_refused(tiny, tmp_path):
+    """As those of FLUX.1-Fill and of the depth models do, which have the picture beside the noise."""
+    folder = tmp_path / "fill"
+    shutil.copytree(tiny("flux"), folder)
+    config = json.loads((folder / "transformer" / "config.json").read_text())
+    model = FluxTransformer2DModel.from_config(config | {"in_channels": 96, "out_channels": 64})
+    shutil.rmtree(folder / "transformer")
+    model.save_pretrained(folder / "transformer")
+    with pytest.raises(InputError, match="takes 96 channels, its VAE makes 16: a model for inpainting"):
+        load_base(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("save", "words"),
+    [
+        (lambda folder: save_flux2_klein(folder, is_distilled=True), "train its base, black-forest-labs/FLUX.2-klein"),
+        (lambda folder: save_krea2(folder, is_distilled=True), "train Krea 2 Raw"),
+        (lambda folder: save_flux(folder, guidance_embeds=False), "train black-forest-labs/FLUX.1-dev"),
+        (lambda folder: save_z_image(folder / "Z-Image-Turbo"), "train Tongyi-MAI/Z-Image"),
+    ],
+)
+def test_a_distilled_base_gets_a_note_and_draws_in_few_steps(tmp_path, save, words):
+    base = load_base(str(save(tmp_path)))
+    assert words in base.note
+    assert base.defaults.num_inference_steps <= 9
+    assert base.defaults.guidance_scale <= 1
+
+
+@pytest.mark.parametrize("name", ["flux2-klein", "flux", "z-image", "krea2"])
+def test_a_base_that_is_not_distilled_gets_no_note(tiny, name):
+    assert load_base(str(tiny(name))).note is None

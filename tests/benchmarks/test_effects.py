@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from benchmarks.effects import Comparison, effects, markdown
-from dash_vision.drawing.plot import Estimate, draw_forest
-from eval.scores import student
+from dash_vision.drawing.forest import Estimate, draw_forest
+from eval.intervals import student
 
 
 def test_a_forest_plot_puts_estimates_where_their_values_lie() -> None:

@@ -12,7 +12,7 @@ from dash_vision.classification.run import execute
 from dash_vision.classification.sweep import line_of
 from dash_vision.files.errors import InputError, RunError
 from dash_vision.files.native import read_native
-from eval.vtab import table
+from eval.vtab.table import table
 from tests.support.vtab import cpu, fit, job_of, one_run
 
 

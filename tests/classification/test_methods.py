@@ -11,7 +11,7 @@ from tests.support.vtab import PEFT_CONFIGS, one_run, tiny
 
 
 def trained_names(tmp_path, **settings):
-    tuned = prepare(one_run(tmp_path, **settings), tiny(), 5)
+    tuned = prepare(one_run(tmp_path, **settings), tiny(), 5, 20)
     return tuned, set(tuned.trainable())
 
 
@@ -43,7 +43,7 @@ def test_adapters_train_r_times_the_sides_and_k_numbers_per_layer(tmp_path, meth
 
 
 def test_dash_and_lora_of_one_seed_start_alike(tmp_path):
-    dash, lora = (prepare(one_run(tmp_path, methods=[m]), tiny(), 5) for m in ("dash", "lora"))
+    dash, lora = (prepare(one_run(tmp_path, methods=[m]), tiny(), 5, 20) for m in ("dash", "lora"))
     for name, parameter in lora.trainable().items():
         assert torch.equal(parameter, dash.trainable()[name])
 
@@ -66,7 +66,7 @@ def peft_file(tmp_path, name):
 def test_any_peft_method_trains_beside_the_head(tmp_path, name):
     run = one_run(tmp_path, methods=[], peft_config=[peft_file(tmp_path, name)])
     assert run.method == f"peft-{name}"
-    tuned = prepare(run, tiny(), 5)
+    tuned = prepare(run, tiny(), 5, 20)
     counts = tuned.counts()
     assert counts["trained"] - counts["trained_without_head"] == 5 * 64 + 5
     assert counts["trained_without_head"] > 0
@@ -82,16 +82,27 @@ def test_any_peft_method_trains_beside_the_head(tmp_path, name):
         ('{"peft_type": "NONSENSE"}', "PEFT does not take"),
         ('{"peft_type": "LORA", "rank": 8}', "PEFT does not take"),
         ('{"peft_type": "LORA", "target_modules": ["to_q"]}', "PEFT does not take"),
+        ('{"peft_type": "POLY", "target_modules": ["qkv"]}', "PEFT does not take .*task_ids"),
     ],
 )
 def test_peft_configurations_that_cannot_be_used_are_explained(tmp_path, content, sentence):
     (tmp_path / "bad.json").write_text(content)
     with pytest.raises(InputError, match=sentence):
-        prepare(one_run(tmp_path, methods=[], peft_config=[str(tmp_path / "bad.json")]), tiny(), 5)
+        prepare(one_run(tmp_path, methods=[], peft_config=[str(tmp_path / "bad.json")]), tiny(), 5, 20)
     with pytest.raises(InputError, match="there is no PEFT configuration"):
-        prepare(one_run(tmp_path, methods=[], peft_config=[str(tmp_path / "absent.json")]), tiny(), 5)
+        prepare(one_run(tmp_path, methods=[], peft_config=[str(tmp_path / "absent.json")]), tiny(), 5, 20)
+
+
+def test_a_peft_method_whose_package_is_missing_is_explained(tmp_path, monkeypatch):
+    def missing(*arguments):
+        raise ImportError("scikit-learn is required for AdaMSS. Please install it with: pip install scikit-learn")
+
+    monkeypatch.setattr("peft.get_peft_model", missing)
+    run = one_run(tmp_path, methods=[], peft_config=[peft_file(tmp_path, "dora")])
+    with pytest.raises(InputError, match=r"PEFT does not take .*pip install scikit-learn"):
+        prepare(run, tiny(), 5, 20)
 
 
 def test_a_target_that_matches_nothing_is_explained(tmp_path):
     with pytest.raises(InputError, match=r"--lora_target to_q: .*matches no layer"):
-        prepare(one_run(tmp_path, lora_target=["to_q"]), tiny(), 5)
+        prepare(one_run(tmp_path, lora_target=["to_q"]), tiny(), 5, 20)

@@ -10,7 +10,7 @@ from dash_vision.classification import protocol
 from dash_vision.classification.cache import TensorImages
 from dash_vision.classification.protocol import EpochScore, ProtocolError, SealedTest, Selection, choose, select
 from dash_vision.classification.run import execute
-from tests.support.vtab import cpu, one_run, trained_run, write_task
+from tests.support.vtab import Watching, cpu, one_run, trained_run, write_task
 
 
 def curve(*scores):
@@ -131,7 +131,7 @@ def test_the_test_images_stay_closed_until_the_final_model_is_trained(tmp_path, 
     write_task(tmp_path / "data")
     run = one_run(tmp_path, search=["learning_rate=1e-3,1e-2"])
     phases = []
-    result = execute(run, cpu(), progress=lambda job: phases.append((job.phase, len(events))))
+    result = execute(run, cpu(), progress=Watching(lambda job: phases.append((job.phase, len(events)))))
     assert events == [("select", 2), ("test", result.selected_epoch)]
     assert [e for phase, e in phases if phase == "select"] == [0] * 8
     assert [e for phase, e in phases if phase == "retrain"] == [1] * result.selected_epoch

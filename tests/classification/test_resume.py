@@ -16,7 +16,7 @@ from dash_vision.files.errors import InputError, Stopped
 from dash_vision.files.native import read_native
 from tests.support.paths import ROOT
 from tests.support.shared import shared_run
-from tests.support.vtab import StopAt, cpu, one_run
+from tests.support.vtab import StopAt, Watching, cpu, one_run
 
 
 def outcome(record):
@@ -102,7 +102,7 @@ def test_a_search_goes_on_with_the_candidate_it_was_at(tmp_path, data):
     with pytest.raises(Stopped):
         execute(run, cpu(), StopAt(17))
     phases = []
-    found = execute(run, cpu(), progress=lambda job: phases.append(job.phase))
+    found = execute(run, cpu(), progress=Watching(lambda job: phases.append(job.phase)))
     assert outcome(found) == outcome(expected)
     assert phases.count("select") == 3  # of 8: the first candidate's 4 and 1 of the second's were done
 
@@ -175,6 +175,7 @@ def test_a_signal_leaves_a_checkpoint_and_its_own_exit_status(data):
         stderr=subprocess.PIPE,
         text=True,
     )
+    assert process.stdout.readline().startswith("1 run to do, ")
     assert process.stdout.readline() == "training\n"
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=600)

@@ -2,9 +2,11 @@
 
 import warnings
 
+import peft
 import pytest
 import timm
 import torch
+import transformers
 from torch import nn
 
 from dash_vision import DashConfig, inject
@@ -108,3 +110,72 @@ def test_nothing_of_the_adapter_is_warned_about_in_ordinary_use():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trained(Net(), DashConfig(rank=2, dash_k=3, target=["linear", "conv"]))
+
+
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 50,
+    "pad_token_id": 0,
+}
+
+
+def language_models():
+    gpt2 = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50)
+    t5 = transformers.T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=50)
+    grouped = {**SIZES, "num_key_value_heads": 1, "head_dim": 8}
+    return {
+        "llama": (transformers.LlamaForCausalLM(transformers.LlamaConfig(**grouped)), 4, 3),
+        "mistral": (transformers.MistralForCausalLM(transformers.MistralConfig(**grouped)), 4, 3),
+        "qwen3": (transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**grouped)), 4, 3),
+        "gemma2": (transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**grouped)), 4, 3),
+        "phi3": (transformers.Phi3ForCausalLM(transformers.Phi3Config(**SIZES, num_key_value_heads=1)), 2, 2),
+        "gpt2": (transformers.GPT2LMHeadModel(gpt2), 2, 2),
+        "bert": (transformers.BertForSequenceClassification(transformers.BertConfig(**SIZES)), 4, 2),
+        "roberta": (transformers.RobertaForSequenceClassification(transformers.RobertaConfig(**SIZES)), 4, 2),
+        "deberta": (transformers.DebertaV2ForSequenceClassification(transformers.DebertaV2Config(**SIZES)), 4, 2),
+        "vit": (transformers.ViTForImageClassification(transformers.ViTConfig(image_size=16, **SIZES)), 4, 2),
+        "t5": (transformers.T5ForConditionalGeneration(t5), 6, 2),  # the decoder's blocks attend twice
+        "timm": (timm.create_model("vit_tiny_patch16_224", depth=2), 2, 2),
+    }
+
+
+def test_attention_and_mlp_are_found_by_structure_whatever_the_layers_are_called():
+    """Per block: so many projections of attention, so many of the MLP; no head, pooler or embedding."""
+    for name, (model, attention, mlp) in language_models().items():
+        blocks = 4 if name == "t5" else 2
+        assert len(find_targets(model, "attention")) == blocks * attention, name
+        assert len(find_targets(model, "attention-mlp")) == blocks * (attention + mlp), name
+        found = find_targets(model, "all-linear")
+        assert len(found) == blocks * (attention + mlp), name
+        outside = ("head", "classifier", "pooler", "score", "embed", "lm_head", "shared")
+        assert not [layer for layer in found if layer.split(".")[-1] in outside or "pooler" in layer], name
+
+
+def test_all_linear_is_what_peft_takes_without_what_lies_outside_the_blocks():
+    for model in (entry[0] for name, entry in language_models().items() if name not in ("timm", "bert", "deberta")):
+        ours = set(find_targets(model, "all-linear"))
+        peft.get_peft_model(model, peft.LoraConfig(r=1, target_modules="all-linear"))
+        theirs = {n.removesuffix(".base_layer") for n, _ in model.named_modules() if n.endswith(".base_layer")}
+        assert ours <= theirs
+        assert all("classifier" in extra for extra in theirs - ours)
+
+
+def test_a_preset_does_not_leave_out_the_experts_in_silence():
+    config = transformers.MixtralConfig(**SIZES, num_key_value_heads=1, num_local_experts=2)
+    model = transformers.MixtralForCausalLM(config)
+    assert len(find_targets(model, "attention")) == 8
+    with pytest.raises(
+        ValueError, match=r"'attention-mlp' finds no linear layer beside the attention.*use 'attention'"
+    ):
+        find_targets(model, "attention-mlp")
+
+
+def test_the_papers_preset_names_the_five_projections():
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES))
+    names = {name.rpartition(".")[2] for name in find_targets(model, "llama-paper")}
+    assert names == {"q_proj", "k_proj", "v_proj", "up_proj", "down_proj"}
+    with pytest.raises(ValueError, match="'llama-paper' matches no layer"):
+        find_targets(transformers.BertModel(transformers.BertConfig(**SIZES)), "llama-paper")

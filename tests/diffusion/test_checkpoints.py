@@ -27,11 +27,6 @@ def test_a_checkpoint_of_another_run_is_refused(bases, tmp_path, changes, words)
         prepare(config)
 
 
-def test_a_checkpoint_goes_on_with_the_same_weights_under_another_schedule_of_noise(bases, tmp_path):
-    train(settings(bases, tmp_path / "out", checkpointing_steps=4))
-    assert prepare(settings(bases, tmp_path / "out", "sd-v", resume_from_checkpoint="checkpoint-4")).training.step == 4
-
-
 def test_broken_and_missing_checkpoints(bases, tmp_path):
     train(settings(bases, tmp_path / "out", checkpointing_steps=4))
     whole = (tmp_path / "out/checkpoint-8.safetensors").read_bytes()

@@ -1,11 +1,15 @@
 """Charts show their numbers, as SVG and as pictures."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import ImageDraw
 
-from dash_vision.drawing.plot import MOST_LINES, Panel, Series, _parts, draw, running_mean, svg, thinned, ticks
+from dash_vision.drawing.numbers import running_mean, thinned, ticks
+from dash_vision.drawing.paint import parts
+from dash_vision.drawing.plot import MOST_LINES, Bar, Panel, Series, draw, svg
 from tests.support.charts import drawn_lines, numbers
 
 
@@ -56,7 +60,8 @@ def test_a_chart_shows_its_numbers_at_its_ticks():
 
 @pytest.mark.parametrize("count", [1, 8, 22, 114])
 def test_a_long_legend_leaves_the_chart_its_size(count):
-    series = [Series(f"a task of many, method {i}, seed 0", [(0.0, 0.0), (7.0, 1.0)], i) for i in range(count)]
+    # Not two of them begin in one place: equal lines have more words in the legend.
+    series = [Series(f"a task of many, method {i}, seed 0", [(0.05 * i, 0.0), (7.0, 1.0)], i) for i in range(count)]
     panel = Panel("t", "x", "y", series, marks=[(3.0, "launched")], bounds=(0.0, 1.0))
     drawing = svg(panel)
     lines = drawn_lines(drawing)
@@ -71,7 +76,8 @@ def test_a_long_legend_leaves_the_chart_its_size(count):
         assert low - high >= 120
         assert low < height - 20
     assert draw([panel]).height == 2 * (height + 2 * 28)
-    assert draw([panel, Panel("t", "x", "y", []), panel], columns=2).height == 2 * (2 * height + 36 + 2 * 28)
+    short = Panel("t", "x", "y", [])
+    assert draw([panel, short, panel, short], columns=2).height == 2 * (2 * height + 36 + 2 * 28)
 
 
 def test_lines_of_one_colour_have_other_dashes_in_legend_and_chart_alike():
@@ -95,10 +101,9 @@ def test_points_of_one_colour_have_other_shapes():
 
 def test_dashes_follow_the_path_through_its_corners():
     # A right angle of 30 + 40 pixels: 10 drawn, 5 left out, from 0: [0, 10] [15, 25] [30, 40] [45, 55] [60, 70].
-    parts = [[round(x + y, 6) for x, y in part] for part in _parts([(0, 0), (30, 0), (30, 40)], (10, 5))]
-    assert [(part[0], part[-1]) for part in parts if part[0] < part[-1]] == [(15 * i, 15 * i + 10) for i in range(5)]
-    parts = list(_parts([(0, 0), (12, 0), (12, 40)], (20, 5)))
-    assert parts[0] == [(0, 0), (12, 0), (12, 8)]
+    drawn = [[round(x + y, 6) for x, y in part] for part in parts([(0, 0), (30, 0), (30, 40)], (10, 5))]
+    assert [(part[0], part[-1]) for part in drawn if part[0] < part[-1]] == [(15 * i, 15 * i + 10) for i in range(5)]
+    assert next(parts([(0, 0), (12, 0), (12, 40)], (20, 5))) == [(0, 0), (12, 0), (12, 8)]
 
 
 @pytest.mark.parametrize("steps", [[13], [13, 14], [0, 1, 2], [3, 6, 9]])
@@ -151,3 +156,85 @@ def test_logarithmic_axes_leave_out_what_has_no_logarithm():
     drawing = svg(Panel("", "x", "y", [Series("s", [(0, 1.0), (1, 0.0), (2, 10.0), (3, 100.0)])], log=True))
     (line,) = [numbers(d) for d in re.findall(r'class="l c0" d="([^"]+)"', drawing) if d.count("L") == 2]
     assert line[1][1] - line[0][1] == pytest.approx(line[2][1] - line[1][1], abs=0.2)
+
+
+def pieces(drawing, colour, thickness="2.2"):
+    """The places and dashes of the pieces of a line."""
+    look = rf'stroke-width="{thickness}" opacity="[^"]+"(?: style="stroke-dasharray:([\d.,]+);[^"]*")?'
+    found = re.findall(rf'<path class="l {colour}" d="([^"]+)" {look}/>', drawing)
+    return [(numbers(d), tuple(map(float, dashes.split(","))) if dashes else ()) for d, dashes in found]
+
+
+def test_a_line_on_another_one_is_dashed_where_they_are_equal_and_nowhere_else():
+    first = [(0.0, 1.0), (1.0, 2.0), (2.0, 0.0), (3.0, 3.0), (4.0, 3.5)]
+    second = [*first[:3], (3.0, 1.0), (4.0, 0.5)]
+    drawing = svg(Panel("", "x", "y", [Series("one", first, 0), Series("two", second, 1)]))
+    ((whole, solid),) = pieces(drawing, "c0")
+    assert (len(whole), solid) == (5, ())
+    (equal, dashes), (apart, none) = pieces(drawing, "c1")
+    assert equal == whole[:3]
+    assert dashes == (8, 8)
+    assert (apart[0], len(apart), none) == (whole[2], 3, ())
+    assert "these lines lie on each other" in drawing
+    assert "same as" not in drawing
+
+
+def test_equal_lines_are_named_and_each_shows():
+    points = [(0.0, 1.0), (1.0, 2.0), (2.0, 0.5)]
+    page = draw([Panel("", "x", "y", [Series(name, points, colour) for colour, name in enumerate("abc")])])
+    pixels = np.asarray(page).astype(int)
+    shares = []
+    for code in ("2f6fde", "d9730d", "16855b"):
+        colour = [int(code[i : i + 2], 16) for i in (0, 2, 4)]
+        shares.append(int((np.abs(pixels - colour).sum(axis=2) < 30).sum()))
+    drawing = svg(Panel("", "x", "y", [Series(name, points, colour) for colour, name in enumerate("abc")]))
+    assert "b (same as a)" in drawing
+    assert "c (same as a)" in drawing
+    legend = 18 * 2.5 * 4  # pixels of a sample in the legend
+    assert all(share > 1.5 * legend for share in shares)
+    apart = svg(Panel("", "x", "y", [Series("a", points), Series("b", [(x, y + 1) for x, y in points], 1)]))
+    assert "same as" not in apart
+    assert "lie on each other" not in apart
+
+
+def test_the_panels_of_a_row_that_is_not_full_fill_the_page():
+    panels = [Panel("", "x", "y", [Series("", [(0.0, 0.0), (1.0, 1.0)], i)]) for i in range(3)]
+    page = np.asarray(draw(panels, columns=2)).astype(int)
+    green = np.argwhere((page[..., 1] - page[..., 0] > 60) & (page[..., 1] - page[..., 2] > 20))
+    assert green[:, 1].min() < 0.15 * page.shape[1]
+    assert green[:, 1].max() > 0.9 * page.shape[1]
+    alone = np.asarray(draw([replace(panels[0], wide=True), *panels[1:]], columns=2)).astype(int)
+    blue = np.argwhere(alone[..., 2] - alone[..., 0] > 90)
+    assert blue[:, 1].max() > 0.9 * alone.shape[1]
+
+
+def test_bars_are_as_long_as_their_values_and_say_them():
+    bars = [Bar("trained", 0.6, "60 %", 0), Bar("by chance", 0.3, "30 %", 7, 0.2, 0.4)]
+    drawing = svg(Panel("How many", "", "", [], bars=bars))
+    boxes = [numbers(d) for d in re.findall(r'class="f c\d" d="([^"]+)"', drawing)]
+    long, short = (max(x for x, _ in box) - min(x for x, _ in box) for box in boxes)
+    assert short / long == pytest.approx(0.5, abs=0.01)
+    ends = next(numbers(d) for d in re.findall(r'class="l ink" d="([^"]+)"', drawing))
+    assert [x / long * 0.6 for x, _ in ends] == pytest.approx([0.2, 0.4], abs=0.01)
+    for words in ("trained", "60 %", "by chance", "30 %"):
+        assert f">{words}<" in drawing
+    assert 'aria-label="How many: trained: 60 %; by chance: 30 %"' in drawing
+
+
+def test_no_words_of_a_page_are_cut_at_its_edge(monkeypatch):
+    """Every text that Pillow draws lies inside the page."""
+    outside = []
+    original = ImageDraw.ImageDraw.text
+
+    def spy(canvas, place, text, *rest, **options):
+        box = canvas.textbbox(place, text, *rest[1:3], **{k: v for k, v in options.items() if k in ("font", "anchor")})
+        if box[0] < 0 or box[1] < 0 or box[2] > canvas.im.size[0] or box[3] > canvas.im.size[1]:
+            outside.append(text)
+        return original(canvas, place, text, *rest, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", spy)
+    long = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q " * 3
+    panel = Panel(long, long[:60], "y", [Series(long, [(0.0, 0.0), (1.0, 1.0)])], note=long)
+    bars = [Bar(long[:50], 1.0, "100 % (90 of 100 draws: 64 % to 100 %)", 0, 0.9, 1.0)]
+    draw([Panel("t", "", "", [], bars=bars, wide=True), panel, panel], 2, long * 3, headline=long * 2)
+    assert not outside

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from dash_vision.drawing.plot import MOST_LINES
 from eval.__main__ import main
-from eval.curves import all_panels
+from eval.curves.charts import all_panels
 from eval.runs import find_runs, labels
 
 

@@ -17,7 +17,8 @@ from dash_vision.drawing.plot import svg
 from dash_vision.files.native import NATIVE_NAME
 from dash_vision.miniature import pipeline_path
 from eval.__main__ import main
-from eval.directions import Layer, _over_steps
+from eval.directions.charts import over_steps
+from eval.directions.measures import Layer
 from tests.support.charts import drawn_lines
 
 
@@ -30,11 +31,16 @@ def directions(*words):
 @pytest.fixture
 def drawn(monkeypatch):
     """The panels that a command draws."""
-    import eval.directions as module
+    import eval.directions.analysis as module
 
     seen = []
     original = module.draw
-    monkeypatch.setattr(module, "draw", lambda panels, *rest: seen.extend(panels) or original(panels, *rest))
+
+    def spy(panels, *rest, **options):
+        seen.extend(panels)
+        return original(panels, *rest, **options)
+
+    monkeypatch.setattr(module, "draw", spy)
     return seen
 
 
@@ -42,24 +48,69 @@ def test_every_chart_has_its_null(recorded, tmp_path, drawn, capsys):
     assert directions(recorded / "dream/dash", "--truth", recorded / "seed-1/lora", tmp_path / "d.png") == 0
     assert "no checkpoint" not in capsys.readouterr().out
     titles = [panel.title for panel in drawn]
-    assert titles[:3] == [
+    assert titles[1:4] == [
         "Recall of LoRA of rank 2 against seed-1/lora, step 6",
         "Accuracy of LoRA of rank 2 against seed-1/lora, step 6",
         "Mean over layers",
     ]
-    assert len(titles) == 3 + 2 * 3 + 3 * 3
-    grids, others = drawn[3:9], drawn[:3] + drawn[9:]
-    assert all(any(s.name.startswith("null") and s.style == "band" for s in panel.series) for panel in others)
-    for trained, null in zip(grids[::2], grids[1::2], strict=True):
+    assert len(titles) == 1 + 3 + 2 * 3 + 3 * 3
+    grids, others = drawn[4:10], drawn[1:4] + drawn[10:]
+    assert all(any(s.name.startswith("random updates") and s.style == "band" for s in panel.series) for panel in others)
+    for trained, random in zip(grids[::2], grids[1::2], strict=True):
         assert " are shared" in trained.title
-        assert null.title.split(":")[0] == trained.title.split(":")[0]
-        assert ": null, " in null.title
-        shared = int(trained.title.split(": ")[1].split()[0])
-        assert sum(trained.series[0].shades) == shared
-        assert max(null.series[0].shades) == 1
-    assert [x for x, _ in drawn[2].series[1].points] == [2, 4, 6]
+        assert random.note == trained.note
+        assert random.title.startswith("Random updates share")
+        assert sum(trained.series[0].shades) == int(trained.title.split()[0])
+        assert max(random.series[0].shades) == 1
+    assert [x for x, _ in drawn[3].series[1].points] == [2, 4, 6]
     with Image.open(tmp_path / "d.png") as page:
         assert json.loads(page.text["dash-vision"])["draws"] == 20
+
+
+def test_the_summary_comes_first_and_says_what_chance_gives(recorded, tmp_path, drawn, capsys):
+    words = (recorded / "dream/dash", "--truth", recorded / "seed-1/lora", tmp_path / "d.png")
+    assert directions(*words) == 0
+    with Image.open(tmp_path / "d.png") as page:
+        headline = json.loads(page.text["dash-vision"])["headline"]
+    assert headline in capsys.readouterr().out
+    summary, recall = drawn[:2]
+    assert summary.wide
+    trained, chance = summary.bars
+    points = [value for _, value in next(s for s in recall.series if s.name == "recall").points]
+    assert trained.value == pytest.approx(sum(points) / len(points))
+    assert "what chance gives" in chance.name
+    assert chance.low <= chance.value <= chance.high
+    verdict = "more" if trained.value > chance.high else "less" if trained.value < chance.low else "no more"
+    shares = [f"{round(100 * value)} %" for value in (trained.value, chance.value)]
+    assert headline == (
+        f"dream/dash finds {shares[0]} of the directions that seed-1/lora changed most, {verdict} than chance: random "
+        f"updates find {shares[1]}."
+    )
+    assert not re.search(
+        r"\bnull\b", " ".join([headline, *(p.title for p in drawn), *(s.name for p in drawn for s in p.series)])
+    )
+
+
+def test_the_summary_of_one_run_says_where_its_directions_lie(recorded, tmp_path, drawn):
+    """The share of the 8 largest change rates in the last tenth of the spectrum, by NumPy's SVD."""
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import load_file
+
+    assert directions(recorded / "seed-1/lora", tmp_path / "d.png") == 0
+    modules = list(dict.fromkeys(panel.note for panel in drawn[1:]))
+    assert len(modules) == 3
+    unet = dict(UNet2DConditionModel.from_pretrained(recorded / "sd/unet").named_modules())
+    native = {
+        k.removeprefix("unet/"): v.double().numpy()
+        for k, v in load_file(recorded / "seed-1/lora" / NATIVE_NAME).items()
+    }
+    shares = []
+    for module in modules:
+        U, S, Vh = np.linalg.svd(unet[module].weight.detach().double().numpy(), full_matrices=False)
+        rates = np.abs(np.diag(U.T @ native[f"{module}.B"] @ native[f"{module}.A"] @ Vh.T)) / (S + 1e-6)
+        largest = np.argsort(-rates)[:8]
+        shares.append(np.mean(largest >= len(rates) - max(1, round(len(rates) / 10))))
+    assert drawn[0].bars[0].value == pytest.approx(np.mean(shares))
 
 
 def test_overlaps_are_those_of_the_files(recorded, tmp_path, drawn):
@@ -82,7 +133,7 @@ def test_overlaps_are_those_of_the_files(recorded, tmp_path, drawn):
             return set(np.argsort(-np.abs(np.diag(U.T @ (B @ A) @ Vh.T)) / (S + 1e-6))[:count])
 
         expected.append(len(top("seed-1/lora", 8) & top("dream/dash", 4)) / 4)
-    found = [value for _, value in next(s for s in drawn[0].series if s.name == "recall").points]
+    found = [value for _, value in next(s for s in drawn[1].series if s.name == "recall").points]
     assert sorted(found) == pytest.approx(sorted(expected))
 
 
@@ -120,10 +171,10 @@ def test_a_vision_transformer_against_full_fine_tuning(recorded, tmp_path, drawn
     for truth in (full, full / "trained.safetensors"):
         drawn.clear()
         assert directions(run, "--truth", truth, "--layer", "blocks.1.attn", tmp_path / "v.png") == 0
-        assert [p.title for p in drawn if p.log] == [
-            f"blocks.1.attn.{name}: {part}"
+        assert [(p.note, p.title) for p in drawn if p.log] == [
+            (f"blocks.1.attn.{name}", f"Change rates, {part}")
             for name in ("qkv", "proj")
-            for part in ("whole spectrum", "last 24", "sorted, largest 32")
+            for part in ("whole spectrum", "last 24", "largest 32, sorted")
         ]
         assert "chosen at launch" in [s.name for s in drawn[-3].series]
         over_steps = next(panel for panel in drawn if panel.title == "Mean over layers")
@@ -140,21 +191,21 @@ def test_overlaps_over_steps_are_those_of_the_kept_files(recorded, tmp_path, dra
     full = next((recorded / "full").rglob("full/*/result.json")).parent
     words = ("--truth", full, "--layer", "blocks.1.attn", tmp_path / "v.png")
     assert directions(run, *words) == 0
-    means = [dict(s.points) for s in drawn[2].series if s.name in ("recall", "accuracy")]
+    means = [dict(s.points) for s in drawn[3].series if s.name in ("recall", "accuracy")]
     shutil.copytree(run, tmp_path / "early")
     shutil.copy(run / "adapters/step-000010.safetensors", tmp_path / "early" / NATIVE_NAME)
     shutil.rmtree(tmp_path / "early/adapters")
     drawn.clear()
     assert directions(tmp_path / "early", *words) == 0
-    for panel, name, mean in zip(drawn, ("recall", "accuracy"), means, strict=False):
+    for panel, name, mean in zip(drawn[1:], ("recall", "accuracy"), means, strict=False):
         values = [value for _, value in next(s for s in panel.series if s.name == name).points]
         assert mean[10] == pytest.approx(sum(values) / len(values))
 
 
 def test_one_run_needs_no_truth(recorded, tmp_path, drawn):
     assert directions(recorded / "seed-1/lora", "--layer", "mid_block", tmp_path / "one.pdf") == 0
-    assert {panel.title.split(".")[0] for panel in drawn} == {"mid_block"}
-    assert all(panel.log for panel in drawn)
+    assert {panel.note.split(".")[0] for panel in drawn[1:]} == {"mid_block"}
+    assert all(panel.log for panel in drawn[1:])
 
 
 def test_runs_are_named_by_all_that_tells_their_folders_apart(recorded, tmp_path, drawn):
@@ -162,17 +213,17 @@ def test_runs_are_named_by_all_that_tells_their_folders_apart(recorded, tmp_path
     shutil.copytree(recorded / "seed-1/lora", tmp_path / "2/lora/seed-1")
     words = (tmp_path / "1/dash/seed-0", "--truth", tmp_path / "2/lora/seed-1")
     assert directions(*words, tmp_path / "d.png") == 0
-    assert drawn[0].title == "Recall of LoRA of rank 2 against 2/lora/seed-1, step 6"
-    assert (drawn[3].x, drawn[3].y) == ("rank in 2/lora/seed-1", "rank in 1/dash/seed-0")
+    assert drawn[1].title == "Recall of LoRA of rank 2 against 2/lora/seed-1, step 6"
+    assert (drawn[4].x, drawn[4].y) == ("rank in 2/lora/seed-1", "rank in 1/dash/seed-0")
 
 
 @pytest.fixture
 def footnotes(monkeypatch):
-    import eval.directions as module
+    import eval.directions.analysis as module
 
     seen = []
     original = module.draw
-    monkeypatch.setattr(module, "draw", lambda *all: seen.append(all[2]) or original(*all))
+    monkeypatch.setattr(module, "draw", lambda *all, **options: seen.append(all[2]) or original(*all, **options))
     return seen
 
 
@@ -192,7 +243,7 @@ def test_runs_of_one_seed_are_compared_with_updates_that_share_one_a(recorded, t
     assert "on trust" not in "".join(footnotes)
 
 
-def test_without_checkpoints_there_is_no_chart_over_steps(recorded, tmp_path, drawn, capsys):
+def test_without_checkpoints_there_is_no_chartover_steps(recorded, tmp_path, drawn, capsys):
     shutil.copytree(recorded / "dream/lora", tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*"))
     truth = recorded / "seed-1/lora"
     assert directions(tmp_path / "run", "--truth", truth, "--layer", "mid", tmp_path / "d.png") == 0
@@ -255,11 +306,11 @@ def test_equal_curves_with_markers_both_show():
     points = [(20.0, 0.3), (60.0, 0.5)]
     for shown in (points, points[:1]):  # a run that kept no checkpoint has one step
         at = {step: Overlap(value, value) for step, value in shown}
-        panel = _over_steps([Layer("m", at, [Overlap(0.1, 0.1), Overlap(0.2, 0.2)])], [int(step) for step, _ in shown])
+        panel = over_steps([Layer("m", at, [Overlap(0.1, 0.1), Overlap(0.2, 0.2)])], [int(step) for step, _ in shown])
         drawing = svg(panel)
         assert [list(s.points) for s in panel.series if s.name in ("recall", "accuracy")] == [shown, shown]
         squares = [points for colour, _, points in drawn_lines(drawing) if colour == "c0" and len(points) == 5]
-        dots = re.findall(r'class="f c1" cx="([\d.]+)" cy="([\d.]+)" r="([\d.]+)"', drawing)
+        dots = re.findall(r'class="f c2" cx="([\d.]+)" cy="([\d.]+)" r="([\d.]+)"', drawing)
         assert len(squares) == len(dots) == 1 + len(shown)  # one in the legend
         for square, dot in zip(squares[1:], dots[1:], strict=True):
             x, y, radius = map(float, dot)

@@ -13,7 +13,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from dash_vision.bases.backbones import MINIATURE_WEIGHTS
 from dash_vision.miniature import MINIATURE, clip_path
-from eval.encoders import ClipEncoder, DinoEncoder
+from eval.subject.encoders import ClipEncoder, DinoEncoder
 from tests.support.vtab import TINY
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageChops, ImageDraw, ImageStat
 
 from eval.__main__ import main
-from eval.figure import GAP, MARGIN, ROOM, TILE, Sampled, collage, draw
+from eval.figure.page import GAP, MARGIN, ROOM, TILE, Sampled, collage, draw
 from tests.support.dreambooth import settings, train
 from tests.support.eval import figure_of
 
@@ -21,7 +21,7 @@ def test_the_figure_has_the_paper_s_layout(runs, tmp_path, capsys):
     assert story["seed"] == 0
     assert story["blocks"][0]["prompts"] == ["a photo of sks cat", "a sks cat in the snow"]
     assert list(story["blocks"][0]["adapters"]) == ["lora", "still", "dash"]
-    pair = 3 * TILE + 2 * GAP
+    pair = 4 * TILE + 3 * GAP  # the base, and three methods
     assert pixels.width == 2 * MARGIN + TILE + 2 * ROOM - ROOM + 2 * pair + ROOM
 
     def tile(prompt, method):
@@ -30,8 +30,10 @@ def test_the_figure_has_the_paper_s_layout(runs, tmp_path, capsys):
 
     for prompt in (0, 1):
         # lora and still have learned nothing: equal tiles mean equal noise and equal prompts.
+        assert tile(prompt, 1).tobytes() == tile(prompt, 2).tobytes()
+        assert tile(prompt, 1).tobytes() != tile(prompt, 3).tobytes()
+        # They draw what the base does, whose tile comes first.
         assert tile(prompt, 0).tobytes() == tile(prompt, 1).tobytes()
-        assert tile(prompt, 0).tobytes() != tile(prompt, 2).tobytes()
     assert tile(0, 0).tobytes() != tile(1, 0).tobytes()
 
 
@@ -51,7 +53,7 @@ def test_half_precision_draws_nearly_the_same(runs, tmp_path):
         assert main([*words, "--prompts", "a {}", "-o", str(tmp_path / f"{dtype}.png")]) == 0
         with Image.open(tmp_path / f"{dtype}.png") as page:
             assert json.loads(page.text["dash-vision"])["blocks"][0]["dtype"] == dtype
-            pages[dtype] = page.convert("RGB")
+            pages[dtype] = page.convert("RGB").crop((0, 0, page.width, MARGIN + TILE))
     difference = ImageChops.difference(*pages.values())
     assert 0 < ImageStat.Stat(difference).rms[0] < 8
 
@@ -102,6 +104,22 @@ def test_a_method_s_name_is_whole_on_its_tile(name):
     labels = [entry for entry in drawn if entry[3] <= TILE]
     assert "".join(entry[0] for entry in labels).replace(" ", "") == name.replace(" ", "")
     assert all(left and right for _, left, right, _ in labels)
+
+
+def test_a_footer_says_the_settings_of_every_tile(runs, tmp_path, monkeypatch):
+    written = []
+    original = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw, "text", lambda c, place, text, **o: written.append(text) or original(c, place, text, **o)
+    )
+    assert figure_of(runs, tmp_path / "a.png", "lora", "dash") == 0
+    said = " ".join(written)
+    record = json.loads((runs / "dash/run.json").read_text())
+    rank, k = (record["arguments"][name] for name in ("rank", "dash_k"))
+    assert f"lora: LoRA, rank {rank}, 2 training steps." in said
+    assert f"dash: LoRA-Dash, rank {rank}, k = {k}, 2 training steps." in said
+    assert "base: sd, without an adapter." in said
+    assert "16 x 16 pixels, 2 sampling steps, guidance 7.5, seed 0" in said
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 9, 12])

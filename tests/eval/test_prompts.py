@@ -3,7 +3,7 @@
 from transformers import PreTrainedTokenizerFast
 
 from dash_vision.miniature import pipeline_path
-from eval.prompts import PROMPT_LISTS, prompt_list
+from eval.subject.prompts import PROMPT_LISTS, prompt_list
 
 
 def test_the_protocol_has_25_prompts_of_each_kind():

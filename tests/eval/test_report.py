@@ -13,9 +13,9 @@ from PIL import Image
 
 from dash_vision.runs.record import read_record
 from eval.__main__ import main
-from eval.figure import save
-from eval.report import Sheet
+from eval.report.pictures import Sheet
 from eval.runs import DreamBoothRun
+from eval.saving import save
 from tests.support.eval import copied_runs, painted_sheet
 from tests.support.records import dreambooth_record, write_record
 
@@ -68,28 +68,69 @@ def test_the_trained_pictures_are_found_on_a_sheet(tmp_path, columns, inputs):
     page = painted_sheet("#ff0000", columns, inputs)
     write_record(tmp_path / "run.json", dreambooth_record(validation_prompts=[str(i) for i in range(columns)]))
     sheet = Sheet("LoRA", DreamBoothRun(tmp_path, read_record(tmp_path / "run.json")), page.size, "")
-    assert len(sheet.tiles) == columns
-    reds = np.all(np.asarray(page) == (255, 0, 0), axis=-1)
-    for left, top, side in sheet.tiles:
-        assert reds[top : top + side, left : left + side].all()
-        reds[top : top + side, left : left + side] = False
-    assert not reds.any()  # nothing of them is missed
-    assert sheet._replace(size=(page.width + 1, page.height)).tiles == []
+    for row, colour in ((-1, (255, 0, 0)), (-2, (0x77, 0x77, 0x77))):  # the trained model and the base
+        assert len(sheet.tiles(row)) == columns
+        of_colour = np.all(np.asarray(page) == colour, axis=-1)
+        for left, top, side in sheet.tiles(row):
+            assert of_colour[top : top + side, left : left + side].all()
+            of_colour[top : top + side, left : left + side] = False
+        assert of_colour.sum() < 100  # nothing of them is missed; letters have such a grey here and there
+    assert sheet._replace(size=(page.width + 1, page.height)).tiles() == []
 
 
 @pytest.mark.parametrize(
-    ("changes", "compared"),
+    ("changes", "reason"),
     [
-        ({}, True),
-        ({"instance_digest": "0" * 16}, False),
-        ({"arguments": {"instance_data_dir": "moved/cat"}}, True),  # the same pictures elsewhere
-        ({"seed": 7}, False),
+        ({}, None),
+        ({"instance_digest": "0" * 16}, ""),  # of another subject nobody expects a slider
+        ({"arguments": {"instance_data_dir": "moved/cat"}}, None),  # the same pictures elsewhere
+        ({"seed": 7}, "starting noise or sampler"),
+        ({"arguments": {"guidance_scale": 3.0}}, "starting noise or sampler"),
+        ({"steps": 5}, "number of training steps"),
+        ({"validation_prompts": ["another"]}, "prompts"),
     ],
 )
-def test_only_runs_on_the_same_pictures_from_the_same_noise_share_a_slider(recorded, tmp_path, changes, compared):
+def test_a_slider_stands_between_runs_that_differ_in_their_method_alone(recorded, tmp_path, changes, reason):
     elements = Elements(copied_runs(recorded, tmp_path, **changes).read_text())
-    assert bool([a for a in elements.all("figure") if a.get("class") == "compare"]) == compared
+    labels = sliders(elements)
+    if reason is None:
+        assert labels == ["how much of LoRA is shown over LoRA-Dash"]
+    else:  # each of them against the base
+        assert labels == ["how much of base is shown over LoRA", "how much of base is shown over LoRA-Dash"]
+    said = " ".join(elements.words)
+    if reason:
+        assert (
+            f"There is no slider between LoRA (6 training steps) and LoRA-Dash ({changes.get('steps', 6)} trai" in said
+        )
+        assert f"they differ in their {reason}." in said
     assert sum("inputs above" in a["alt"] for a in elements.all("img")) == 2  # the sheets in any case
+
+
+def sliders(elements):
+    """What each slider is between."""
+    labels = [a["aria-label"] for a in elements.all("input") if a["type"] == "range"]
+    return sorted({label.rpartition(": ")[2].removesuffix(", in percent") for label in labels})
+
+
+def test_a_single_run_has_a_slider_between_the_base_and_the_trained_model(recorded, tmp_path):
+    assert main(["report", str(recorded / "dream/dash"), "-o", str(tmp_path / "r.html")]) == 0
+    elements = Elements((tmp_path / "r.html").read_text())
+    assert sliders(elements) == ["how much of base is shown over LoRA-Dash"]
+    assert {"without training", "step 6"} <= set(elements.words)
+
+
+def test_a_method_has_one_colour_in_sliders_charts_and_tables(page):
+    text = page.read_text()
+    tint = {name: re.findall(rf'<span class="method (c\d)">{name}</span>', text) for name in ("LoRA", "LoRA-Dash")}
+    assert {name: set(found) for name, found in tint.items()} == {"LoRA": {"c1"}, "LoRA-Dash": {"c0"}}
+    assert all(len(found) >= 3 for found in tint.values())  # a slider, the runs, the accuracies
+    for chart in re.findall(r"<svg.*?</svg>", text):
+        for x, y, name in re.findall(
+            r'x="([\d.]+)" y="([\d.]+)" font-size="12"[^>]*>(?:cifar, )?(LoRA(?:-Dash)?)\b', chart
+        ):
+            sample = f'd="M{float(x) - 24:.1f} {float(y) - 4:.1f}L'
+            (colour,) = re.findall(rf'class="l (c\d)" {re.escape(sample)}', chart)
+            assert colour == {"LoRA": "c1", "LoRA-Dash": "c0"}[name]
 
 
 def test_a_record_tells_pictures_apart_by_what_is_in_them(recorded):
@@ -149,7 +190,8 @@ def accuracy_tables(page):
         above, _, body = text.partition("<tbody>")
         head = re.findall(r"<button>([^<]*)</button>", above)
         spans = [(name, int(n)) for n, name in re.findall(r'colspan="(\d+)">([^<]*)<', above)]
-        rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in body.split("</tr>")[:-1]]
+        cells = re.sub(r'<span class="method c\d">(.*?)</span>', r"\1", body)
+        rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in cells.split("</tr>")[:-1]]
         found.append((spans, head, rows))
     return found
 
@@ -212,7 +254,7 @@ def test_settings_are_not_averaged_and_untested_runs_have_their_table(recorded, 
     nothing = "–"  # noqa: RUF001
     assert rows == [
         ["LoRA, rank 1", "30.0 (1)‡", nothing],
-        ["LoRA, rank 8", "<b>50.0 (1)‡</b>", nothing],
+        ["LoRA, rank 8", "50.0 (1)‡", nothing],  # a single seed is not bold
         ["LoRA-Dash", nothing, "40.0 (1)‡"],
     ]
     assert {row[2] for row in every} == {"0", "1000"}
@@ -242,8 +284,8 @@ def test_measured_subjects_are_found_below_a_folder(recorded, tmp_path, capsys):
         "kind": "subject", "subject": "sks cat", "prompts": ["p"], "prompt_list": "own",
         "backbones": {"DINO": "vit"}, "differences": [],
         "ceiling": {"DINO": score}, "images_per_prompt": 1, "token_in_clip_t": False, "seed": 0, "stand_in": False,
-        "num_inference_steps": 2, "guidance_scale": 1.0,
-        "methods": {"LoRA": {"method": "LoRA", "run": None, "pictures": "LoRA", "scores": {"DINO": score}}},
+        "num_inference_steps": 2, "guidance_scale": 1.0, "intervals": "Student's t",
+        "methods": {"LoRA": {"method": "LoRA", "run": "l", "steps": 2, "pictures": "LoRA", "scores": {"DINO": score}}},
     }  # fmt: skip
     for name in ("a", "b"):
         (tmp_path / "all" / name).mkdir(parents=True)
@@ -253,7 +295,8 @@ def test_measured_subjects_are_found_below_a_folder(recorded, tmp_path, capsys):
     assert {"subject a", "subject b"} <= set(words)
     shutil.copytree(recorded / "dream/lora", tmp_path / "all/run")
     assert main(["report", str(tmp_path / "all"), "-o", str(tmp_path / "r.html")]) == 0
-    assert "LoRA-Dash: 1 DreamBooth run and 2 measured subjects" in Elements((tmp_path / "r.html").read_text()).words
+    words = Elements((tmp_path / "r.html").read_text()).words
+    assert "Made by eval report from 1 DreamBooth run and 2 measured subjects." in words
 
 
 def test_tables_hold_the_recorded_numbers(recorded, page):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from eval.__main__ import main
-from eval.curves import all_panels
+from eval.curves.charts import all_panels
 from eval.runs import find_runs, labels, short_names
 from tests.support.records import dreambooth_record, vtab_record, write_record
 

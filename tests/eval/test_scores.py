@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from eval.__main__ import main
-from eval.scores import differences, intervals, markdown
-from eval.subject import FLOOR
+from eval.intervals import differences, intervals
+from eval.subject.jobs import FLOOR
+from eval.subject.tables import markdown
 from tests.support.eval import words
 
 
@@ -59,8 +60,6 @@ def test_only_the_protocol_bears_its_name(done, prompts, count, title):
 def test_a_result_says_which_intervals_it_has(done):
     result = json.loads((done / "subject.json").read_text())
     assert "95% intervals over prompts (Student's t)" in markdown(result)
-    older = {key: value for key, value in result.items() if key != "intervals"}
-    assert "95% intervals over prompts (percentile bootstrap)" in markdown(older)
     # Two values: Student's t with one degree of freedom is Cauchy's distribution, whose quantile is a tangent.
     scores = result["methods"]["dash"]["scores"]["CLIP-I"]
     half = np.tan(np.pi * 0.475) * abs(np.subtract(*scores["per_prompt"])) / 2

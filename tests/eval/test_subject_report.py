@@ -8,7 +8,7 @@ from eval.__main__ import main
 def test_the_report_shows_a_measured_subject(runs, done, tmp_path):
     (tmp_path / "again").symlink_to(done)
     assert main(["report", str(done), str(tmp_path / "again"), "-o", str(tmp_path / "r.html")]) == 0
-    assert "1 measured subject<" in (tmp_path / "r.html").read_text()
+    assert "from 1 measured subject." in (tmp_path / "r.html").read_text()
     text = (tmp_path / "r.html").read_text()
     result = json.loads((done / "subject.json").read_text())
     assert f"{result['methods']['dash']['scores']['CLIP-I']['mean']:.3f} [" in text

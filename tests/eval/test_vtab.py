@@ -7,7 +7,9 @@ import statistics
 import pytest
 
 from eval.__main__ import main
-from eval.vtab import GROUPS, PUBLISHED, TASKS, published_rows, table
+from eval.vtab.columns import GROUPS, TASKS
+from eval.vtab.rows import PUBLISHED, published_rows
+from eval.vtab.table import table
 from tests.support.eval_results import results
 
 
@@ -135,23 +137,41 @@ def test_seeds_are_counted_where_they_differ(tmp_path):
 
 def test_the_best_is_bold_among_rows_of_one_backbone(tmp_path):
     for method, model, accuracy in (("dash", "a", 50.0), ("lora", "a", 40.0), ("full", "b", 90.0)):
-        results(tmp_path, method, {"cifar": accuracy}, model=model)
+        results(tmp_path, method, {"cifar": accuracy}, seeds=(0, 2), model=model)
     cells = {name: row[3] for name, row in markdown([tmp_path])[1].items()}
-    assert cells == {"dash": "**50.0**", "lora": "40.0", "full": "90.0"}
+    assert cells == {"dash": "**51.0** ± 1.4", "lora": "41.0 ± 1.4", "full": "91.0 ± 1.4"}
+
+
+def test_a_single_seed_is_never_bold(tmp_path):
+    results(tmp_path, "dash", {"cifar": 50.0, "dtd": 50.0})
+    results(tmp_path, "lora", {"cifar": 40.0})
+    results(tmp_path, "lora", {"dtd": 40.0}, seeds=(0, 1))
+    head, lines, _ = markdown([tmp_path])
+    assert not any("**" in cell for row in lines.values() for cell in row)
+    results(tmp_path, "full", {"dtd": 30.0}, seeds=(0, 1))
+    lines = markdown([tmp_path])[1]
+    assert lines["lora"][head.index("DTD")].startswith("**40.5**")  # of those with two seeds
+    assert lines["dash"][head.index("DTD")] == "50.0 (1)"
+    results(tmp_path / "alone", "dash", {"cifar": 50.0})
+    assert "one seed each, so nothing is bold" in markdown([tmp_path / "alone"])[2]
 
 
 def test_numbers_of_another_split_do_not_take_the_bold_from_the_official_ones(tmp_path):
-    for method, accuracy, official in (("a", 40.0, True), ("b", 50.0, True), ("c", 90.0, False)):
-        results(tmp_path, method, {"cifar": accuracy}, official_split=official)
-    for method, accuracy in (("a", 60.0), ("c", 70.0)):
-        results(tmp_path, method, {"dtd": accuracy}, official_split=method == "a")
-    for method, accuracy in (("a", 10.0), ("c", 20.0)):
-        results(tmp_path, method, {"svhn": accuracy}, official_split=False)
+    two = {"seeds": (0, 1)}  # x and x + 1: mean x + 0.5
+    for method, accuracy, official in (("a", 39.5, True), ("b", 49.5, True), ("c", 89.5, False)):
+        results(tmp_path, method, {"cifar": accuracy}, official_split=official, **two)
+    for method, accuracy in (("a", 59.5), ("c", 69.5)):
+        results(tmp_path, method, {"dtd": accuracy}, official_split=method == "a", **two)
+    for method, accuracy in (("a", 9.5), ("c", 19.5)):
+        results(tmp_path, method, {"svhn": accuracy}, official_split=False, **two)
     head, lines, _ = markdown([tmp_path])
-    column = {name: [row[head.index(name)] for row in lines.values()] for name in ("Cifar100", "DTD", "SVHN")}
-    assert column["Cifar100"] == ["40.0", "**50.0**", "90.0‡"]
-    assert column["DTD"] == ["60.0", "–", "70.0‡"]  # noqa: RUF001
-    assert column["SVHN"] == ["10.0‡", "–", "**20.0**‡"]  # noqa: RUF001
+
+    def column(name):
+        return [row[head.index(name)].replace(" ± 0.7", "") for row in lines.values()]
+
+    assert column("Cifar100") == ["40.0", "**50.0**", "90.0‡"]
+    assert column("DTD") == ["60.0", "–", "70.0‡"]  # noqa: RUF001
+    assert column("SVHN") == ["10.0‡", "–", "**20.0**‡"]  # noqa: RUF001
 
 
 @pytest.mark.parametrize("official", [False, True])
@@ -185,13 +205,13 @@ def test_embedded_tasks_have_a_table_of_their_own(tmp_path, official):
 
 def test_a_compact_table_has_the_measured_columns_alone(tmp_path):
     natural = list(GROUPS["natural"])
-    results(tmp_path, "lora", dict.fromkeys([*natural, "kitti"], 50.0))
-    results(tmp_path, "dash", dict.fromkeys(natural, 60.0))
+    results(tmp_path, "lora", dict.fromkeys([*natural, "kitti"], 49.0), seeds=(0, 2))  # x and x + 2
+    results(tmp_path, "dash", dict.fromkeys(natural, 59.0), seeds=(0, 2))
     text, remarks, _ = table([tmp_path], "markdown", published=True, compact=True)
     head, _, over, *rows = [[c.strip(" |") for c in line.split(" | ")] for line in text.split("\n\n")[0].splitlines()]
     assert head[3:] == [*(TASKS[task] for task in natural), "KITTI-Dist", "natural"]
     assert over[3:] == ["Natural"] * 7 + ["Structured", "Means"]
-    cells = {row[0]: row[3:] for row in rows}
+    cells = {row[0]: [cell.replace(" ± 1.4", "") for cell in row[3:]] for row in rows}
     assert cells["dash"] == [*["**60.0**"] * 7, "–", "**60.0**"]  # noqa: RUF001
     assert cells["lora"] == [*["50.0"] * 8, "50.0"]
     assert cells["*full (published elsewhere)*"][-2:] == ["65.5", "75.9"]
@@ -223,7 +243,7 @@ def test_rows_are_set_against_one_by_task_and_seed(tmp_path, capsys):
     nothing = "–"  # noqa: RUF001
     assert sorted(rows) == [
         ["dash", "lora", "+1.75 (+1.50 to +2.00)", "+0.50 (+0.50 to +0.50)", "+5.00", "5", whole],
-        ["x100", "lora", "+1.00 (+1.00 to +1.00)", nothing, "-1.00 (-1.00 to -1.00)", "6", "+0.00"],
+        ["x100", "lora", "+1.00 (+1.00 to +1.00)", nothing, "-1.00 (-1.00 to -1.00)", "6", "0.00"],
     ]
     assert main(["vtab", str(tmp_path), "--against", "lora", "--style", "latex"]) == 0
     part = capsys.readouterr().out.split(r"\begin{tabular}")[-1]
@@ -231,7 +251,7 @@ def test_rows_are_set_against_one_by_task_and_seed(tmp_path, capsys):
     assert rf"dash & lora & +1.75 (+1.50 to +2.00) & +0.50 (+0.50 to +0.50) & +5.00 & 5 & {whole} \\" in part
     assert r"method & less & Cifar100 & KITTI-Dist & mini\_count & pairs & mean over tasks \\" in part
     for words, sentence in (
-        (["--against", "peft"], "--against is peft, which no row is called; the rows are"),
+        (["--against", "peft"], "--against is peft, but no row is called that; the rows are"),
         (["--against", "full"], "no other row shares a backbone, a task and a seed with full"),
         (["--against", "lora", "--style", "csv"], "--against is a second table, which one CSV does not hold"),
     ):
@@ -283,3 +303,26 @@ def test_odd_names_break_neither_markdown_nor_latex(tmp_path):
     row = next(line for line in table([tmp_path], "latex", published=False)[0].splitlines() if "50.0" in line)
     escaped = r"a\textbar{}b \$\textasciicircum{}\{\}\textbackslash{}\textasciitilde{}\_\&\%\#*"
     assert row.startswith(escaped + " & ")
+
+
+def test_a_row_that_is_not_there_yet_is_made_by_the_command_that_is_named(tmp_path, capsys):
+    results(tmp_path, "dash", {"mini_location": 50.0}, seeds=(0, 1), synthetic=True)
+    assert main(["vtab", str(tmp_path), "--against", "lora"]) == 2
+    said = capsys.readouterr().err
+    assert "no row is called that; the rows are dash" in said
+    assert "run: python train_vtab.py --task mini_location --methods lora --seeds 0 1," in said
+    assert said.count("\n") == 1
+    assert main(["vtab", str(tmp_path), "--against", "dash"]) == 2
+    assert "the only row there is" in capsys.readouterr().err
+    assert main(["vtab", str(tmp_path / "none"), "--against", "lora"]) == 2
+    said = capsys.readouterr().err
+    assert "make some first: python train_vtab.py --task mini_location --methods lora dash" in said
+    assert said.count("\n") == 1
+
+
+def test_differences_of_nothing_have_no_sign(tmp_path, capsys):
+    results(tmp_path, "lora", {"cifar": 50.0, "dtd": 40.0, "svhn": 30.0})
+    results(tmp_path, "dash", {"cifar": 49.999, "dtd": 40.001, "svhn": 30.0})
+    assert main(["vtab", str(tmp_path), "--compact", "--against", "lora"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| dash | lora")]
+    assert line == "| dash | lora | 0.00 | 0.00 | 0.00 | 3 | 0.00 (0.00 to 0.00) |"

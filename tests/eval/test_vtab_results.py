@@ -6,7 +6,7 @@ import io
 import pytest
 
 from eval.__main__ import main
-from eval.vtab import table
+from eval.vtab.table import table
 from tests.support.eval_results import results
 
 

@@ -14,7 +14,7 @@ from tests.support.miniature import load_weights
 
 def test_a_work_folder_of_other_settings_is_refused(tmp_path: Path, capsys) -> None:
     (tmp_path / "settings.json").write_text('{"scenes": 500, "seed": 3}')
-    assert main(["build", "--work", str(tmp_path), "--stages", "tokenizer"]) == 1
+    assert main(["build", "--work", str(tmp_path), "--stages", "tokenizer"]) == 2
     assert "another --work folder" in capsys.readouterr().err
 
 

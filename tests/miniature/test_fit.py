@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dash_vision.files.errors import InputError, RunError, Stopped
 from dash_vision.miniature.train.fit import Fit, Plan, orthogonalized
 
 # ------------------------------------------------------------------------------------------------ the training loop
@@ -24,7 +25,7 @@ class Toy:
         plan = Plan(steps=12, learning_rate=1e-2, batch_size=4, warmup=3, muon=muon, save_every=5, log_every=4)
         self.fit = Fit("toy", {"net": self.net}, plan, folder, seed=1)
 
-    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         x = torch.randn(4, 2, 6, 6, generator=generator)
         index = torch.randint(5, (4,), generator=generator)
         hidden = self.net["c"](x).mean((2, 3)) + self.net["e"](index)
@@ -44,17 +45,17 @@ def test_training_resumes_bit_for_bit(muon: float, tmp_path: Path) -> None:
 
     polite, step_loss = Toy(stopped, muon), Toy.loss
 
-    def ask_to_stop(self: Toy, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def ask_to_stop(self: Toy, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         if step == 6:
             os.kill(os.getpid(), signal.SIGTERM)
         return step_loss(self, step, generator)
 
-    with pytest.raises(KeyboardInterrupt, match="stopped at step 7"):
+    with pytest.raises(Stopped, match="stopped at step 7"):
         polite.fit.run(lambda step, generator: ask_to_stop(polite, step, generator))
 
     crashing = Toy(killed, muon)
 
-    def crash(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def crash(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         if step == 8:
             raise RuntimeError("power cut")
         return crashing.loss(step, generator)
@@ -69,11 +70,11 @@ def test_training_resumes_bit_for_bit(muon: float, tmp_path: Path) -> None:
 def test_a_loss_that_is_not_a_number_stops_the_training_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     toy = Toy(tmp_path, 0.0)
 
-    def poisoned(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def poisoned(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         loss, figures = toy.loss(step, generator)
         return (loss * float("nan") if step == 7 else loss), figures
 
-    with pytest.raises(FloatingPointError, match="step 7"):
+    with pytest.raises(RunError, match="nan at step 8"):
         toy.fit.run(poisoned)
     again = Toy(tmp_path, 0.0)
     again.fit.resume()
@@ -83,8 +84,51 @@ def test_a_loss_that_is_not_a_number_stops_the_training_and_keeps_the_checkpoint
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     Toy(tmp_path, 0.0).run()
-    with pytest.raises(ValueError, match="another --work folder"):
+    with pytest.raises(InputError, match="another --work folder"):
         Toy(tmp_path, 2e-2).run()
+
+
+def test_the_average_of_the_weights_is_the_running_mean_that_the_plan_says(tmp_path: Path) -> None:
+    toy = Toy(tmp_path, 0.0)
+    seen = []
+
+    def watched(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        seen.append([p.detach().double().clone() for p in toy.fit.parameters])
+        return toy.loss(step, generator)
+
+    toy.fit.run(watched)
+    seen.append([p.detach().double().clone() for p in toy.fit.parameters])
+    expected = seen[0]
+    for update, weights in enumerate(seen[1:], 1):
+        kept = min(0.999, update / (update + 10))
+        expected = [kept * e + (1 - kept) * w for e, w in zip(expected, weights, strict=True)]
+    for average, wanted in zip(toy.fit.averages, expected, strict=True):
+        torch.testing.assert_close(average.double(), wanted, rtol=1e-5, atol=1e-6)
+    toy.fit.use_averages()
+    assert all(torch.equal(p, a) for p, a in zip(toy.fit.parameters, toy.fit.averages, strict=True))
+
+
+def test_a_stop_at_the_last_step_is_not_forgotten(tmp_path: Path) -> None:
+    toy = Toy(tmp_path, 0.0)
+
+    def stops(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        if step == 11:
+            os.kill(os.getpid(), signal.SIGINT)
+        return toy.loss(step, generator)
+
+    with pytest.raises(Stopped) as stopped:
+        toy.fit.run(stops)
+    assert stopped.value.signum == signal.SIGINT
+    again = Toy(tmp_path, 0.0)
+    again.fit.resume()
+    assert again.fit.step == 12
+
+
+def test_half_a_cosine_falls_to_zero_after_its_warm_up() -> None:
+    plan = Plan(steps=100, learning_rate=1.0, warmup=5, cosine=True)
+    assert plan.rate_at(0) == pytest.approx(1 / 5)
+    assert plan.rate_at(50) == pytest.approx(0.5)
+    assert plan.rate_at(100) == pytest.approx(0)
 
 
 def test_prolonging_a_plan_changes_nothing_before_its_cooldown() -> None:

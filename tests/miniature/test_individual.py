@@ -86,7 +86,7 @@ def test_the_command_individual_writes_instances_and_held_out_pictures(tmp_path:
     ],
 )
 def test_bad_arguments_are_one_sentence_and_exit_code_1(arguments: list[str], tmp_path: Path, capsys) -> None:
-    assert main([str(tmp_path) if word == "OUT" else word for word in arguments]) == 1
+    assert main([str(tmp_path) if word == "OUT" else word for word in arguments]) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ")
     assert message.count("\n") == 1

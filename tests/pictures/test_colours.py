@@ -10,7 +10,7 @@ from PIL import ExifTags, Image, ImageCms, features
 from dash_vision.classification.decode import decode
 from dash_vision.pictures.colour import matrix_profile
 from dash_vision.pictures.decode import open_picture
-from eval.figure import read_inputs
+from eval.checks import read_inputs
 from tests.support.pictures import needs_avif, note, photo, read, read_one
 from tests.support.profiles import (
     ADOBE_COLORANTS,

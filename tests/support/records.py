@@ -3,14 +3,14 @@
 import json
 from dataclasses import asdict
 
-from dash_vision.runs.record import BaseRecord, DreamBoothRecord, VtabRecord
+from dash_vision.runs.record import BackboneRecord, BaseRecord, DreamBoothRecord, VtabRecord
 
 
 def dreambooth_record(**changes):
     """The record of a DreamBooth run as JSON values, with fields exchanged."""
     record = DreamBoothRecord(
         method="lora",
-        base=BaseRecord("sd", "Stable Diffusion", {"unet": "1"}, {"name": "sd"}),
+        base=BaseRecord("sd", "Stable Diffusion", {"unet": "1"}, {"name": "sd"}, {"unet": "1"}),
         instance_prompt="a photo of sks cat",
         class_prompt="a photo of cat",
         subject="sks cat",
@@ -53,6 +53,7 @@ def vtab_record(**changes):
         method="lora",
         seed=0,
         model="vit",
+        backbone=BackboneRecord("vit", "0123456789abcdef", "timm's vit"),
         normalization={"mean": [0.5] * 3, "std": [0.5] * 3},
         selected_epoch=1,
         selected_settings={},

@@ -6,13 +6,14 @@ import signal
 import numpy as np
 from PIL import Image
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
 from dash_vision.bases.backbones import Backbone, describe
 from dash_vision.classification.config import VtabConfig
-from dash_vision.classification.job import VtabJob
+from dash_vision.classification.job import Plan, VtabJob
 from dash_vision.classification.methods import prepare
-from dash_vision.classification.run import backbone_of, execute, open_data
+from dash_vision.classification.run import Progress, backbone_of, execute, open_data
 from dash_vision.runs.runtime import make_runtime
 from dash_vision.runs.signals import StopRequest
 from dash_vision.runs.tasks import find_task
@@ -21,7 +22,10 @@ COUNTS = {"train800": 24, "val200": 12, "test": 16}
 
 
 default_cfgs = generate_default_cfgs(
-    {"vtab_tiny.none": {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "classifier": "head"}}
+    {
+        f"{name}.none": {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "classifier": "head"}
+        for name in ("vtab_tiny", "vtab_eva")
+    }
 )
 
 
@@ -30,6 +34,13 @@ def vtab_tiny(pretrained=False, **options):
     """A ViT that timm knows by name, small enough to train in a moment."""
     shape = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
     return build_model_with_cfg(VisionTransformer, "vtab_tiny", pretrained, **{**shape, **options})
+
+
+@register_model
+def vtab_eva(pretrained=False, **options):
+    """The same size of an EVA, which reads the weight of qkv and does not call the layer."""
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    return build_model_with_cfg(Eva, "vtab_eva", pretrained, **{**shape, **options})
 
 
 TINY = {"model": "vtab_tiny", "random_weights": True}
@@ -94,6 +105,13 @@ class StopAt(StopRequest):
         return signal.SIGTERM if self.left < 0 else None
 
 
+class Watching(Progress):
+    """Calls a function with the job after every epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+
 def trained_run(tmp_path, **settings):
     """(run, record) of a finished run."""
     if not (tmp_path / "data").exists():
@@ -109,8 +127,9 @@ def job_of(tmp_path, runtime=None, **settings):
     """The job that selects the epoch of `one_run`."""
     run = one_run(tmp_path, **settings)
     data, backbone = open_data(run), backbone_of(run)
-    tuned = prepare(run, backbone, run.task.classes)
-    return VtabJob(run, tuned, backbone, data.split("train800"), data.split("val200"), runtime or cpu(), 0)
+    images = data.split("train800")
+    tuned = prepare(run, backbone, run.task.classes, Plan.of(run, len(images)).steps)
+    return VtabJob(run, tuned, backbone, images, data.split("val200"), runtime or cpu(), 0)
 
 
 def fit(job, until):

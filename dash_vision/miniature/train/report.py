@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from ...runs.runtime import autocast
+from ...files.errors import InputError
+from ...runs.seeds import seed_everything, stream
 from .. import WEIGHTS
 from ..world.scenes import (
     COLOURS,
@@ -32,9 +33,8 @@ from ..world.scenes import (
     describe,
     random_pose,
     random_subject,
-    render,
 )
-from .build import fresh_scene, prompt_ids, psnr, to_tensor, training_scene
+from .data import fresh_scene, prompt_ids, psnr, rendered, to_tensor, training_scene
 from .fit import Fit, Plan
 
 if TYPE_CHECKING:
@@ -97,16 +97,16 @@ def train_judge(work: Path, seed: int = 0) -> Judge:
     """The judge, trained on the work folder's renders (stage 'data' of the build) and kept there."""
     path = work / "images.npy"
     if not path.exists():
-        raise ValueError(f"there is no {path}; run `python -m dash_vision.miniature build --stages data` first")
+        raise InputError(f"there is no {path}; run `python -m dash_vision.miniature build --stages data` first")
     pictures = np.load(path, mmap_mode="r")
-    torch.manual_seed(seed)
+    seed_everything(seed, "judge, weights")
     judge = Judge()
-    fit = Fit("judge", {"judge": judge}, JUDGE_PLAN, work, seed + 10)
+    fit = Fit("judge", {"judge": judge}, JUDGE_PLAN, work, seed)
 
-    def loss_at(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss_at(batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         index = torch.randint(len(pictures), (JUDGE_PLAN.batch_size,), generator=generator).tolist()
         right = torch.tensor([labels(training_scene(i)) for i in index])
-        with autocast("cpu"):
+        with fit.runtime.autocast():
             logits = judge(to_tensor(np.stack([pictures[i] for i in index])))
         losses = [F.cross_entropy(part.float(), right[:, i]) for i, part in enumerate(logits)]
         return torch.stack(losses).sum(), {}
@@ -122,7 +122,7 @@ def generate(pipeline: StableDiffusionPipeline, prompts: Sequence[str], seed: in
     parts = []
     for start in range(0, len(prompts), batch):
         part = list(prompts[start : start + batch])
-        generators = [torch.Generator().manual_seed(1_000_003 * seed + start + i) for i in range(len(part))]
+        generators = [stream(seed, "report, noise", start + i) for i in range(len(part))]
         options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "np"}
         pictures = call(part, generator=generators, **options).images
         parts.append(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() * 2 - 1)
@@ -234,52 +234,24 @@ def judged_scenes(count: int) -> list[Scene]:
 
 def report(work: Path, docs: Path, weights: Path | None = None, images: int = 1000) -> None:
     """Measure the exported weights and write `miniature.md` and `miniature.png` into the folder `docs`."""
-    from diffusers import StableDiffusionPipeline
-
     folder = weights or WEIGHTS
     if not (folder / "pipeline").is_dir():
-        raise ValueError(f"there is no {folder / 'pipeline'}; run the stage 'export' of the build first")
+        raise InputError(f"there is no {folder / 'pipeline'}; run the stage 'export' of the build first")
     figures = Figures([])
-    started = time.monotonic()
-    pipeline: Any = StableDiffusionPipeline.from_pretrained(folder / "pipeline")
-    pipeline.set_progress_bar_config(disable=True)
-    generate(pipeline, ["a photo of a cat"])
-    seconds = time.monotonic() - started
-    size = sum(file.stat().st_size for file in (folder / "pipeline").rglob("*") if file.is_file())
-    figures.add("size of the pipeline's folder", f"{size / 1e6:.1f} MB")
-    figures.add(
-        f"loading it and sampling one picture, {STEPS} steps, {torch.get_num_threads()} threads", f"{seconds:.1f} s"
-    )
-
+    pipeline = _measure_loading(figures, folder / "pipeline")
     scenes = [fresh_scene(i) for i in range(FRESH)]
-    fresh = to_tensor(np.stack([np.asarray(render(scene)) for scene in scenes]))
-    with torch.no_grad():
-        encoded = [pipeline.vae.encode(part).latent_dist.mean for part in fresh[:500].split(50)]
-        decoded = torch.cat([pipeline.vae.decode(part).sample for part in encoded])
-    figures.add("VAE, PSNR on 500 fresh renders", f"{psnr(decoded, fresh[:500]):.2f} dB")
+    fresh = rendered(scenes)
+    _measure_vae(figures, pipeline.vae, fresh[:500])
     if (folder / "clip").is_dir():
         _measure_clip(figures, folder / "clip", fresh, scenes)
 
     judge = train_judge(work)
-    right = torch.tensor([labels(scene) for scene in scenes])
-    hits = judge.answers(fresh) == right
-    for i, question in enumerate(QUESTIONS):
-        figures.add(f"judge on fresh renders, {question}", _share(hits[:, i]))
-
+    _measure_answers(figures, judge, "fresh renders", fresh, scenes)
     asked = judged_scenes(images)
     pictures = generate(pipeline, [f"a photo of {describe(scene)}" for scene in asked], seed=1)
-    hits = judge.answers(pictures) == torch.tensor([labels(scene) for scene in asked])
-    for i, question in enumerate(QUESTIONS):
-        figures.add(f"judge on generated pictures, {question}", _share(hits[:, i]))
-    figures.add("judge on generated pictures, all three", _share(hits.all(1)))
-
-    training = np.load(work / "images.npy", mmap_mode="r")
-    for what, some in (("generated picture", pictures[:200]), ("fresh render", fresh[:200])):
-        near = nearest(some, training)
-        figures.add(
-            f"{what} to the nearest of {len(training)} training renders, RMS at 16x16 (0..255)",
-            f"median {near.median().item():.1f}, least {near.min().item():.1f}",
-        )
+    right = _measure_answers(figures, judge, "generated pictures", pictures, asked)
+    figures.add("judge on generated pictures, all three", _share(right.all(1)))
+    _measure_nearest(figures, work, {"generated picture": pictures[:200], "fresh render": fresh[:200]})
 
     prompts = sheet_prompts()
     sheet = captioned_sheet(generate(pipeline, [p for row in prompts for p in row], seed=2), prompts)
@@ -287,6 +259,48 @@ def report(work: Path, docs: Path, weights: Path | None = None, images: int = 10
     sheet.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(docs / "miniature.png", optimize=True)
     (docs / "miniature.md").write_text(PAGE.format(table=figures.table(), guidance=GUIDANCE), encoding="utf-8")
     print(f"report: {docs / 'miniature.md'} and {docs / 'miniature.png'}", flush=True)
+
+
+def _measure_loading(figures: Figures, folder: Path) -> Any:
+    """The pipeline, after its size and the time to a first picture are noted."""
+    from diffusers import StableDiffusionPipeline
+
+    started = time.monotonic()
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    generate(pipeline, ["a photo of a cat"])
+    seconds = time.monotonic() - started
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    figures.add("size of the pipeline's folder", f"{size / 1e6:.1f} MB")
+    figures.add(
+        f"loading it and sampling one picture, {STEPS} steps, {torch.get_num_threads()} threads", f"{seconds:.1f} s"
+    )
+    return pipeline
+
+
+@torch.no_grad()
+def _measure_vae(figures: Figures, vae: Any, fresh: Tensor) -> None:
+    encoded = [vae.encode(part).latent_dist.mean for part in fresh.split(50)]
+    decoded = torch.cat([vae.decode(part).sample for part in encoded])
+    figures.add(f"VAE, PSNR on {len(fresh)} fresh renders", f"{psnr(decoded, fresh):.2f} dB")
+
+
+def _measure_answers(figures: Figures, judge: Judge, what: str, pictures: Tensor, scenes: Sequence[Scene]) -> Tensor:
+    """Which of the judge's answers are right, bool [N, questions]."""
+    right = judge.answers(pictures) == torch.tensor([labels(scene) for scene in scenes])
+    for i, question in enumerate(QUESTIONS):
+        figures.add(f"judge on {what}, {question}", _share(right[:, i]))
+    return right
+
+
+def _measure_nearest(figures: Figures, work: Path, pictures: dict[str, Tensor]) -> None:
+    training = np.load(work / "images.npy", mmap_mode="r")
+    for what, some in pictures.items():
+        near = nearest(some, training)
+        figures.add(
+            f"{what} to the nearest of {len(training)} training renders, RMS at 16x16 (0..255)",
+            f"median {near.median().item():.1f}, least {near.min().item():.1f}",
+        )
 
 
 def _measure_clip(figures: Figures, folder: Path, fresh: Tensor, scenes: list[Scene]) -> None:
@@ -304,8 +318,8 @@ PAGE = """# The embedded miniature
 
 A complete, small Stable Diffusion stack that ships inside the package: `CLIPTokenizer`, `CLIPTextModel`,
 `AutoencoderKL`, `UNet2DConditionModel` (v-prediction) and a DDIM scheduler, in stock diffusers format, for 64x64
-pictures. It knows a world of rendered scenes (`dash_vision/miniature/scenes.py`): fourteen subjects, ten colours and
-five patterns in the twenty places of the DreamBooth protocol, three of its properties, and ten outfits for cats and
+pictures. It knows a world of rendered scenes (`dash_vision/miniature/world/scenes.py`): fourteen subjects, ten colours
+and five patterns in the twenty places of the DreamBooth protocol, three of its properties, and ten outfits for cats and
 dogs. Its purpose is to try, test and compare fine-tuning offline; it knows nothing else.
 
 ```python
@@ -328,15 +342,19 @@ generator that copied its training set would be nearer to it than they are.
 
 ## How it was made
 
-`python -m dash_vision.miniature build --work DIR` renders the scenes and trains everything from seeds on a CPU; it goes
-on where it was stopped. `--init` goes on from exported weights: only the VAE's decoder is trained further, so that the
-latents stay what they are. The shipped weights were made by both, on one and two CPU cores:
+`python -m dash_vision.miniature build --work DIR` renders the scenes and trains everything from seeds on a CPU; run
+again after a stop, it goes on from the last checkpoint. `--init` goes on from exported weights: only the VAE's decoder
+is trained further, so that the latents stay what they are. The shipped weights were made by both, on one and two CPU
+cores:
 
 ```
 python -m dash_vision.miniature build --work first --output first/weights
 python -m dash_vision.miniature build --work second --init first/weights --seed 1 --compile \\
     --vae-steps 3000 --unet-steps 3400 --clip-steps 1400
 ```
+
+These commands give other weights today than the shipped ones: random numbers are drawn in another way since then
+(`dash_vision/runs/seeds.py`). The recipe, the scenes and the captions' grammar are the same.
 
 `python -m dash_vision.miniature report --work DIR` rebuilds this page and its picture.
 

@@ -9,9 +9,7 @@ nothing would ask the class token to keep where things are.
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -27,9 +25,9 @@ from torch import Tensor
 
 from ...bases.backbones import MINIATURE_SHAPE, plain_attention
 from ...files.atomic import replacing
-from ...files.checkpoint import load_checkpoint, save_checkpoint
-from ...runs.seeds import seed_of
+from ...runs.seeds import seed_everything
 from ..world.scenes import COLOURS, MARKS, OUTFITS, PROPERTIES, SETTINGS, Scene, random_scene, render
+from .fit import Fit, LossAt, Plan
 
 SIZE = MINIATURE_SHAPE["img_size"]
 THUMBNAIL = 8  # side in pixels of the copy that the class token has to hold
@@ -65,6 +63,27 @@ class BuildPlan:
     device: str = "cpu"
     processes: int | None = None
     save_every: int = 250
+
+    @property
+    def training(self) -> Plan:
+        """How `Fit` trains it."""
+        return Plan(
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            warmup=max(1, self.steps // 20),
+            cosine=True,
+            betas=(0.9, 0.95),
+            weight_decay=self.weight_decay,
+            average=0.0,
+            save_every=self.save_every,
+            log_every=50,
+        )
+
+    def identity(self) -> dict[str, float]:
+        """The settings that the weights depend on."""
+        values = asdict(self)
+        return {k: values[k] for k in ("scenes", "steps", "batch_size", "learning_rate", "weight_decay", "seed")}
 
 
 def answers(scene: Scene) -> list[int]:
@@ -133,17 +152,16 @@ def _drawn(plan: BuildPlan, count: int) -> Iterator[tuple[bytes, list[int]]]:
         yield from pool.imap(partial(draw, plan.seed), range(count), chunksize=64)
 
 
-def batch_at(plan: BuildPlan, pixels: np.ndarray, step: int) -> tuple[Tensor, Tensor]:
-    """(pictures [n, 3, 64, 64] in -1..1, their numbers [n]) of a step: drawn from (seed, step) alone, half of them
-    mirrored, moved by up to 4 pixels."""
-    rng = np.random.default_rng(seed_of(plan.seed, "vit batch", step))
-    numbers = np.sort(rng.choice(plan.scenes, plan.batch_size, replace=plan.scenes < plan.batch_size))
-    images = to_input(pixels[numbers])
-    mirrored = torch.from_numpy(rng.random(plan.batch_size) < 0.5)
+def batch_at(plan: BuildPlan, pixels: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(pictures [n, 3, 64, 64] in -1..1, their numbers [n]) of a step, drawn from its generator: half of them mirrored,
+    all moved by up to 4 pixels."""
+    numbers = torch.randint(plan.scenes, (plan.batch_size,), generator=generator).sort().values
+    images = to_input(pixels[numbers.numpy()])
+    mirrored = torch.rand(plan.batch_size, generator=generator) < 0.5
     images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
     padded = F.pad(images, (4, 4, 4, 4), mode="replicate")
-    x, y = rng.integers(0, 9, 2)
-    return padded[:, :, y : y + SIZE, x : x + SIZE], torch.from_numpy(numbers)
+    x, y = torch.randint(9, (2,), generator=generator).tolist()
+    return padded[:, :, y : y + SIZE, x : x + SIZE], numbers
 
 
 def to_input(pixels: np.ndarray) -> Tensor:
@@ -190,73 +208,33 @@ def measure(model: VisionTransformer, pixels: np.ndarray, labels: Tensor) -> dic
 
 def build(plan: BuildPlan) -> dict[str, float]:
     """Draw the scenes, train (going on from the work folder's checkpoint), write the weights in float16 without the
-    head; the held-out accuracies."""
+    head; the held-out accuracies. Raises Stopped, RunError and InputError as `Fit.run`."""
     pixels, labels = world(plan)
-    torch.manual_seed(plan.seed)
+    seed_everything(plan.seed, "vit, weights")
     model = VisionTransformer(**MINIATURE_SHAPE, num_classes=outputs()).to(plan.device)
     if plan.device == "cpu":
         plain_attention(model)
-    _train(plan, model, pixels, labels)
+    fit = Fit("vit", {"vit": model}, plan.training, plan.work, plan.seed, plan.device)
+    fit.run(_loss_of(model, pixels, labels, plan, fit))
     accuracies = measure(model.eval(), pixels[plan.scenes :], labels[plan.scenes :])
     export(plan, model, accuracies)
     return accuracies
 
 
-def _falling(progress: float) -> float:
-    """Half a cosine: 1 at the beginning, 0 at the end."""
-    return 0.5 * (1 + math.cos(math.pi * progress))
+def _loss_of(model: VisionTransformer, pixels: np.ndarray, labels: Tensor, plan: BuildPlan, fit: Fit) -> LossAt:
+    """The loss of the questions and that of the copy, each a share of what guessing costs."""
 
-
-def _train(plan: BuildPlan, model: VisionTransformer, pixels: np.ndarray, labels: Tensor) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), plan.learning_rate, (0.9, 0.95), weight_decay=plan.weight_decay)
-    warmup = max(1, plan.steps // 20)
-    file = plan.work / "vit-checkpoint.safetensors"
-    step = _resume(plan, file, model, optimizer)
-    started, first, average = time.monotonic(), step, torch.ones(2)
-    while step < plan.steps:
-        for group in optimizer.param_groups:
-            group["lr"] = plan.learning_rate * min(1.0, (step + 1) / warmup) * _falling(step / plan.steps)
-        images, numbers = batch_at(plan, pixels, step)
+    def loss_at(batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        images, numbers = batch_at(plan, pixels, generator)
         images = images.to(plan.device)
-        with torch.autocast(plan.device, torch.bfloat16):
-            head = model(images).float()
+        with fit.runtime.autocast():
+            head = model(images)
+        head = head.float()
         asked = question_loss(head, labels[numbers].to(plan.device))
         drawn = thumbnail_loss(head, images)
-        loss = asked + drawn
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        now = torch.stack([asked.detach(), drawn.detach()]).cpu()
-        average += (now - average) * max(0.02, 1 / step)
-        if step % 50 == 0 or step == plan.steps:
-            if not average.isfinite().all():
-                raise FloatingPointError(f"the loss is not a number at step {step}; lower the learning rate")
-            speed = (step - first) * plan.batch_size / (time.monotonic() - started)
-            shown = f"questions {average[0]:.4f}, copy {average[1]:.4f} of guessing"
-            print(f"step {step}/{plan.steps}: {shown}, {speed:.0f} images/s", flush=True)
-        if step % plan.save_every == 0 or step == plan.steps:
-            state = {"step": step, "model": dict(model.state_dict()), "optimizer": optimizer.state_dict()["state"]}
-            save_checkpoint(file, {"plan": _identity(plan), **state})
+        return asked + drawn, {"questions": asked.detach(), "copy": drawn.detach()}
 
-
-def _resume(plan: BuildPlan, file: Path, model: VisionTransformer, optimizer: torch.optim.Optimizer) -> int:
-    if not file.exists():
-        return 0
-    state = load_checkpoint(file)
-    if state["plan"] != _identity(plan):
-        raise ValueError(f"{file} was trained with other settings; use another --work folder")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict({"state": state["optimizer"], "param_groups": optimizer.state_dict()["param_groups"]})
-    print(f"going on from step {state['step']}", flush=True)
-    return int(state["step"])
-
-
-def _identity(plan: BuildPlan) -> dict[str, float]:
-    """The settings that the weights depend on."""
-    values = asdict(plan)
-    return {k: values[k] for k in ("scenes", "steps", "batch_size", "learning_rate", "weight_decay", "seed")}
+    return loss_at
 
 
 def export(plan: BuildPlan, model: VisionTransformer, accuracies: dict[str, float]) -> None:
@@ -264,6 +242,6 @@ def export(plan: BuildPlan, model: VisionTransformer, accuracies: dict[str, floa
     trunk = {
         k: v.detach().cpu().half().contiguous() for k, v in model.state_dict().items() if not k.startswith("head.")
     }
-    about = {"shape": MINIATURE_SHAPE, "trained": _identity(plan), "held_out_accuracy": accuracies}
+    about = {"shape": MINIATURE_SHAPE, "trained": plan.identity(), "held_out_accuracy": accuracies}
     with replacing(plan.output) as temporary:
         save_file(trunk, temporary, {"dash_vision_miniature_vit": json.dumps(about)})

@@ -1,0 +1,84 @@
+"""The lines of Python that load a base in diffusers as a run had it: for the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..miniature import MINIATURE
+from .loading import Base
+from .reasons import INDEX, read_json
+
+_SINGLE_FILE = ".safetensors"
+
+
+def loading_lines(base: Base) -> list[str]:
+    """Lines that end with the stock pipeline in `pipe`. They name files by the paths that the record has."""
+    said = base.specification
+    if said["name"] == MINIATURE:
+        return ["from dash_vision.miniature import load_pipeline", "pipe = load_pipeline()"]
+    parts = (base.pipeline, base.pipeline.vae, base.pipeline.scheduler)
+    pipeline, vae, scheduler = (type(part).__name__ for part in parts)
+    changed = _changed_scheduler(base)
+    imports = [pipeline, *([vae] if said["vae"] else []), *([scheduler] if changed else [])]
+    lines = [f"from diffusers import {', '.join(sorted(imports))}"]
+    if said["vae"]:
+        lines.append(f"vae = {_vae(base, vae)}")
+    lines.append(f"pipe = {pipeline}.{_pipeline(base)}")
+    if changed:
+        options = ", ".join(f"{key}={value!r}" for key, value in changed.items())
+        lines.append(f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config, {options})")
+    return lines
+
+
+def _pipeline(base: Base) -> str:
+    said = base.specification
+    options = {"vae": "vae"} if said["vae"] else {}
+    if _is_file(said["name"]):
+        options |= {"config": repr(said["single_file_config"])} if said["single_file_config"] else {}
+        return _call("from_single_file", said["name"], options)
+    options |= {key: repr(said[key]) for key in ("revision", "variant") if said[key]}
+    options |= dict.fromkeys(_lost(Path(said["name"]), base.family.loading_options()), "None")
+    return _call("from_pretrained", said["name"], options)
+
+
+def _lost(folder: Path, unused: Iterable[str]) -> list[str]:
+    """The unused parts that a folder's index names and the folder lacks: diffusers wants to be told of them."""
+    index = read_json(folder / INDEX) or {}
+    named = [part for part in unused if isinstance(index.get(part), list) and index[part][-1]]
+    return [part for part in named if not (folder / part).is_dir()]
+
+
+def _vae(base: Base, kind: str) -> str:
+    said = base.specification
+    if not _is_file(said["vae"]):
+        options = {"revision": repr(said["vae_revision"])} if said["vae_revision"] else {}
+        return f"{kind}.{_call('from_pretrained', said['vae'], options)}"
+    # Such a file says nothing of its settings. Without a configuration diffusers takes those of SD 1.5.
+    config = said["single_file_config"] if _is_file(said["name"]) else said["name"]
+    where = {"config": repr(config), "subfolder": repr("vae")} if config else {}
+    factor = {"scaling_factor": repr(base.pipeline.vae.config.scaling_factor)}
+    return f"{kind}.{_call('from_single_file', said['vae'], where | factor)}"
+
+
+def _call(method: str, name: str, options: dict[str, str]) -> str:
+    arguments = [repr(name), *(f"{key}={value}" for key, value in options.items())]
+    return f"{method}({', '.join(arguments)})"
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(_SINGLE_FILE) and Path(name).is_file()
+
+
+def _changed_scheduler(base: Base) -> dict[str, Any]:
+    """Settings of the sampler that the base's own files do not have: from flags, or from marks of a single file."""
+    if "prediction_type" not in base.pipeline.scheduler.config:
+        return {}
+    said, config = base.specification, base.pipeline.scheduler.config
+    options: dict[str, Any] = {}
+    if said["prediction_type"] or _is_file(said["name"]):
+        options["prediction_type"] = config.prediction_type
+    if config.get("rescale_betas_zero_snr") and (said["zero_terminal_snr"] or _is_file(said["name"])):
+        options |= {"rescale_betas_zero_snr": True, "timestep_spacing": config.timestep_spacing}
+    return options

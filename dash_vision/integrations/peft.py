@@ -1,0 +1,380 @@
+"""LoRA-Dash on an ordinary PEFT LoRA model, so that any loop which trains a PeftModel has it.
+
+    model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
+    schedule = to_dash(model, dash_k=8, prelaunch_steps=100)
+    optimizer = AdamW(p for p in model.parameters() if p.requires_grad)   # after to_dash: it adds the shifts
+    ...
+    schedule.step()                                                       # after every optimizer.step()
+    save_as_lora(model, "out")                                            # a plain LoRA of rank r + k
+
+Under transformers' Trainer or TRL's, give the schedule to `integrations.transformers.DashCallback` instead of stepping
+it. The layer's part is a LoRA variant, which PEFT keeps for its own use: `to_dash` checks that the installed PEFT has
+what it needs of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, cast
+
+import peft
+import torch
+from peft import PeftModel
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.lora.layer import Linear as PeftLinear
+from peft.tuners.lora.layer import LoraLayer, LoraVariant
+from torch import Tensor, nn
+
+from ..core.config import DashConfig
+from ..core.decompositions import Decompositions
+from ..core.launch import LaunchReport, choose_directions
+from ..core.schedule import DashSchedule
+from ..core.sharding import is_sharded, whole
+from ..core.weights import DashWeights, kind_of, weight_matrix
+from ..files.errors import InputError
+from ..files.fingerprints import probe_matrix
+from ..files.lora import export_states
+from ..files.native import KEYS, AdapterState
+
+log = logging.getLogger(__name__)
+
+PLAIN = (
+    "plain-lora"  # folder beside PEFT's file, two levels deep: the Trainer takes folders one level deep for adapters
+)
+_SHIFTS, _U, _V, _INDICES = "lora_dash_shifts", "lora_dash_U", "lora_dash_V", "lora_dash_indices"
+
+
+class DashVariant(LoraVariant):
+    """PEFT's LoRA layer with the shifts of k singular values: y = W x + s B A x + U (dsigma * V x)."""
+
+    def supports_lora_conversion(self) -> bool:
+        """PEFT would convert B A alone; `save_as_lora` writes everything, exactly."""
+        return False
+
+    @staticmethod
+    def init(module: Any, adapter_name: str, **kwargs: Any) -> None:
+        """Nothing: `to_dash` adds the tensors to a layer that exists already."""
+
+    @staticmethod
+    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
+        """result [..., out] of the frozen layer plus both updates of x [..., in]."""
+        name = active_adapter
+        x = module.lora_dropout[name](x)  # one draw for both
+        low = module.lora_B[name](module.lora_A[name](x)) * module.scaling[name]
+        V, U = getattr(module, _V)[name].to(x.dtype), getattr(module, _U)[name].to(x.dtype)
+        shifted = (x @ V.T) * getattr(module, _SHIFTS)[name].to(x.dtype)
+        return result + low + shifted @ U.T
+
+    @staticmethod
+    def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """The weight with the update in it."""
+        return orig_weight + _delta(module, active_adapter).to(orig_weight.dtype)
+
+    @staticmethod
+    def merge_unsafe(module: Any, active_adapter: str, orig_weight: Tensor) -> None:
+        """The same in place."""
+        orig_weight.data += _delta(module, active_adapter).to(orig_weight.dtype)
+
+    @staticmethod
+    def unmerge(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """The weight without it, up to rounding."""
+        return orig_weight - _delta(module, active_adapter).to(orig_weight.dtype)
+
+
+def _delta(module: Any, name: str) -> Tensor:
+    """s B A + U diag(dsigma) V in the layout of the frozen weight."""
+    shifts = (getattr(module, _U)[name] * getattr(module, _SHIFTS)[name]) @ getattr(module, _V)[name]
+    return module.get_delta_weight(name) + (shifts.T if module.fan_in_fan_out else shifts)
+
+
+def to_dash(
+    model: PeftModel,
+    dash_k: int = 8,
+    prelaunch_steps: int = 100,
+    eps: float = 1e-6,
+    selection: str = "change_rate",
+    optimizer: Any = None,
+    seed: int = 0,
+) -> DashSchedule:
+    """Give the active LoRA adapter of a PEFT model the dash, in place: shifts dsigma [k] for every adapted layer.
+
+    model: with plain LoRA on linear layers, freshly made or trained already. The output does not change until the
+    shifts are trained. Make the optimizer afterwards: the shifts are new parameters. dash_k, eps, selection: see
+    DashConfig. prelaunch_steps, optimizer, seed: see DashSchedule, which is returned: `step()` it after every optimizer
+    step.
+
+    From here on `model.save_pretrained` also writes the plain LoRA of rank r + k, since PEFT alone reads the folder
+    without the shifts. Raises InputError where the adapter is of another kind, and where the installed PEFT lacks what
+    this builds on.
+    """
+    adapter = PeftAdapter(model, *_plain_lora(model), dash_k, eps, selection)
+    adapter.add_shifts()
+    _save_plain_too(adapter)
+    return DashSchedule(cast(Any, adapter), prelaunch_steps, optimizer, seed)
+
+
+def save_as_lora(model: PeftModel, folder: str | PathLike[str], dtype: torch.dtype = torch.float32) -> Path:
+    """Write the model's LoRA-Dash adapter as a plain LoRA of rank r + k in PEFT's layout: exact, for any reader.
+
+    Returns the path of the weights file. Raises InputError when the model has no dash (see `to_dash`).
+    """
+    adapter = _adapter_of(model)
+    config = model.peft_config[adapter.name]
+    entries = {
+        "base_model_name_or_path": config.base_model_name_or_path,
+        "task_type": config.task_type and str(getattr(config.task_type, "value", config.task_type)),
+    }
+    return export_states({"model": adapter.state()}, folder, "peft", dtype, _trained_whole(model), peft=entries)
+
+
+def from_lora(model: PeftModel, folder: str | PathLike[str], **settings: Any) -> DashSchedule:
+    """Go on from a folder that `save_pretrained` of a LoRA-Dash model wrote: the counterpart of it.
+
+    model: PeftModel.from_pretrained(base, folder, is_trainable=True), into which PEFT has read A and B alone. The
+    shifts and their directions are read from the folder. settings: of `to_dash`; dash_k is the folder's. Raises
+    InputError where the folder has no shifts, or not this model's.
+    """
+    from safetensors.torch import load_file
+
+    path = Path(folder) / "adapter_model.safetensors"
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; give a folder that save_pretrained of a LoRA-Dash model wrote")
+    tensors = {key: tensor for key, tensor in load_file(path).items() if ".lora_dash_" in key}
+    shifts = [tensor for key, tensor in tensors.items() if key.endswith(_SHIFTS)]
+    if not shifts:
+        raise InputError(f"{path} is a plain LoRA without shifts; PeftModel.from_pretrained reads all of it")
+    schedule = to_dash(model, max(len(tensor) for tensor in shifts), **settings)
+    adapter = _adapter_of(model)
+    own = {
+        f"base_model.model.{module}.{key}": tensor
+        for module, w in adapter.weights()
+        for key, tensor in ((_SHIFTS, w.dsigma.data), (_U, w.U), (_V, w.V), (_INDICES, w.indices))
+    }
+    if own.keys() != tensors.keys() or any(own[key].shape != tensor.shape for key, tensor in tensors.items()):
+        raise InputError(f"{path} has shifts of other layers than this model's adapter; load it into its own base")
+    for key, tensor in tensors.items():
+        own[key].copy_(tensor)
+    return schedule
+
+
+# -- what a schedule, a launch and the files ask of an adapter
+
+
+class PeftAdapter:
+    """A PEFT LoRA adapter as DashSchedule and the file formats see one: the counterpart of core.adapter.Adapter."""
+
+    def __init__(
+        self, model: PeftModel, name: str, layers: dict[str, PeftLinear], dash_k: int, eps: float, selection: str
+    ) -> None:
+        settings = cast(Any, model.peft_config[name])
+        first = next(iter(layers.values()))
+        rank, scaling = int(first.r[name]), float(first.scaling[name])
+        self.model, self.name = model, name
+        self.config = DashConfig(rank, scaling * rank, dash_k, list(layers), settings.lora_dropout, eps, selection)
+        self.layers = {module: _Layer(layer, name) for module, layer in layers.items()}
+
+    def add_shifts(self) -> None:
+        """Give every layer its tensors, zero until the launch, and the forward pass that adds them."""
+        for layer in self.layers.values():
+            layer.add_shifts(self.config.dash_k)
+        self.model.__dict__["dash_adapter"] = self
+
+    def weights(self) -> Iterator[tuple[str, _Weights]]:
+        """(module name, tensors) of every layer."""
+        return ((module, layer.weights(self.name)) for module, layer in self.layers.items())
+
+    @property
+    def launched(self) -> bool:
+        """Whether the directions are chosen: the tensors say it."""
+        return any(bool((w.indices >= 0).any()) for _, w in self.weights())
+
+    def launch(self, seed: int = 0) -> LaunchReport:
+        """Choose every layer's directions; see Adapter.launch, which computes the same."""
+        start, c = time.perf_counter(), self.config
+        layers = cast(Any, self.layers)
+        for module, (indices, U, V) in choose_directions(
+            layers, self.name, c.eps, c.selection, seed, Decompositions()
+        ).items():
+            w = self.layers[module].weights(self.name)
+            w.indices.copy_(indices)
+            w.U.copy_(U)
+            w.V.copy_(V)
+        places = [w.indices.double() / max(1, min(w.A.shape[1], w.B.shape[0]) - 1) for _, w in self.weights()]
+        return LaunchReport(len(self.layers), time.perf_counter() - start, torch.cat(places).mean().item())
+
+    def state_dict(self, keys: Collection[str] = KEYS) -> dict[str, Tensor]:
+        """The tensors by "module.key", those of `keys`; not copied."""
+        return {f"{m}.{key}": whole(getattr(w, key)) for m, w in self.weights() for key in keys}
+
+    def check_state(self, state: Mapping[str, Tensor]) -> None:
+        """Raises ValueError when a tensor of `state` is missing, unknown or of another shape."""
+        own = self.state_dict()
+        if own.keys() != state.keys() or any(own[key].shape != tensor.shape for key, tensor in state.items()):
+            raise ValueError("the state is of another adapter: its layers or shapes differ")
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Write `state` into the adapter in place; raises as `check_state`."""
+        self.check_state(state)
+        own = self.state_dict()
+        for key, tensor in state.items():
+            own[key].copy_(tensor)
+
+    def state(self) -> AdapterState:
+        """A snapshot on the CPU, as native files hold it."""
+        tensors = {key: t.detach().to("cpu", torch.float32, copy=True) for key, t in self.state_dict().items()}
+        tensors = {k: t.to(torch.int64) if k.endswith(".indices") else t.contiguous() for k, t in tensors.items()}
+        kinds = {module: kind_of(layer.base) for module, layer in self.layers.items()}
+        probes = {module: probe_matrix(whole(layer.frozen_matrix())) for module, layer in self.layers.items()}
+        return AdapterState(self.config.to_dict(), tensors, kinds, probes)
+
+
+class _Weights:
+    """One layer's tensors by the names of core.weights.DashWeights; choosing directions is that class's own code."""
+
+    choose = DashWeights.choose
+    factors = DashWeights.factors
+
+    def __init__(self, layer: Any, name: str) -> None:
+        self.A: Tensor
+        self.B: Tensor
+        self.A, self.B = layer.lora_A[name].weight, layer.lora_B[name].weight
+        self.dsigma: nn.Parameter = getattr(layer, _SHIFTS)[name]
+        self.U, self.V, self.indices = (getattr(layer, key)[name] for key in (_U, _V, _INDICES))
+        self.scaling, self.k = float(layer.scaling[name]), len(self.dsigma)
+
+
+class _Layer:
+    """A PEFT layer as the launch sees one."""
+
+    def __init__(self, layer: PeftLinear, name: str) -> None:
+        self.layer, self.name = layer, name
+        self.base = layer.get_base_layer()
+        self.out_features, self.in_features = weight_matrix(self.base).shape
+
+    def weights(self, name: str) -> _Weights:
+        """Read anew each time: whatever moves the model replaces its tensors."""
+        return _Weights(self.layer, name)
+
+    def frozen_matrix(self) -> Tensor:
+        """W [out, in], without what is merged."""
+        if self.layer.merged:
+            raise RuntimeError("the adapter is merged into the weights; call unmerge_adapter() before the launch")
+        return weight_matrix(self.base)
+
+    def add_shifts(self, k: int) -> None:
+        layer, device = cast(Any, self.layer), cast(Tensor, self.base.weight).device
+        k = min(k, self.out_features, self.in_features)
+        if not hasattr(layer, _SHIFTS):
+            setattr(layer, _SHIFTS, nn.ParameterDict())
+            for key in (_U, _V, _INDICES):
+                setattr(layer, key, BufferDict(persistent=True))
+            layer.adapter_layer_names = (*layer.adapter_layer_names, _SHIFTS)
+            layer.other_param_names = (*layer.other_param_names, _U, _V, _INDICES)
+        getattr(layer, _SHIFTS)[self.name] = nn.Parameter(torch.zeros(k, device=device))
+        getattr(layer, _U)[self.name] = torch.zeros(self.out_features, k, device=device)
+        getattr(layer, _V)[self.name] = torch.zeros(k, self.in_features, device=device)
+        getattr(layer, _INDICES)[self.name] = torch.full((k,), -1, dtype=torch.int64, device=device)
+        layer.lora_variant[self.name] = DashVariant()
+
+
+# -- what is refused
+
+
+def _plain_lora(model: PeftModel) -> tuple[str, dict[str, PeftLinear]]:
+    """(name, layers) of the active adapter. Raises InputError for all but plain LoRA on linear layers."""
+    if not hasattr(PeftLinear, "lora_variants") or "lora_variant" not in inspect.getsource(PeftLinear.forward):
+        raise InputError(
+            f"PEFT {peft.__version__} has no LoRA variants in its linear layer; install peft 0.18 to 0.21, or use "
+            "dash_vision.inject without PEFT"
+        )
+    name = model.active_adapter
+    if not isinstance(name, str):
+        raise InputError(f"{len(name)} adapters are active; set_adapter() to the one that is to have the dash")
+    if "dash_adapter" in model.__dict__:
+        raise InputError("the model has the dash already; its schedule is the one that to_dash returned before")
+    prefix = "base_model.model."
+    layers: dict[str, PeftLinear] = {}
+    for module, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer) or name not in layer.r:
+            continue
+        if type(layer) is not PeftLinear or layer.lora_bias.get(name):
+            kind = f"{type(layer).__module__.rpartition('.')[2]}.{type(layer).__name__}"
+            raise InputError(
+                f"{module} is PEFT's {kind}{' with lora_bias' if type(layer) is PeftLinear else ''}; the dash takes "
+                "plain LoRA on unquantized linear layers: give LoraConfig other target_modules"
+            )
+        if name in layer.lora_variant:
+            raise InputError(f"{module} has a variant of LoRA ({type(layer.lora_variant[name]).__name__}) already")
+        if is_sharded(cast(Any, layer.lora_A[name]).weight):
+            raise InputError("the model is split over the processes; call to_dash before it is wrapped")
+        layers[module.removeprefix(prefix)] = layer
+    if not layers:
+        raise InputError(f"the adapter {name!r} has no LoRA on a linear layer; give LoraConfig other target_modules")
+    sizes = {(layer.r[name], layer.scaling[name]) for layer in layers.values()}
+    if len(sizes) > 1:
+        raise InputError(
+            f"the layers have several ranks or scales ({sorted(sizes)[:3]}); leave out rank_pattern and alpha_pattern"
+        )
+    return name, layers
+
+
+def _adapter_of(model: PeftModel) -> PeftAdapter:
+    adapter = model.__dict__.get("dash_adapter")
+    if adapter is None:
+        raise InputError("the model has no dash; call to_dash(model) first")
+    return cast(PeftAdapter, adapter)
+
+
+# -- files
+
+
+def _trained_whole(model: PeftModel) -> dict[str, Tensor]:
+    """ "module.key" -> tensor of PEFT's modules_to_save."""
+    wrappers = {
+        name.removeprefix("base_model.model."): module.modules_to_save[model.active_adapter]
+        for name, module in model.named_modules()
+        if hasattr(module, "modules_to_save") and model.active_adapter in (module.modules_to_save or {})
+    }
+    return {
+        f"{name}.{key}": whole(tensor).cpu().contiguous()
+        for name, module in wrappers.items()
+        for key, tensor in module.state_dict().items()
+    }
+
+
+def _save_plain_too(adapter: PeftAdapter) -> None:
+    """Let the model's save_pretrained write the plain LoRA beside PEFT's own file."""
+    model = adapter.model
+    save: Callable[..., None] = model.save_pretrained
+
+    @functools.wraps(save)
+    def save_both(save_directory: str, *args: Any, **kwargs: Any) -> None:
+        save(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            plain = Path(save_directory) / PLAIN / f"rank-{_plain_rank(adapter)}"
+            save_as_lora(model, plain)
+            (Path(save_directory) / "DASH.md").write_text(_NOTE.format(plain=plain.relative_to(save_directory)))
+
+    cast(Any, model).save_pretrained = save_both
+
+
+def _plain_rank(adapter: PeftAdapter) -> int:
+    return adapter.config.rank + (max(w.dsigma.numel() for _, w in adapter.weights()) if adapter.launched else 0)
+
+
+_NOTE = """# A LoRA-Dash adapter
+
+`adapter_model.safetensors` in this folder holds LoRA's factors and, beside them, the shifts of singular values that
+LoRA-Dash learned. PEFT alone reads the factors and leaves the shifts out.
+
+- To use the trained model with PEFT alone, load `{plain}`: a plain LoRA that holds everything.
+- To go on training, load this folder with `PeftModel.from_pretrained(base, folder, is_trainable=True)` and call
+  `dash_vision.integrations.peft.from_lora(model, folder)`.
+"""

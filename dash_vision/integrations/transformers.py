@@ -1,0 +1,264 @@
+"""LoRA-Dash under transformers' Trainer and its subclasses.
+
+    adapter = inject(model, DashConfig(rank=8, target="attention-mlp"))
+    callback = DashCallback(DashSchedule(adapter, prelaunch_steps=100))
+    trainer = Trainer(model, arguments, train_dataset=..., callbacks=[callback])
+    trainer.train()
+
+For a learning rate of the shifts of their own, give the Trainer `optimizers=(dash_optimizer(...), None)`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator, Set
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import CONFIG_NAME
+
+from ..core.adapter import Adapter
+from ..core.schedule import DashSchedule
+from ..core.sharding import whole
+from ..files.errors import InputError
+from ..files.lora import export_states
+from ..files.native import NATIVE_NAME, read_notes, write_native
+
+log = logging.getLogger(__name__)
+
+# The ends of transformers' class names, and PEFT's word for the task.
+_TASKS = {
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+}
+
+
+class DashCallback(TrainerCallback):
+    """Steps a DashSchedule in a Trainer, and writes the adapter into every checkpoint and into the output folder.
+
+    schedule: of one adapter, in the model that the Trainer trains. Its optimizer need not be given: the Trainer's is
+    taken, and its state of the shifts begins at the launch (see DashSchedule).
+
+    A checkpoint of the Trainer, and what `save_pretrained` of the model writes as long as the adapter is in it, holds
+    the trained tensors for the Trainer (model.safetensors, without the frozen weights), the native adapter
+    (dash_adapter.safetensors), and the same adapter as a plain LoRA of rank r + k in PEFT's layout. There is no
+    config.json in it, so that AutoModel.from_pretrained of the folder loads the base that it names and the LoRA into
+    it: the trained model. A resumed training computes what the uninterrupted one computes: the phase is in the tensors,
+    and the number of updates beside them. An update that fp16's overflow leaves out does not count.
+    """
+
+    def __init__(self, schedule: DashSchedule) -> None:
+        if len(schedule.adapters) != 1:
+            raise ValueError(
+                f"DashCallback takes the schedule of one adapter, this one has {len(schedule.adapters)}; inject one "
+                "into the whole model"
+            )
+        self.schedule = schedule
+        (self.adapter,) = schedule.adapters.values()
+        self._news: dict[str, float] = {}
+        if isinstance(self.adapter.model, PreTrainedModel):
+            self.adapter.model._keys_to_ignore_on_save = cast(Any, FrozenKeys(self.adapter))
+            self._save_adapter_too(self.adapter.model)
+
+    def attach(self, trainer: Trainer) -> DashCallback:
+        """Put this callback before the Trainer's own, so that its trackers are told of the launch and of the shifts.
+
+        The alternative to the Trainer's `callbacks=[...]`, which asks the trackers first.
+        """
+        trainer.callback_handler.callbacks.insert(0, self)
+        return self
+
+    # -- the Trainer's events
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count from where the Trainer is."""
+        self._check(kwargs.get("model"))
+        self.schedule.steps = _updates(args, state)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Count an update; the Trainer saves after this, so that the checkpoint of the launch's step is launched."""
+        optimizer = kwargs.get("optimizer")
+        if getattr(optimizer, "step_was_skipped", False):
+            return
+        if not self.schedule.optimizers and optimizer is not None:
+            self.schedule.optimizers = [optimizer]
+        report = self.schedule.step()
+        if report is None:
+            return
+        log.info("dash launched after step %d: %d layers, %.1f s", state.global_step, report.layers, report.seconds)
+        self._news = {
+            "dash_launch_step": state.global_step,
+            "dash_layers": report.layers,
+            "dash_mean_relative_index": report.mean_relative_index,
+        }
+        state.log_history.append({**self._news, "step": state.global_step})
+        control.should_log = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the launch and the size of the shifts to what trackers are told; see `attach`."""
+        if logs is None:
+            return
+        logs |= self._news
+        self._news = {}
+        if self.adapter.launched:
+            shifts = [whole(w.dsigma).abs().mean() for _, w in self.adapter.weights()]
+            logs["dash_mean_shift"] = torch.stack(shifts).mean().item()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the adapter into the checkpoint that the Trainer has just written."""
+        self._write(Path(cast(str, args.output_dir)) / f"checkpoint-{state.global_step}", state.is_world_process_zero)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the adapter into the output folder."""
+        self._write(Path(cast(str, args.output_dir)), state.is_world_process_zero)
+
+    # -- what they do
+
+    def _check(self, model: Any) -> None:
+        """Raises ValueError when the Trainer trains a model without the adapter."""
+        if model is not None and not any(module is self.adapter.model for module in model.modules()):
+            raise ValueError(
+                "the Trainer's model is not the one that the adapter was injected into; inject into the model that the "
+                "Trainer gets"
+            )
+
+    def _save_adapter_too(self, model: PreTrainedModel) -> None:
+        """Let the model's save_pretrained write the adapter's files, whoever calls it."""
+        save = model.save_pretrained
+
+        @functools.wraps(save)
+        def save_both(save_directory: str, *args: Any, **kwargs: Any) -> None:
+            save(save_directory, *args, **kwargs)
+            if self.adapter.layers and not _is_merged(self.adapter) and not self.adapter.sharded:
+                self._write(Path(save_directory), kwargs.get("is_main_process", True))
+
+        cast(Any, model).save_pretrained = save_both
+
+    def _write(self, folder: Path, main: bool) -> None:
+        """Every process takes part where the model is split: its tensors have to be gathered."""
+        snapshot = self.adapter.state()
+        model = self.adapter.model
+        heads = trained_modules(self.adapter) if isinstance(self.adapter, Adapter) else {}
+        if not main:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        write_native({"model": snapshot}, folder / NATIVE_NAME, {"updates": self.schedule.steps})
+        # A PeftModel has written its own files; see integrations.peft.
+        if isinstance(self.adapter, Adapter) and (snapshot.rank or snapshot.launched):
+            export_states({"model": snapshot}, folder, "peft", whole=heads, peft=_peft_entries(model))
+            (folder / CONFIG_NAME).unlink(missing_ok=True)  # of a model that the folder does not hold
+
+
+class FrozenKeys(Set[str]):
+    """Names of the parameters that a checkpoint leaves out: those that are not trained, as long as the adapter is in
+    the model and not in its weights. What was merged, or has no adapter any more, is saved whole."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.adapter = adapter
+
+    def _names(self) -> list[str]:
+        if not self.adapter.layers or _is_merged(self.adapter):
+            return []
+        named = self.adapter.model.named_parameters(remove_duplicate=False)
+        return [name for name, p in named if not p.requires_grad and ".adapters." not in name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+
+def _is_merged(adapter: Adapter) -> bool:
+    return any(layer.merged for layer in adapter.layers.values())
+
+
+def trained_modules(adapter: Adapter) -> dict[str, Tensor]:
+    """ "module.key" -> CPU copy of the tensors of every module that is trained whole beside the adapter, such as a
+    classification head; every process has to call it."""
+    modules = {
+        name
+        for name, module in adapter.model.named_modules()
+        if ".adapters" not in name and any(p.requires_grad for p in module.parameters(recurse=False))
+    }
+    return {
+        f"{name}.{key}": whole(tensor).to("cpu", copy=True).contiguous()
+        for name in sorted(modules)
+        for key, tensor in adapter.model.get_submodule(name).state_dict().items()
+    }
+
+
+def _updates(args: TrainingArguments, state: TrainerState) -> int:
+    """Updates of the weights before the Trainer's next step. The adapter beside the checkpoint knows it; the Trainer
+    counts the steps that fp16 left out too."""
+    if not state.global_step:
+        return 0
+    given = args.resume_from_checkpoint
+    folders = [Path(given)] if isinstance(given, str) else []
+    folders.append(Path(cast(str, args.output_dir)) / f"checkpoint-{state.global_step}")
+    for folder in folders:
+        try:
+            return int(read_notes(folder / NATIVE_NAME)["updates"])
+        except (InputError, KeyError):
+            continue
+    if args.fp16:
+        log.warning(
+            "no %s was found in %s: updates that fp16 left out before step %d are counted as made",
+            NATIVE_NAME,
+            " or ".join(map(str, folders)),
+            state.global_step,
+        )
+    return int(state.global_step)
+
+
+def _peft_entries(model: nn.Module) -> dict[str, Any]:
+    """What PEFT's configuration says of the base: where it came from, and its task."""
+    config = getattr(model, "config", None)
+    tasks = [task for end, task in _TASKS.items() if type(model).__name__.endswith(end)]
+    return {
+        "base_model_name_or_path": getattr(config, "_name_or_path", None) or None,
+        "task_type": tasks[0] if tasks else None,
+    }
+
+
+def dash_optimizer(model: nn.Module, args: TrainingArguments, dash_lr: float) -> torch.optim.Optimizer:
+    """The optimizer that the Trainer would make, with a learning rate of their own for the shifts.
+
+    dash_lr: of all dsigma. Other trained parameters have `args.learning_rate`, and `args.weight_decay` where the
+    Trainer gives it to them. For the Trainer's `optimizers=(this, None)`.
+    """
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(args, cast(Any, model))
+    decayed = set(Trainer.get_decay_parameter_names(cast(Any, None), cast(Any, model)))
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    shifts = [p for name, p in trained if name.endswith(".dsigma")]
+    if not shifts:
+        raise ValueError("the model has no shifts to give a learning rate to; inject an adapter with dash_k > 0 first")
+    rest = [(name, p) for name, p in trained if not name.endswith(".dsigma")]
+    groups = [
+        {"params": [p for name, p in rest if name in decayed], "weight_decay": args.weight_decay},
+        {"params": [p for name, p in rest if name not in decayed], "weight_decay": 0.0},
+        {"params": shifts, "weight_decay": args.weight_decay, "lr": dash_lr},
+    ]
+    return cast(torch.optim.Optimizer, kind([group for group in groups if group["params"]], **options))

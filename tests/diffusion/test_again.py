@@ -1,0 +1,85 @@
+"""Whatever loads a run's base again loads it as the run had it: the model card, eval, `dash-vision generate`."""
+
+import os
+import shutil
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from dash_vision.__main__ import main
+from dash_vision.bases import identity
+from dash_vision.bases.loading import load_again
+from dash_vision.bases.noise import DDPM
+from dash_vision.files.errors import InputError
+from dash_vision.runs.record import read_record
+from eval.runs import load_pipeline, read_run
+from tests.support.dreambooth import settings, train
+
+
+@pytest.fixture(scope="module")
+def run(bases, tmp_path_factory):
+    """(folder of a run with options of its own, its base's digests); to be read only."""
+    root = tmp_path_factory.mktemp("again")
+    shutil.copytree(bases / "sd", root / "base")
+    vae = AutoencoderKL.from_pretrained(bases / "sd" / "vae")
+    torch.manual_seed(5)
+    for parameter in vae.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    vae.save_pretrained(root / "vae")
+    here = os.getcwd()
+    os.chdir(root)
+    try:
+        options = {
+            "pretrained_model_name_or_path": "base",
+            "pretrained_vae_model_name_or_path": "vae",
+            "prediction_type": "v_prediction",
+            "zero_terminal_snr": True,
+            "max_train_steps": 5,
+        }
+        job = train(settings(bases, root / "out", **options))
+    finally:
+        os.chdir(here)
+    return root / "out", job.base.identity()
+
+
+def digests(pipeline):
+    """Those of the parts that a run may choose."""
+    return {"vae": identity.of_network(pipeline.vae), "noise process": identity.of_values(DDPM.of(pipeline.scheduler))}
+
+
+def test_the_card_eval_and_the_record_have_the_runs_vae_and_noise(run, tmp_path, monkeypatch):
+    out, expected = run
+    expected = {part: expected[part] for part in ("vae", "noise process")}
+    assert digests(load_pipeline(read_run(out))) == expected
+    code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert "num_inference_steps=2, guidance_scale=7.5" in code
+    scope = {}
+    monkeypatch.chdir(shutil.copytree(out, tmp_path / "copy"))
+    exec(compile(code, "card", "exec"), scope)
+    assert digests(scope["pipe"]) == expected
+    assert (tmp_path / "copy/out.png").is_file()
+    again = load_again(read_record(out / "run.json").base.specification)
+    assert again.identity() == run[1]
+
+
+def test_generate_says_where_the_base_is_another_one_now(run, bases, tmp_path, capsys):
+    command = ["generate", str(run[0]), "--prompts", "a {}", "-o", str(tmp_path / "out"), "--device", "cpu"]
+    assert not main(command)
+    assert "note:" not in capsys.readouterr().out
+    moved = shutil.copytree(bases / "sd", tmp_path / "moved")
+    assert not main([*command, "--base", str(moved)])
+    assert "note:" not in capsys.readouterr().out
+    text = (moved / "tokenizer/tokenizer_config.json").read_text()
+    (moved / "tokenizer/tokenizer_config.json").write_text(
+        text.replace('"model_max_length": 12', '"model_max_length": 9')
+    )
+    assert not main([*command, "--base", str(moved)])
+    assert "is not the base that the run was trained on: its tokenizer differs" in capsys.readouterr().out
+
+
+def test_a_specification_of_another_version_is_refused():
+    with pytest.raises(InputError, match="another version of dash-vision"):
+        load_again({"name": "miniature", "colour": "red"})
+    with pytest.raises(InputError, match="another version of dash-vision"):
+        load_again({"revision": None})
