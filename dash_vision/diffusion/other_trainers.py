@@ -293,7 +293,6 @@ _KOHYA = {
     "zero3_init_flag": Foreign(_FSDP),
     "zero3_save_16bit_model": Foreign(_FSDP),
     "zero_stage": Foreign(_FSDP),
-    "zero_terminal_snr": Foreign("a base's noise process is read from its files"),
 }
 
 # -- what people call things elsewhere
