@@ -84,7 +84,8 @@ def about_lacking(text: str, font: Font) -> str:
     if not count:
         return ""
     letters = "1 letter" if count == 1 else f"{count} letters"
-    return f"{_STAND_IN} stands for {letters} that no font here has; install Noto Sans CJK to see them."
+    font_with = "a font with it" if count == 1 else "a font with them"
+    return f"{_STAND_IN} stands for {letters} that no font here has; install {font_with}, such as Noto Sans CJK."
 
 
 def _system_fonts(size: int) -> Iterator[ImageFont.FreeTypeFont]:

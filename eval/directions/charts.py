@@ -113,7 +113,7 @@ def match_panels(
 
     low, middle, high = (fixed(count, 0) for count in quantiles(grid.counts))
     darkest = grid.chance.max().item()
-    words = f"{RANDOM.capitalize()} share {middle} ({low} to {high}); darkest cell: {percent(darkest)} of pairs"
+    words = f"{RANDOM.capitalize()} share {middle} ({low} to {high}); darkest: {percent(darkest)}"
     return [
         panel(f"{int(grid.found.sum())} of the {n} most changed are shared", grid.found.double(), 0),
         panel(words, grid.chance / max(darkest, 1e-9), 7),

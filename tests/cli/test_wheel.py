@@ -81,4 +81,6 @@ def test_every_package_is_installed():
     folders = {path.parent for path in (ROOT / "dash_vision").rglob("*.py")}
     assert all((folder / "__init__.py").is_file() for folder in folders)
     real = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
-    assert set(settings["packages"]) == real | {"dash_vision.evaluation"}
+    evaluation = {path.parent.relative_to(ROOT / "eval").parts for path in (ROOT / "eval").rglob("*.py")}
+    real |= {".".join(("dash_vision", "evaluation", *parts)) for parts in evaluation}
+    assert set(settings["packages"]) == real

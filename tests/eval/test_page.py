@@ -3,6 +3,7 @@
 import re
 import shutil
 from io import BytesIO
+from itertools import pairwise
 
 import pytest
 from PIL import Image
@@ -156,6 +157,52 @@ def test_a_phone_needs_no_sideways_scrolling_and_dark_is_dark(browser, page):
             brightness[scheme, part] = sum(map(int, re.findall(r"\d+", rgb)[:3]))
     assert brightness["light", "background-color"] > 700 > 250 > brightness["light", "color"]
     assert brightness["dark", "background-color"] < 150 < 600 < brightness["dark", "color"]
+
+
+def test_what_is_wider_than_a_phone_shows_that_it_scrolls_until_its_end(browser, page):
+    show(browser, page, width=390)
+    for part in [find(browser, "nav")[0], *find(browser, "section .wide")]:
+        (inner,) = part.find_elements("css selector", ":scope > .scroll")
+        room = browser.execute_script("return arguments[0].scrollWidth - arguments[0].clientWidth", inner)
+        assert ("more" in part.get_attribute("class").split()) == (room > 2)
+        if room <= 2:
+            continue
+        arrow = browser.execute_script("return getComputedStyle(arguments[0], '::after').content", part)
+        assert arrow == '"\u203a"'
+        browser.execute_script("arguments[0].scrollLeft = arguments[0].scrollWidth", inner)
+        gone = "return !arguments[0].classList.contains('more')"
+        assert browser.execute_async_script(f"setTimeout(() => arguments[1]((() => {{ {gone} }})()), 100)", part)
+    assert find(browser, "section .wide.more") == []
+    show(browser, page, width=1200)
+    assert "more" not in find(browser, "nav")[0].get_attribute("class").split()
+
+
+def test_wide_tables_are_reached_and_scrolled_by_the_keyboard(browser, page):
+    show(browser, page, width=390)
+    scroll = next(s for s in find(browser, ".scroll") if "val200" in s.text)
+    assert scroll.get_attribute("tabindex") == "0"
+    assert scroll.get_attribute("aria-label")
+    scroll.send_keys("")
+    assert browser.execute_script("return document.activeElement === arguments[0]", scroll)
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_no_words_overlap_their_neighbours_and_none_are_tiny(browser, page, width):
+    show(browser, page, width=width)
+    boxes = browser.execute_script("""
+        return [...document.querySelectorAll(".bar, nav .links")].map(bar => [...bar.children].map(
+            child => { const r = child.getBoundingClientRect(); return [r.left, r.right, r.top, r.bottom]; }));
+    """)
+    for children in boxes:
+        for first, second in pairwise(children):
+            assert first[1] <= second[0] + 1 or first[3] <= second[2] + 1
+    sizes = browser.execute_script("""
+        const scale = e => e.ownerSVGElement ? e.ownerSVGElement.getScreenCTM().a : 1;
+        return [...document.querySelectorAll("p, td, th, small, figcaption, b, svg text")].filter(
+            e => e.textContent.trim() && e.getClientRects().length).map(
+            e => parseFloat(getComputedStyle(e).fontSize) * scale(e));
+    """)
+    assert min(sizes) >= 9
 
 
 def test_the_page_asks_for_nothing_and_reports_no_error(browser, page):

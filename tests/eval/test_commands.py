@@ -1,0 +1,49 @@
+"""The commands of `eval`: packages of one form, which answer --help before torch is there."""
+
+import argparse
+import subprocess
+import sys
+
+import pytest
+
+from eval.__main__ import COMMANDS, make_parser
+from tests.support.paths import ROOT
+
+NAMES = ["curves", "directions", "figure", "report", "subject", "vtab"]
+
+
+def parsers():
+    (action,) = [a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    return action.choices
+
+
+def test_every_package_is_a_command():
+    assert sorted(command.NAME for command in COMMANDS) == NAMES
+    assert sorted(path.parent.name for path in (ROOT / "eval").glob("*/__init__.py")) == NAMES
+    assert sorted(parsers()) == NAMES
+    for command in COMMANDS:
+        assert command.HELP
+        assert command.run.__doc__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_takes_its_output_by_o_and_describes_itself(name):
+    parser = parsers()[name]
+    assert any({"-o", "--out"} <= set(action.option_strings) for action in parser._actions)
+    assert len(parser.description) > 60
+    assert all(action.help for action in parser._actions)
+
+
+def test_help_needs_no_torch():
+    code = f"""
+import sys
+from eval.__main__ import main
+for name in {NAMES}:
+    try:
+        main([name, "--help"])
+    except SystemExit as stop:
+        assert stop.code == 0
+print("loaded:", [name for name in ("torch", "numpy", "PIL", "diffusers") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.stdout.splitlines()[-1] == "loaded: []", done.stderr
