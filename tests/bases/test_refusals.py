@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from transformers import T5Config, T5EncoderModel
 
 from dash_vision.bases.loading import load_base
 from dash_vision.files.errors import InputError
@@ -79,4 +80,15 @@ def test_a_unet_is_refused_by_what_its_settings_ask_for(bases, tmp_path, base, s
     config = {**UNet2DConditionModel.load_config(folder / "unet"), **settings}
     UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
     with pytest.raises(InputError, match=words):
+        load_base(str(folder))
+
+
+def test_another_text_encoder_than_clip_is_named(bases, tmp_path):
+    folder = shutil.copytree(bases / "sd", tmp_path / "base")
+    words = T5Config(vocab_size=1051, d_model=24, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    shutil.rmtree(folder / "text_encoder")
+    T5EncoderModel(words).save_pretrained(folder / "text_encoder")
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace("CLIPTextModel", "T5EncoderModel"))
+    with pytest.raises(InputError, match="has a T5EncoderModel as its text encoder"):
         load_base(str(folder))
