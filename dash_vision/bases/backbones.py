@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -339,7 +339,9 @@ def weights_digest(backbone: Backbone) -> str:
 
 @cache
 def _digest(backbone: Backbone, stamp: tuple[int, ...]) -> str:
-    """stamp: tells files at one place apart."""
-    model = build(backbone, 1)
+    """stamp: tells files at one place apart. Of the model's own size: positions that are resampled to another one
+    differ in their last bits from machine to machine."""
+    own = MINIATURE_SHAPE["img_size"] if backbone.name == MINIATURE else _present(backbone.name)[1].input_size[-1]
+    model = build(replace(backbone, image_size=own), 1)
     heads = tuple(f"{name}." for name in head_names(model))
     return identity.of_tensors(tensor for name, tensor in model.state_dict().items() if not name.startswith(heads))

@@ -320,7 +320,8 @@ def _load_vae(own: Any, name: str, revision: str | None) -> Any:
     """Another VAE in the place of the base's `own`. Raises InputError where it cannot be loaded, or where its latents
     are not those that the base was trained on."""
     kind, where = type(own), {"revision": revision} if revision else {}
-    with explained(lambda error: f"cannot load the VAE {name}: {reasons.of_vae(name, error)}"), _quiet():
+    bars = _quiet() if Path(name).exists() else contextlib.nullcontext()
+    with explained(lambda error: f"cannot load the VAE {name}: {reasons.of_vae(name, error)}"), bars:
         if Path(name).is_file():
             return _load_vae_file(own, name)
         config = kind.load_config(name, **where)

@@ -103,6 +103,11 @@ class StableDiffusion(Family):
             raise InputError(
                 f"the base {name} lacks a text encoder or its tokenizer; give a base that has all its parts"
             )
+        if not hasattr(encoder.config, "max_position_embeddings"):
+            raise InputError(
+                f"the base {name} has a {type(encoder).__name__} as its text encoder; dash-vision trains SD 1.x, 2.x "
+                "and SDXL with CLIP's"
+            )
         words, known = len(tokenizer.get_vocab()), int(encoder.config.vocab_size)
         tokens, read = int(tokenizer.model_max_length), int(encoder.config.max_position_embeddings)
         if words < known // 2 or tokens > read:

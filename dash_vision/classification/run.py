@@ -278,6 +278,7 @@ class _Execution:
             "seed": self.run.seed,
             "classes": self.data.classes,
             "backbone": self.backbone.to_dict(),
+            "weights": weights_digest(self.backbone),
         }
 
     def _record(self, selection: Selection, job: VtabJob | None, accuracy: float | None) -> VtabRecord:

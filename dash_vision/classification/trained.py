@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..bases.backbones import Backbone, Normalize, build
+from ..bases.backbones import Backbone, Normalize, build, weights_digest
 from ..core.loading import adapter_state, load_adapter
 from ..core.sharding import whole
 from ..files.atomic import write_json
@@ -113,6 +113,11 @@ def load_trained(path: Path, checkpoint: str | None = None) -> Trained:
         backbone = Backbone.from_dict(values)
     except InputError as error:
         raise InputError(f"{path} names a base that cannot be had: {error}") from None
+    if about.get("weights") not in (None, weights_digest(backbone)):
+        raise InputError(
+            f"{path} was trained on another base: {backbone.checkpoint or 'what the hub has now'} holds other weights "
+            f"of {backbone.name}; give the file of its own by --checkpoint"
+        )
     model = build(backbone, len(about["classes"]))
     if path.name == "adapter_config.json":
         model = _load_peft(model, path.parent)

@@ -39,12 +39,6 @@ _short = reprlib.Repr()
 _short.maxlevel, _short.maxstring, _short.maxother = 2, 60, 60
 
 
-def reader_gone() -> int:
-    """After a BrokenPipeError: whoever read the output (`| head`) has seen enough. Returns the exit status."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has nowhere to go
-    return 0
-
-
 def option(
     default: Any,
     group: str,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
+from transformers import T5Config, T5EncoderModel
 
 from dash_vision.bases.loading import load_base
 from dash_vision.files.errors import InputError
@@ -130,3 +131,14 @@ def test_a_distilled_base_gets_a_note_and_draws_in_few_steps(tmp_path, save, wor
 @pytest.mark.parametrize("name", ["flux2-klein", "flux", "z-image", "krea2"])
 def test_a_base_that_is_not_distilled_gets_no_note(tiny, name):
     assert load_base(str(tiny(name))).note is None
+
+
+def test_another_text_encoder_than_clip_is_named(bases, tmp_path):
+    folder = shutil.copytree(bases / "sd", tmp_path / "base")
+    words = T5Config(vocab_size=1051, d_model=24, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    shutil.rmtree(folder / "text_encoder")
+    T5EncoderModel(words).save_pretrained(folder / "text_encoder")
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace("CLIPTextModel", "T5EncoderModel"))
+    with pytest.raises(InputError, match="has a T5EncoderModel as its text encoder"):
+        load_base(str(folder))

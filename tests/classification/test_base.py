@@ -1,5 +1,6 @@
 """What a VTAB run records of its base, and that nothing goes on on another one."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 
 from dash_vision.bases.backbones import describe, weights_digest
 from dash_vision.classification.run import execute, finished
+from dash_vision.classification.trained import load_trained
 from dash_vision.files.errors import InputError, Stopped
 from dash_vision.runs.record import read_record
 from tests.support.vtab import StopAt, cpu, one_run
@@ -49,6 +51,20 @@ def test_a_result_is_of_one_checkpoint_wherever_it_lies(data, tmp_path):
     assert finished(run_on(data, shutil.copy(first, tmp_path / "moved.safetensors"))) == record
     with pytest.raises(InputError, match=r"of a run on other weights of test_vit than .*b\.safetensors"):
         finished(run_on(data, other))
+
+
+@pytest.mark.parametrize("method", ["linear", "lora"])
+def test_a_trained_model_is_loaded_on_its_own_weights_alone(data, tmp_path, method):
+    """A head by itself would be put on any base."""
+    first, other = weights(tmp_path / "a.safetensors", 1), weights(tmp_path / "b.safetensors", 2)
+    run = dataclasses.replace(run_on(data, first), method=method)
+    execute(run, cpu())
+    moved = shutil.move(first, tmp_path / "moved.safetensors")
+    images = torch.rand(2, 3, 32, 32)
+    model = load_trained(run.folder, str(moved)).model
+    assert torch.isfinite(model(images)).all()
+    with pytest.raises(InputError, match=r"was trained on another base: .*b\.safetensors holds other weights"):
+        load_trained(run.folder, other)
 
 
 def test_a_stopped_run_goes_on_with_its_own_checkpoint_alone(data, tmp_path):
