@@ -69,7 +69,7 @@ class Family(Protocol):
     denoiser's is also the prefix of its layers in LoRA files. trains_text_encoders: whether diffusers loads LoRAs of
     them. defaults: of settings. targets: presets of layers to adapt, by the name that users give; default_target is one
     of these. units: class names of the blocks whose weights FSDP puts together at a time. layouts: formats of
-    files.lora that tools read for this family.
+    files.lora that tools read for this family. other_programs: a sentence about who else reads which of them.
 
     Latents are [N, C, h, w] everywhere: a family whose denoiser takes packed ones packs them in `denoise` and `sample`.
     """
@@ -84,6 +84,7 @@ class Family(Protocol):
     default_target: str
     units: tuple[str, ...]
     layouts: tuple[str, ...]
+    other_programs: str
 
     # -- loading
 

@@ -34,6 +34,7 @@ class FlowTransformer(Family):
     targets: Mapping[str, Target]
     units: tuple[str, ...]
     layouts: tuple[str, ...] = ("diffusers",)
+    other_programs = "Nobody has tried whether other programs read it."
     defaults: Defaults
     patch = 2
     usual_length = 512

@@ -44,6 +44,8 @@ class Flux(FlowTransformer):
         "all-linear": f"{_ATTENTION}|{_MLP}",
     }
     units = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
+    layouts = ("diffusers", "kohya")
+    other_programs = "`kohya/` has the same for ComfyUI, Forge and kohya's scripts, by the names of FLUX's own code."
     about_base: About = FLUX1
     guides_by_prompt = False
 

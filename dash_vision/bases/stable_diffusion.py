@@ -40,6 +40,7 @@ class StableDiffusion(Family):
     default_target = "attention"
     units = ("BasicTransformerBlock", "ResnetBlock2D", "CLIPEncoderLayer")
     layouts = ("diffusers", "kohya")
+    other_programs = "`kohya/` has the same for ComfyUI and A1111."
 
     # -- loading
 

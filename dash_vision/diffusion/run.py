@@ -96,7 +96,7 @@ def finish(job: DreamBoothJob) -> None:
     if runtime.main:
         _write_adapters(job, states)
         record = describe(job)
-        write_card(plan.output, record, job.base.family.pipeline_class)
+        write_card(plan.output, record, job.base.family)
         write_record(plan.output / RUN, record)  # before the pictures, which may take long or fail
         job.say(f"adapters: {plan.output}")
     exported = None
