@@ -29,6 +29,7 @@ class Flux(FlowTransformer):
 
     name = "FLUX.1"
     pipeline_class = "FluxPipeline"
+    frozen_text = "dash-vision trains its transformer only"
     text_encoders = ("text_encoder", "text_encoder_2")
     defaults = Defaults(
         learning_rate=1e-4,

@@ -28,6 +28,7 @@ class StableDiffusion(Family):
     denoiser = "unet"
     text_encoders: tuple[str, ...] = ("text_encoder",)
     trains_text_encoders = True
+    frozen_text = ""
     defaults = Defaults(
         learning_rate=1e-4,
         rank=4,

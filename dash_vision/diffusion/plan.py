@@ -104,5 +104,5 @@ def _check(plan: Plan, base: Base) -> None:
         )
     if settings.train_text_encoder and not base.family.trains_text_encoders:
         raise InputError(
-            f"--train_text_encoder: diffusers loads no LoRA of the text encoders of {base.family.name}; leave it out"
+            f"--train_text_encoder does not go with {base.family.name}: {base.family.frozen_text}; leave it out"
         )
