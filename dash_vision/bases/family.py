@@ -76,10 +76,11 @@ class Family(Protocol):
     """What is asked of a kind of base. `pipeline` is always the stock diffusers pipeline.
 
     name: for users. pipeline_class: of diffusers. denoiser, text_encoders: names of the pipeline's networks; the
-    denoiser's is also the prefix of its layers in LoRA files. trains_text_encoders: whether diffusers loads LoRAs of
-    them. defaults: of settings. targets: presets of layers to adapt, by the name that users give; default_target is one
-    of these. units: class names of the blocks whose weights FSDP puts together at a time. layouts: formats of
-    files.lora that tools read for this family.
+    denoiser's is also the prefix of its layers in LoRA files. trains_text_encoders: whether they can be trained too;
+    frozen_text: why not. defaults: of settings. targets: presets of layers to adapt, by the name that users give;
+    default_target is one of these. units: class names of the blocks whose weights FSDP puts together at a time.
+    layouts: formats of files.lora that tools read for this family. other_programs: a sentence about who else reads
+    which of them.
 
     Latents are [N, C, h, w] everywhere: a family whose denoiser takes packed ones packs them in `denoise` and `sample`.
     """
@@ -89,11 +90,13 @@ class Family(Protocol):
     denoiser: str
     text_encoders: tuple[str, ...]
     trains_text_encoders: bool
+    frozen_text: str
     defaults: Defaults
     targets: Mapping[str, Target]
     default_target: str
     units: tuple[str, ...]
     layouts: tuple[str, ...]
+    other_programs: str
 
     # -- loading
 

@@ -30,10 +30,12 @@ class FlowTransformer(Family):
     text_encoders: tuple[str, ...] = ("text_encoder",)
     optional: tuple[str, ...] = ()
     trains_text_encoders = False
+    frozen_text = "diffusers loads no LoRA of its text encoders"
     default_target = "attention"
     targets: Mapping[str, Target]
     units: tuple[str, ...]
     layouts: tuple[str, ...] = ("diffusers",)
+    other_programs = "Nobody has tried whether other programs read it."
     defaults: Defaults
     patch = 2
     usual_length = 512
@@ -193,7 +195,7 @@ class FlowTransformer(Family):
         raise InputError(self._no_text_training())
 
     def _no_text_training(self) -> str:
-        return f"the text encoders of {self.name} are not trained"
+        return f"the text encoders of {self.name} are not trained: {self.frozen_text}"
 
     # -- pictures
 

@@ -29,6 +29,7 @@ class Flux(FlowTransformer):
 
     name = "FLUX.1"
     pipeline_class = "FluxPipeline"
+    frozen_text = "dash-vision trains its transformer only"
     text_encoders = ("text_encoder", "text_encoder_2")
     defaults = Defaults(
         learning_rate=1e-4,
@@ -44,6 +45,8 @@ class Flux(FlowTransformer):
         "all-linear": f"{_ATTENTION}|{_MLP}",
     }
     units = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
+    layouts = ("diffusers", "kohya")
+    other_programs = "`kohya/` has the same for ComfyUI, Forge and kohya's scripts, by the names of FLUX's own code."
     about_base: About = FLUX1
     guides_by_prompt = False
 

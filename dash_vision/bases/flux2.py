@@ -43,6 +43,11 @@ class Flux2Klein(FlowTransformer):
         "all-linear": f"{_DOUBLE}|{_SINGLE}|{_MLP}",
     }
     units = ("Flux2TransformerBlock", "Flux2SingleTransformerBlock")
+    layouts = ("diffusers", "kohya")
+    other_programs = (
+        "ComfyUI reads it too, since January 2026; `kohya/` has the same by the names of FLUX's own code, for older "
+        "versions and kohya's scripts."
+    )
     about_base: About = FLUX2
 
     # -- the base

@@ -12,5 +12,5 @@ DEFAULTS = Defaults(
 )
 NOTE = (
     "it knows a small rendered world; for photographs name another base: --pretrained_model_name_or_path with a hub "
-    "id, a folder or a .safetensors file of SD 1.x, 2.x or SDXL"
+    "id or a folder (docs/bases.md lists the kinds), or a .safetensors file of SD 1.x, 2.x or SDXL"
 )

@@ -38,6 +38,7 @@ class QwenImage(WithQwenVae):
     }
     units = ("QwenImageTransformerBlock",)
     longest = 1024
+    other_programs = "ComfyUI reads it too."
     about_base: About = QWEN_IMAGE
 
     def target(self, pipeline: Any, name: str) -> Target:

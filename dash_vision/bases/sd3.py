@@ -24,6 +24,7 @@ class StableDiffusion3(FlowTransformer):
 
     name = "Stable Diffusion 3"
     pipeline_class = "StableDiffusion3Pipeline"
+    frozen_text = "dash-vision trains its transformer only"
     text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
     optional = ("text_encoder_3",)
     defaults = Defaults(

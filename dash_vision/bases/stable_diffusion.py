@@ -39,6 +39,7 @@ class StableDiffusion(Family):
     denoiser = "unet"
     text_encoders: tuple[str, ...] = ("text_encoder",)
     trains_text_encoders = True
+    frozen_text = ""
     defaults = Defaults(
         learning_rate=1e-4,
         rank=4,
@@ -51,6 +52,7 @@ class StableDiffusion(Family):
     default_target = "attention"
     units = ("BasicTransformerBlock", "ResnetBlock2D", "CLIPEncoderLayer")
     layouts = ("diffusers", "kohya")
+    other_programs = "`kohya/` has the same for ComfyUI and A1111."
     # Inputs of the UNet by its setting that asks for them, with the values that this family serves.
     gives: Mapping[str, tuple[str | None, ...]] = {
         "time_cond_proj_dim": (None,),

@@ -37,6 +37,7 @@ class ZImage(FlowTransformer):
         "all-linear": f"{_ATTENTION}|{_MLP}",
     }
     units = ("ZImageTransformerBlock",)
+    other_programs = "ComfyUI reads it too."
     about_base: About = Z_IMAGE
 
     def note(self, pipeline: Any) -> str | None:

@@ -25,7 +25,7 @@ DESCRIPTION = "DreamBooth training with LoRA-Dash: plain LoRA first, then also t
 EPILOG = """examples:
   accelerate launch train_dreambooth.py --instance_data cat/ --dash_k 8
   accelerate launch train_dreambooth.py --instance_data my_dog/ --instance_prompt "a photo of sks dog" \\
-      --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 --mixed_precision fp16
+      --pretrained_model_name_or_path black-forest-labs/FLUX.2-klein-base-4B --mixed_precision bf16
   python train_dreambooth.py --instance_data cat/       a single process needs no launcher
 
 exit status: 0 finished; 1 could not go on; 2 wrong settings or input; 128 + n stopped by signal n, checkpoint written

@@ -59,7 +59,8 @@ class BaseArgs:
     pretrained_model_name_or_path: str | None = option(
         None,
         BASE,
-        "hub id, local folder or single .safetensors file of a Stable Diffusion 1.x, 2.x or SDXL model",
+        "hub id or local folder of FLUX.2 (klein, dev), Z-Image, Qwen-Image, FLUX.1, Stable Diffusion 3 or 3.5, Krea "
+        "2, SDXL, or Stable Diffusion 1.x or 2.x; of the last three kinds also a single .safetensors file",
         metavar="ID|PATH",
         shown_default="miniature, the embedded base of 64x64 pixels",
     )

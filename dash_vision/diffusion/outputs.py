@@ -11,10 +11,12 @@ from typing import Any
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..bases.family import Family
 from ..bases.loading import Base
 from ..bases.sampling import Sampling, sample
 from ..drawing.sheet import Row, draw_sheet
 from ..files.atomic import replacing, write_text
+from ..files.flux_names import unnamed
 from ..files.lora import DIFFUSERS_NAME, export_states
 from ..files.native import NATIVE_NAME, AdapterState, write_native
 from ..files.readers import About, remarks
@@ -35,6 +37,10 @@ def write_adapters(
     layers = {name: list(state.kinds) for name, state in states.items()}
     notices = []
     for layout in layouts:
+        lost = unnamed(layers.get("transformer", ())) if layout == "kohya" else []
+        if lost:
+            notices.append(f"there is no file in kohya's format, which has no name for {lost[0]} ({len(lost)} layers)")
+            continue
         export_states(states, folder if layout == "diffusers" else folder / layout, layout, about=about)
         notices += remarks(layers, layout, about) if layout != "diffusers" else []
     return notices
@@ -110,9 +116,9 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 # -- words
 
 
-def write_card(folder: Path, record: DreamBoothRecord, loading: Sequence[str]) -> None:
-    """README.md in the output folder: the picture, how to load the adapter, the settings. loading: lines of Python that
-    load the base."""
+def write_card(folder: Path, record: DreamBoothRecord, loading: Sequence[str], family: Family) -> None:
+    """README.md in the output folder: the picture, how to load the adapter, which file is for whom, the settings.
+    loading: lines of Python that load the base."""
     k, rank = record.arguments["dash_k"], record.arguments["rank"]
     base_line = "" if record.base.name == MINIATURE else f"base_model: {record.base.name}\n"
     table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in _rows(record).items())
@@ -135,7 +141,7 @@ instance_prompt: {_yaml(record.instance_prompt)}
 ```
 
 `{DIFFUSERS_NAME}` is a plain LoRA of rank {rank + k} that holds all that was learned{_dash_words(k)}; nothing but
-diffusers and peft is needed to load it. `kohya/` has the same for ComfyUI and A1111. `{NATIVE_NAME}` is the adapter in
+diffusers and peft is needed to load it. {_other_programs(folder, family)} `{NATIVE_NAME}` is the adapter in
 dash-vision's own format, for further work with it: `python -m dash_vision inspect {NATIVE_NAME}`.
 
 | setting | value |
@@ -143,6 +149,12 @@ dash-vision's own format, for further work with it: `python -m dash_vision inspe
 {table}
 """
     write_text(folder / "README.md", card)
+
+
+def _other_programs(folder: Path, family: Family) -> str:
+    if "kohya" in family.layouts and not (folder / "kohya").is_dir():
+        return "There is no file for other programs, which have no names for some of the trained layers."
+    return family.other_programs
 
 
 def _rows(record: DreamBoothRecord) -> dict[str, str]:

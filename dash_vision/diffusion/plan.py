@@ -131,7 +131,7 @@ def _check(plan: Plan, base: Base) -> None:
         )
     if settings.train_text_encoder and not base.family.trains_text_encoders:
         raise InputError(
-            f"--train_text_encoder: diffusers loads no LoRA of the text encoders of {base.family.name}; leave it out"
+            f"--train_text_encoder does not go with {base.family.name}: {base.family.frozen_text}; leave it out"
         )
     if settings.noise_offset and not isinstance(base.noise(), DDPM):
         raise InputError(f"--noise_offset is for bases trained by DDPM, which {base.family.name} is not; leave it out")

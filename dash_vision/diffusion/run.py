@@ -107,7 +107,7 @@ def finish(job: DreamBoothJob) -> None:
     if runtime.main:
         _write_adapters(job, states, plan.output)
         record = describe(job)
-        write_card(plan.output, record, loading_lines(job.base))
+        write_card(plan.output, record, loading_lines(job.base), job.base.family)
         write_record(plan.output / RUN, record)  # before the pictures, which may take long or fail
         job.say(f"adapters: {plan.output}")
     exported = None

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .atomic import write_json
 from .container import ENTRY, read_safetensors, write_safetensors
+from .flux_names import fuse
 from .native import AdapterState
 from .readers import About, infer_about
 
@@ -141,6 +142,8 @@ def _write_kohya(
     provenance: dict[str, str],
     about: About,
 ) -> Path:
+    if "transformer" in folded:
+        return _write_fused(folded, folder, rank, dtype, provenance, about)
     two = "text_encoder_2" in folded or about.base_version.startswith("sdxl")
     prefixes = {"unet": "lora_unet", "text_encoder": "lora_te1" if two else "lora_te", "text_encoder_2": "lora_te2"}
     unknown = [c for c in folded if c not in prefixes]
@@ -154,6 +157,29 @@ def _write_kohya(
             tensors[f"{key}.alpha"] = torch.tensor(float(rank), dtype=dtype)
     path = folder / f"{_title(folder)}.safetensors"
     _write_checked(path, tensors, {**about.metadata(rank, _title(folder)), **provenance}, 3 * _count(folded))
+    return path
+
+
+def _write_fused(
+    folded: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]],
+    folder: Path,
+    rank: int,
+    dtype: torch.dtype,
+    provenance: dict[str, str],
+    about: About,
+) -> Path:
+    """The kohya format of FLUX.1 and FLUX.2; see flux_names."""
+    others = [component for component in folded if component != "transformer"]
+    if others:
+        raise ValueError(f"the kohya format has no name for component {others[0]!r} beside a transformer")
+    tensors: dict[str, Tensor] = {}
+    layers = fuse(folded["transformer"])
+    for name, (down, up) in layers.items():
+        key = f"lora_unet_{name}"
+        tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = down.contiguous(), up.contiguous()
+        tensors[f"{key}.alpha"] = torch.tensor(float(len(down)), dtype=dtype)  # a scale of 1 for each rank
+    path = folder / f"{_title(folder)}.safetensors"
+    _write_checked(path, tensors, {**about.metadata(rank, _title(folder)), **provenance}, 3 * len(layers))
     return path
 
 

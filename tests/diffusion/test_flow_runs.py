@@ -130,7 +130,7 @@ def test_a_guidance_distilled_base_is_told_the_guidance(bases, tiny, tmp_path):
     [
         ({"resolution": 18}, "--resolution is 18; this base takes multiples of 4"),
         ({"snr_gamma": 5.0}, "--snr_gamma does nothing for this base"),
-        ({"train_text_encoder": True}, "--train_text_encoder: diffusers loads no LoRA of the text encoders of FLUX.2"),
+        ({"train_text_encoder": True}, "--train_text_encoder does not go with FLUX.2 klein: diffusers loads no LoRA"),
         ({"max_sequence_length": 5000}, "--max_sequence_length is 5000"),
         ({"training_guidance_scale": 2.0}, "--training_guidance_scale"),
     ],
@@ -141,8 +141,8 @@ def test_settings_that_do_not_fit_a_flow_matching_base(bases, tiny, tmp_path, ch
 
 
 OVERFIT = {
-    "max_train_steps": 100,
-    "prelaunch_steps": 70,
+    "max_train_steps": 120,
+    "prelaunch_steps": 80,
     "rank": 16,
     "dash_k": 4,
     "train_batch_size": 8,
@@ -156,7 +156,8 @@ OVERFIT = {
 
 @pytest.mark.parametrize("name", ["flux2-klein", "z-image"])
 def test_the_stock_pipeline_draws_the_one_picture_that_was_learned(bases, tiny, tmp_path, name):
-    """At least twice as near to it, in latents, as the untrained base. A wrong sign, time, shift or packing fails."""
+    """At least twice as near to it, in latents, as the untrained base. A wrong sign or packing fails here; one picture
+    alone can be learned with a wrong time, which tests/bases/test_flow_families.py finds."""
     folder = tmp_path / "cat"
     folder.mkdir()
     colours = torch.randint(256, (4, 4, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
