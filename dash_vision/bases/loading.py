@@ -165,6 +165,7 @@ def load_base(
     single_file_config, vae = _expanded(single_file_config), _expanded(vae)
     path = pipeline_path() if name == MINIATURE else Path(name).expanduser()
     marks = Marks()
+    _check_idle(name, path, revision, variant, single_file_config, vae, vae_revision)
     if path.is_file():
         pipeline, family, marks = _load_file(path, single_file_config)
     else:
@@ -295,6 +296,27 @@ def _load_file(path: Path, config: str | None) -> tuple[Any, Family, Marks]:
     if any(tensor.is_meta for network in networks for tensor in network.parameters()):
         raise InputError(_refusal(str(path), reasons.incomplete_file()))
     return pipeline, family, marks
+
+
+def _check_idle(
+    name: str,
+    path: Path,
+    revision: str | None,
+    variant: str | None,
+    config: str | None,
+    vae: str | None,
+    vae_revision: str | None,
+) -> None:
+    """Raises InputError for a choice among files where there is none."""
+    for flag, value, idle, why in (
+        ("revision", revision, path.exists(), f"{name} is on this machine, and only the hub has revisions"),
+        ("variant", variant, path.is_file(), f"{name} is a single file"),
+        ("single_file_config", config, not path.is_file(), f"{name} is no single file and has its own configuration"),
+        ("vae_revision", vae_revision, vae is None, "no other VAE is given (--pretrained_vae_model_name_or_path)"),
+        ("vae_revision", vae_revision, vae is not None and Path(vae).exists(), f"{vae} is on this machine"),
+    ):
+        if value is not None and idle:
+            raise InputError(f"--{flag} {value} does nothing here: {why}; leave it out")
 
 
 def _refusal(name: str, reason: str) -> str:

@@ -142,3 +142,22 @@ def test_another_text_encoder_than_clip_is_named(bases, tmp_path):
     index.write_text(index.read_text().replace("CLIPTextModel", "T5EncoderModel"))
     with pytest.raises(InputError, match="has a T5EncoderModel as its text encoder"):
         load_base(str(folder))
+
+
+def test_a_choice_among_files_that_are_not_there_is_refused(bases, tmp_path):
+    single = tmp_path / "model.safetensors"
+    single.write_bytes(b"")
+    folder = str(bases / "sd")
+    for name, options, words in (
+        (folder, {"revision": "main"}, "--revision main does nothing here: .* only the hub has revisions"),
+        (str(single), {"variant": "fp16"}, "--variant fp16 does nothing here: .* is a single file"),
+        (folder, {"single_file_config": folder}, "--single_file_config .* does nothing here"),
+        (folder, {"vae_revision": "main"}, "--vae_revision main does nothing here: no other VAE"),
+        (
+            folder,
+            {"vae": folder + "/vae", "vae_revision": "main"},
+            "--vae_revision main does nothing here: .*/vae is on",
+        ),
+    ):
+        with pytest.raises(InputError, match=words):
+            load_base(name, **options)
