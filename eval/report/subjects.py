@@ -54,7 +54,7 @@ def subject_html(folder: Path, result: dict[str, Any]) -> str:
     tiles = _tiles(folder, result)
     if tiles:
         parts.append(
-            f'<p class="caption">The first picture of every prompt.</p><div class="tiles">{"".join(tiles)}</div>'
+            f'<p class="caption">The first picture of every prompt.</p><div class="tiles pairs">{"".join(tiles)}</div>'
         )
     return "".join(parts)
 
