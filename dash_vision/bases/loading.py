@@ -313,7 +313,6 @@ def _check_idle(
         ("variant", variant, path.is_file(), f"{name} is a single file"),
         ("single_file_config", config, not path.is_file(), f"{name} is no single file and has its own configuration"),
         ("vae_revision", vae_revision, vae is None, "no other VAE is given (--pretrained_vae_model_name_or_path)"),
-        ("vae_revision", vae_revision, vae is not None and Path(vae).exists(), f"{vae} is on this machine"),
     ):
         if value is not None and idle:
             raise InputError(f"--{flag} {value} does nothing here: {why}; leave it out")

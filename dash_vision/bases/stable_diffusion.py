@@ -153,7 +153,7 @@ class StableDiffusion(Family):
 
     def note(self, pipeline: Any) -> str | None:
         """See Family: consistency models are told their guidance, Turbo is known by its name."""
-        turbo = "turbo" in str(pipeline.config._name_or_path).lower()
+        turbo = "turbo" in str(pipeline.config.get("_name_or_path", "")).lower()
         if not turbo and getattr(pipeline.unet.config, "time_cond_proj_dim", None) is None:
             return None
         return (

@@ -80,4 +80,4 @@ class ZImage(FlowTransformer):
 
 def _is_turbo(pipeline: Any) -> bool:
     """By its name: nothing in the configuration tells it from the base for sure."""
-    return "turbo" in str(pipeline.config._name_or_path).lower()
+    return "turbo" in str(pipeline.config.get("_name_or_path", "")).lower()

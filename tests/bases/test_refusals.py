@@ -153,11 +153,6 @@ def test_a_choice_among_files_that_are_not_there_is_refused(bases, tmp_path):
         (str(single), {"variant": "fp16"}, "--variant fp16 does nothing here: .* is a single file"),
         (folder, {"single_file_config": folder}, "--single_file_config .* does nothing here"),
         (folder, {"vae_revision": "main"}, "--vae_revision main does nothing here: no other VAE"),
-        (
-            folder,
-            {"vae": folder + "/vae", "vae_revision": "main"},
-            "--vae_revision main does nothing here: .*/vae is on",
-        ),
     ):
         with pytest.raises(InputError, match=words):
             load_base(name, **options)
