@@ -16,7 +16,7 @@ from dash_vision.files.fingerprints import compare_probes
 from dash_vision.files.native import NATIVE_NAME, AdapterState, read_native, read_notes
 from dash_vision.runs.record import RECORDS
 
-from ..bases import compare_bases, load_pipeline, native_adapters
+from ..bases import compare_bases, load_base, native_adapters
 from ..colours import method_colours
 from ..runs import DreamBoothRun, Run, VtabRun, find_runs, labels
 
@@ -73,8 +73,8 @@ def read_truth(path: Path, run: Run, source: Source) -> tuple[Run | None, Source
         raise InputError(f"{refusal} ({differing}); give its weights as a file to take the base on trust")
     if isinstance(found, DreamBoothRun) and isinstance(run, DreamBoothRun):
         comparison = compare_bases(run, found)
-        if comparison.same is False:
-            raise InputError(f"{refusal} ({comparison.difference}); their directions have no relation")
+        if comparison is not None:
+            raise InputError(f"{refusal} ({comparison}); their directions have no relation")
     return found, truth
 
 
@@ -116,7 +116,7 @@ def _full_weights(path: Path) -> Path | None:
 def load_frozen_model(run: Run, base: str | None) -> nn.Module:
     """The frozen model that a run was trained on."""
     if isinstance(run, DreamBoothRun):
-        return load_pipeline(run, base).unet
+        return load_base(run, base).denoiser
     from dash_vision.bases.backbones import Backbone, build
 
     path = run.folder / NATIVE_NAME
