@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from ..bases.backbones import Backbone, Normalize, build, weights_digest
+from ..core.adapter import fold_in
 from ..core.loading import adapter_state, load_adapter
 from ..core.sharding import whole
 from ..files.atomic import write_json
@@ -140,20 +141,10 @@ def merge(path: Path, out: Path, checkpoint: str | None = None) -> int:
     fold = getattr(model, "merge_and_unload", None)
     if fold is not None:
         model = fold()
-    for adapter in list(model.__dict__.get("dash_adapters", {}).values()):
-        _fold_in(adapter.layers, model)
+    fold_in(model)
     state = {key: tensor.detach().contiguous() for key, tensor in model.state_dict().items()}
     write_container(out, TRAINED, trained.about, state)
     return len(state)
-
-
-def _fold_in(layers: dict[str, Any], model: nn.Module) -> None:
-    """Replace every adapted layer by a frozen one with the effective weight."""
-    for name, layer in layers.items():
-        with torch.no_grad():
-            layer.base.weight.copy_(layer.weight)
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.base)
 
 
 def predict(trained: Trained, images: Sequence[Path | Picture], top: int = 5) -> list[list[tuple[str, float]]]:
