@@ -135,7 +135,7 @@ def merge(path: Path, out: Path, checkpoint: str | None = None) -> int:
     `timm.create_model(name, num_classes=..., checkpoint_path=out)` loads it. Raises as `load_trained`.
     """
     if out.suffix != ".safetensors":
-        raise ValueError(f"the merged checkpoint is a .safetensors file, got {out.name}; give another name")
+        raise InputError(f"the merged checkpoint is a .safetensors file, got {out.name}; give another name")
     trained = load_trained(path, checkpoint)
     model = trained.model
     fold = getattr(model, "merge_and_unload", None)
@@ -163,13 +163,13 @@ def predict(trained: Trained, images: Sequence[Path | Picture], top: int = 5) ->
 
 
 def command_lines(args: argparse.Namespace) -> Iterator[str]:
-    """What `python -m dash_vision predict` and `merge` print. Raises ValueError with a sentence for the user."""
+    """What `python -m dash_vision predict` and `merge` print. Raises InputError."""
     if args.command == "merge":
         count = merge(args.adapter, args.out, args.checkpoint)
         yield f"wrote {args.out}: {count} tensors, a plain timm checkpoint"
         return
     if args.top < 1:
-        raise ValueError(f"--top is 1 or more, got {args.top}")
+        raise InputError(f"--top is 1 or more, got {args.top}")
     trained = load_trained(args.adapter, args.checkpoint)
     for path in args.images:
         picture = open_picture(path)

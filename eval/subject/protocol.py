@@ -61,8 +61,10 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
     for note in [*notes, *sampler_notes(runs, how.sampler)]:
         say(note)
     if base is None and any(plan.missing):
-        base, runs = _load(runs, how, notes, problems)
-        plan = make_plan(runs, asked, output, how, drawn_by)  # without those that do not fit
+        base, fitting = _load(runs, how, notes, problems)
+        if len(fitting) < len(runs):  # as if the others had not been given
+            runs = fitting
+            plan = make_plan(runs, asked, output, how, drawn_by)
     count, first = how.images_per_prompt, plan.jobs[0].prompts[0]
     say(f'{len(plan.jobs)} methods x {len(asked.prompts)} prompts x {count} pictures; "{first}", ...')
     _draw(base, plan, state, how)
