@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from .commands import adapters, generate
+from .commands import adapters, generate, merge
 from .files.errors import InputError, RunError
 from .runs.cores import choose_threads
 from .runs.faults import fail, printable_streams, report
@@ -60,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
         ("generate", "draw pictures with a trained adapter", generate.add_arguments, generate.run),
         ("export", "write a native adapter as a plain LoRA of rank r + k", adapters.add_export, adapters.export),
         ("inspect", "print what a native adapter holds", adapters.add_inspect, adapters.inspect),
-        ("merge", "write a trained classifier as one plain timm checkpoint", adapters.add_merge, adapters.classify),
+        ("merge", "write the base of a run with the adapter in its weights", merge.add_arguments, merge.run),
         ("predict", "print the likeliest classes of images", adapters.add_predict, adapters.classify),
     ):
         parser = commands.add_parser(name, help=help_, description=help_)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dash_vision.bases.identity import difference
+from dash_vision.bases.loading import Base, load_again
 from dash_vision.core.loading import probe_weight, read_adapters
 from dash_vision.files.errors import InputError
 from dash_vision.files.fingerprints import compare_probes
@@ -38,103 +38,85 @@ def no_loading_bars() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def load_pipeline(run: DreamBoothRun, base: str | None = None) -> Any:
-    """The stock diffusers pipeline that a run was trained on, in float32. Raises InputError.
+def load_base(run: DreamBoothRun, place: str | None = None) -> Base:
+    """The base that a run was trained on, in float32. Raises InputError.
 
-    base: a hub id, folder or file to use instead of the one in the run's record.
+    place: a hub id, folder or file to use instead of the one in the run's record.
     """
-    from dash_vision.bases.loading import load_base
-
     no_loading_bars()
-    specification = dict(run.record.base.specification)
-    if base:
-        specification |= {"name": base, "revision": None}  # a revision is of one hub id
     try:
-        return load_base(**specification).pipeline
-    except TypeError as error:
-        raise InputError(f"{run.folder} records its base in another way ({error}); make the run again") from None
+        return load_again(run.record.base.specification, place)
     except InputError as error:
         raise InputError(f"{error} (of {run.folder}; --base says where its base is now)") from None
 
 
-def fitting_runs(
-    pipeline: Any, runs: Mapping[str, DreamBoothRun], base: str | None = None
-) -> tuple[dict[str, DreamBoothRun], list[str]]:
-    """The runs whose adapters load in a pipeline that none is loaded in, and a sentence for each of the others.
+def check_identity(base: Base, run: DreamBoothRun, place: str | None = None) -> list[str]:
+    """A note where a base that the user named, at `place`, is not in all its parts the one that a run was trained on.
 
-    base: what the pipeline was loaded from, None for what the first run's record names. Raises InputError where none is
-    left.
+    Ask before a network of it is cast. Raises InputError where nobody named it: what the run's record names has
+    changed since.
     """
+    part = difference(run.record.base.identity, base.identity())
+    if part is None:
+        return []
+    found = f"{base.name} is not the base that {run.folder} was trained on: its {part} differs"
+    if place is None:
+        raise InputError(f"{found}; --base says where that base is now, or names another one to draw with all the same")
+    return [f"note: {found}"]
+
+
+def fitting_runs(base: Base, runs: Mapping[str, DreamBoothRun]) -> tuple[dict[str, DreamBoothRun], list[str]]:
+    """The runs whose adapters load in a base that none is loaded in, and a sentence for each of the others. Raises
+    InputError where none is left."""
     fitting, problems = {}, []
     for name, run in runs.items():
         try:
-            _check_base(pipeline, run, base or next(iter(runs.values())).base)
-            load_lora(pipeline, run)
+            _check_layers(base, run)
+            load_lora(base, run)
             fitting[name] = run
         except InputError as error:
             problems.append(f"{name}: {error}")
         finally:
-            pipeline.unload_lora_weights()
+            base.pipeline.unload_lora_weights()
     if not fitting:
         raise InputError("; ".join(problems))
     return fitting, problems
 
 
-def _check_base(pipeline: Any, run: DreamBoothRun, base: str) -> None:
-    """Raises InputError when a run was not trained on the weights of a pipeline, which was loaded from `base`."""
+def _check_layers(base: Base, run: DreamBoothRun) -> None:
+    """Raises InputError when a base does not hold the weights that a run was trained on."""
+    networks = base.components()
     for component, state in native_adapters(run).items():
-        part = getattr(pipeline, component, None)
-        modules = dict(part.named_modules()) if part is not None else {}
+        modules = dict(networks[component].named_modules()) if component in networks else {}
         layers = {m: modules[m] for m in state.kinds if isinstance(getattr(modules.get(m), "weight", None), Tensor)}
         found = {m: probe_weight(layer) for m, layer in layers.items()}
         if len(found) < len(state.kinds) or compare_probes(found, state.probes):
-            raise InputError(f"{run.folder} was trained on other weights than {base} holds; name its base by --base")
+            raise InputError(
+                f"{run.folder} was trained on other weights than {base.name} holds; name its base by --base"
+            )
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Whether two runs were trained on the same base; None where their records cannot tell. difference: in words."""
+def compare_bases(first: DreamBoothRun, second: DreamBoothRun) -> str | None:
+    """In what the bases of two runs differ, in words; None where they are the same, wherever they were loaded from.
 
-    same: bool | None
-    difference: str = ""
-
-
-# Entries of a base's specification that say where its weights are: equal weights may lie in two places.
-_PLACES = {"name", "revision", "variant"}
-
-
-def compare_bases(first: DreamBoothRun, second: DreamBoothRun) -> Comparison:
-    """Compare the bases of two runs by all that their records say. Raises InputError for a broken native file.
-
-    The adapted networks are compared by the layers that both runs adapt, the others by what the specification says of
-    them, such as another VAE.
+    The digests of their parts tell, and beside these how much of a prompt is read.
     """
-    one, other = base_options(first), base_options(second)
-    for key in sorted(one.keys() | other.keys()):
-        if one.get(key) != other.get(key):
-            return Comparison(False, f"{key} {one.get(key)} and {other.get(key)}")
-    same = _same_layers(first, second)
-    if same is None and first.record.base.specification == second.record.base.specification:
-        same = True
-    return Comparison(same, "" if same else f"{first.base} and {second.base}")
+    part = difference(first.record.base.identity, second.record.base.identity)
+    if part is not None:
+        return f"the {part} of {_named(first, part)} and that of {_named(second, part)}"
+    lengths = prompt_length(first), prompt_length(second)
+    return None if lengths[0] == lengths[1] else f"max_sequence_length {lengths[0]} and {lengths[1]}"
 
 
-def base_options(run: DreamBoothRun) -> dict[str, Any]:
-    """What a run's base is besides the place of its weights, such as another VAE; what is unset is left out."""
-    specification = run.record.base.specification
-    return {key: value for key, value in specification.items() if key not in _PLACES and value is not None}
+def _named(run: DreamBoothRun, part: str) -> str:
+    """A run's base, with what the user put in the place of a part of it."""
+    other = run.record.base.specification.get(part)
+    return f"{run.base} with {other}" if other else run.base
 
 
-def _same_layers(first: DreamBoothRun, second: DreamBoothRun) -> bool | None:
-    """Whether the layers that both runs adapt had the same frozen weights; None where there are none."""
-    if first.base_fingerprint == second.base_fingerprint:
-        return True
-    a, b = (
-        {f"{part}.{m}": probe for part, state in native_adapters(run).items() for m, probe in state.probes.items()}
-        for run in (first, second)
-    )
-    common = a.keys() & b.keys()
-    return compare_probes({m: a[m] for m in common}, {m: b[m] for m in common}) is None if common else None
+def prompt_length(run: DreamBoothRun) -> int | None:
+    """Tokens of a prompt that were read; None where the base decided."""
+    return run.record.base.specification.get("max_sequence_length")
 
 
 def check_files(run: DreamBoothRun) -> None:
@@ -148,11 +130,11 @@ def check_files(run: DreamBoothRun) -> None:
     native_adapters(run)
 
 
-def load_lora(pipeline: Any, run: DreamBoothRun) -> None:
-    """Load a run's adapter in a pipeline, as diffusers does. Raises InputError."""
+def load_lora(base: Base, run: DreamBoothRun) -> None:
+    """Load a run's adapter in the base's stock pipeline, as diffusers does. Raises InputError."""
     path = run.folder / DIFFUSERS_NAME
     try:
-        pipeline.load_lora_weights(str(run.folder), weight_name=DIFFUSERS_NAME)
+        base.pipeline.load_lora_weights(str(run.folder), weight_name=DIFFUSERS_NAME)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"cannot load {path} in the base ({reason}); export it anew or make the run again") from None

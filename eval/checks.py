@@ -75,9 +75,9 @@ def _check_bases(block: Block, runs: dict[str, DreamBoothRun]) -> None:
     (name, first), *others = runs.items()
     for other, run in others:
         found = compare_bases(first, run)
-        if found.same is False:
+        if found is not None:
             raise InputError(
-                f"the adapters for {block.subject} were trained on different bases ({found.difference}, of {name} and "
+                f"the adapters for {block.subject} were trained on different bases ({found}, of {name} and "
                 f"{other}); compare like with like"
             )
 

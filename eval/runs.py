@@ -34,8 +34,13 @@ class DreamBoothRun:
 
     @property
     def base_fingerprint(self) -> str:
-        """By which the same base under another name is recognised: of the denoiser, which comes first."""
-        return next(iter(self.record.base.fingerprints.values()))
+        """By which the same base under another name is recognised: of the denoiser."""
+        return self.record.base.fingerprints[self.denoiser]
+
+    @property
+    def denoiser(self) -> str:
+        """The denoiser's name among the adapted networks, of which it is the first."""
+        return next(iter(self.record.base.fingerprints))
 
     @property
     def prompt(self) -> str:

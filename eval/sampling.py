@@ -1,4 +1,4 @@
-"""Pictures from a pipeline: its settings, its device, its memory."""
+"""Pictures from a base: its settings, its device, its memory."""
 
 from __future__ import annotations
 
@@ -7,28 +7,37 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from PIL import Image
 
-from dash_vision.files.errors import InputError
-from dash_vision.runs.seeds import stream
+from dash_vision.bases.loading import Base
+from dash_vision.bases.sampling import Sampling, sample
+from dash_vision.files.errors import InputError, RunError
 
 from .blocks import Sampler
 from .runs import DreamBoothRun
 
 
 def generate(
-    pipeline: Any, prompts: Sequence[str], seed: int, numbers: Sequence[int], side: int, settings: Mapping[str, Any]
-) -> list[Any]:
+    base: Base, prompts: Sequence[str], seed: int, numbers: Sequence[int], side: int, settings: Mapping[str, Any]
+) -> list[Image.Image]:
     """A picture of side x side pixels for each prompt, from the noise of (seed, its number), which is that of column
-    `number` in a run's samples.png. settings: of the sampler. Raises InputError where memory does not suffice."""
-    # Each picture has its own generator, on the CPU: its noise is the same for every method, batch, process and device.
-    noises = [stream(seed, "sample", number) for number in numbers]
-    # In float32 whatever the pipeline computes in: random numbers of half precision would be others.
-    shape = (1, pipeline.unet.config.in_channels, side // pipeline.vae_scale_factor, side // pipeline.vae_scale_factor)
-    latents = torch.cat([torch.randn(shape, generator=noise) for noise in noises]).to(pipeline.unet.dtype)
-    what = f"{len(prompts)} pictures of {side} x {side} at once"
-    with within_memory(what, "--dtype float16, a smaller --batch_size where there is one, or --device cpu"):
-        made = pipeline(list(prompts), generator=noises, latents=latents, width=side, height=side, **settings)
-    return list(made.images)
+    `number` in a run's samples.png. settings: of the sampler. The base is where `move` put it. Raises InputError where
+    memory does not suffice, or a picture holds values that are not finite."""
+    steps, guidance = int(settings["num_inference_steps"]), float(settings["guidance_scale"])
+    how = Sampling(steps, guidance, (side, side), batch_size=len(prompts))
+    place, dtype = _place(base)
+    instead = "--dtype float16, a smaller --batch_size where there is one, or --device cpu"
+    try:
+        with within_memory(f"{len(prompts)} pictures of {side} x {side} at once", instead):
+            return sample(base, prompts, seed, numbers, how, place, dtype)
+    except RunError as error:
+        raise InputError(f"{error}; give --dtype float32, or make the run again") from None
+
+
+def _place(base: Base) -> tuple[torch.device, torch.dtype]:
+    """Where the denoiser is, and what it computes in."""
+    weight = next(base.denoiser.parameters())
+    return weight.device, weight.dtype
 
 
 @contextmanager
@@ -40,10 +49,13 @@ def within_memory(what: str, instead: str) -> Iterator[None]:
         raise InputError(f"the GPU's memory does not suffice for {what}; give {instead}") from None
 
 
-def move(pipeline: Any, device: str, dtype: str) -> None:
-    """A pipeline to a device and a dtype of torch's. Raises InputError where the memory does not suffice."""
+def move(base: Base, device: str, dtype: str) -> None:
+    """A base to a device, and its networks to a dtype of torch's; the VAE decodes in float32. Raises InputError where
+    the memory does not suffice."""
     with within_memory("the base", "--dtype float16, or --device cpu"):
-        pipeline.to(device, getattr(torch, dtype))
+        for network in (base.denoiser, *base.text_encoders()):
+            network.to(getattr(torch, dtype))
+        base.pipeline.to(device)
 
 
 def usable_device(name: str | None = None) -> str:

@@ -21,6 +21,7 @@ from .noise import NoiseOptions, NoiseProcess
 
 Conditions = dict[str, Any]
 """What the denoiser is told beside the noisy latents, by a name that the family chooses; a batch first."""
+Generators = torch.Generator | list[torch.Generator]
 Target = str | list[str]
 """DashConfig's target: a preset of the core, module-name suffixes, or a regular expression."""
 
@@ -219,10 +220,10 @@ class Family(Protocol):
         """The pipeline's own encoding of prompts, and of none for guidance, as arguments of its call."""
 
     def sample(
-        self, pipeline: Any, inputs: Mapping[str, Any], noise: Tensor, how: Sampling, generator: torch.Generator
+        self, pipeline: Any, inputs: Mapping[str, Any], noise: Tensor, how: Sampling, generator: Generators
     ) -> Tensor:
         """Latents [N, C, h, w] by the pipeline's sampler from `noise` of that shape. generator: of a sampler that adds
-        noise on the way."""
+        noise on the way, one for each picture or one for all."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ..files.errors import InputError
 from ..files.readers import About
 from ..pictures.crops import CropInfo
 from .devices import placed
-from .family import AS_THE_PIPELINE, Conditions, Defaults, Family, PromptOptions, Sampling, Target, moved
+from .family import AS_THE_PIPELINE, Conditions, Defaults, Family, Generators, PromptOptions, Sampling, Target, moved
 from .flow import Flow, sampler_shift, sized_mu
 from .noise import NoiseOptions
 
@@ -225,7 +225,7 @@ class FlowTransformer(Family):
         return inputs | {f"negative_{name}": value for name, value in empty.items()}
 
     def sample(
-        self, pipeline: Any, inputs: Mapping[str, Any], noise: Tensor, how: Sampling, generator: torch.Generator
+        self, pipeline: Any, inputs: Mapping[str, Any], noise: Tensor, how: Sampling, generator: Generators
     ) -> Tensor:
         """See Family."""
         drawn = pipeline(

@@ -87,8 +87,8 @@ def _denoise(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor:
-    # Samplers that add noise on the way draw it from this generator: per batch, so that the same call repeats itself.
-    extra = stream(seed, "sampler", numbers[0])
+    # Samplers that add noise on the way draw it from these: each picture its own, whatever the batch.
+    extra = [stream(seed, "sampler", n) for n in numbers]
     noise = starting_noise(base, seed, numbers, how.size).to(device, dtype)
     inputs = moved(base.family.join(conditions), device, dtype)
     enabled = dtype != torch.float32

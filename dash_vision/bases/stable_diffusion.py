@@ -14,7 +14,7 @@ from ..files.errors import InputError
 from ..files.readers import SD1, SD2, UNKNOWN, About
 from ..pictures.crops import CropInfo
 from .devices import placed
-from .family import AS_THE_PIPELINE, Conditions, Defaults, Family, Marks, PromptOptions, Sampling, Target
+from .family import AS_THE_PIPELINE, Conditions, Defaults, Family, Generators, Marks, PromptOptions, Sampling, Target
 from .noise import DDPM, NoiseOptions
 
 _ASKED = {
@@ -342,7 +342,7 @@ class StableDiffusion(Family):
         return {"prompt_embeds": with_prompt, "negative_prompt_embeds": without}
 
     def sample(
-        self, pipeline: Any, inputs: Mapping[str, Any], noise: Tensor, how: Sampling, generator: torch.Generator
+        self, pipeline: Any, inputs: Mapping[str, Any], noise: Tensor, how: Sampling, generator: Generators
     ) -> Tensor:
         """See Family."""
         return pipeline(

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from ..bases.backbones import Backbone, Normalize, build, weights_digest
+from ..core.adapter import fold_in
 from ..core.loading import adapter_state, load_adapter
 from ..core.sharding import whole
 from ..files.atomic import write_json
@@ -134,26 +135,16 @@ def merge(path: Path, out: Path, checkpoint: str | None = None) -> int:
     `timm.create_model(name, num_classes=..., checkpoint_path=out)` loads it. Raises as `load_trained`.
     """
     if out.suffix != ".safetensors":
-        raise ValueError(f"the merged checkpoint is a .safetensors file, got {out.name}; give another name")
+        raise InputError(f"the merged checkpoint is a .safetensors file, got {out.name}; give another name")
     trained = load_trained(path, checkpoint)
     model = trained.model
     fold = getattr(model, "merge_and_unload", None)
     if fold is not None:
         model = fold()
-    for adapter in list(model.__dict__.get("dash_adapters", {}).values()):
-        _fold_in(adapter.layers, model)
+    fold_in(model)
     state = {key: tensor.detach().contiguous() for key, tensor in model.state_dict().items()}
     write_container(out, TRAINED, trained.about, state)
     return len(state)
-
-
-def _fold_in(layers: dict[str, Any], model: nn.Module) -> None:
-    """Replace every adapted layer by a frozen one with the effective weight."""
-    for name, layer in layers.items():
-        with torch.no_grad():
-            layer.base.weight.copy_(layer.weight)
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.base)
 
 
 def predict(trained: Trained, images: Sequence[Path | Picture], top: int = 5) -> list[list[tuple[str, float]]]:
@@ -172,13 +163,13 @@ def predict(trained: Trained, images: Sequence[Path | Picture], top: int = 5) ->
 
 
 def command_lines(args: argparse.Namespace) -> Iterator[str]:
-    """What `python -m dash_vision predict` and `merge` print. Raises ValueError with a sentence for the user."""
+    """What `python -m dash_vision predict` and `merge` print. Raises InputError."""
     if args.command == "merge":
         count = merge(args.adapter, args.out, args.checkpoint)
         yield f"wrote {args.out}: {count} tensors, a plain timm checkpoint"
         return
     if args.top < 1:
-        raise ValueError(f"--top is 1 or more, got {args.top}")
+        raise InputError(f"--top is 1 or more, got {args.top}")
     trained = load_trained(args.adapter, args.checkpoint)
     for path in args.images:
         picture = open_picture(path)

@@ -1,4 +1,4 @@
-"""`dash-vision export`, `inspect`, `predict` and `merge`: look at adapters, convert them, use trained classifiers."""
+"""`dash-vision export`, `inspect` and `predict`: look at adapters, convert them, use trained classifiers."""
 
 from __future__ import annotations
 
@@ -30,20 +30,10 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
 
 def add_predict(parser: argparse.ArgumentParser) -> None:
     """Arguments of `predict`."""
-    _add_classifier(parser)
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
-    parser.add_argument("--top", type=int, default=5, help="classes to print (default: 5)")
-
-
-def add_merge(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `merge`."""
-    _add_classifier(parser)
-    parser.add_argument("out", type=Path, metavar="OUT", help="the .safetensors file to write")
-
-
-def _add_classifier(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="run folder of train_vtab.py, or a file in it")
     parser.add_argument("--checkpoint", metavar="FILE", help="local weights of the base (default: as trained)")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    parser.add_argument("--top", type=int, default=5, help="classes to print (default: 5)")
 
 
 def export(args: argparse.Namespace) -> None:
@@ -55,13 +45,29 @@ def export(args: argparse.Namespace) -> None:
     from ..files.readers import infer_about, remarks
 
     states = read_adapters(args.native)
+    # Names of layers alone do not tell FLUX from others; the trainer noted what the adapter is of.
+    about = infer_about(states) if args.to == "kohya" and _has_kohya(args.native) else None
     try:
-        print(f"wrote {export_states(states, args.out, args.to, getattr(torch, DTYPES[args.dtype]))}")
+        path = export_states(states, args.out, args.to, getattr(torch, DTYPES[args.dtype]), about=about)
+        print(f"wrote {path}")
     except ValueError as error:  # an adapter that the format cannot hold
         raise InputError(str(error)) from None
     layers = {("unet" if name == "model" else name): state.kinds for name, state in states.items()}
     for remark in remarks(layers, args.to, infer_about(states)):
         print(f"note: {remark}")
+
+
+def _has_kohya(native: Path) -> bool:
+    """Whether the file says that it is of a family with a kohya layout; False where it says nothing. Raises InputError
+    for a family without one."""
+    from ..bases.loading import FAMILIES
+    from ..files.native import read_notes
+
+    name = read_notes(native).get("family")
+    family = next((family for family in FAMILIES if family.name == name), None)
+    if family is not None and "kohya" not in family.layouts:
+        raise InputError(f"{native} is of {name}, for which no kohya layout is known; export it --to diffusers")
+    return family is not None
 
 
 def inspect(args: argparse.Namespace) -> None:
@@ -70,7 +76,7 @@ def inspect(args: argparse.Namespace) -> None:
 
 
 def classify(args: argparse.Namespace) -> None:
-    """`predict` and `merge`, which need timm."""
+    """`predict`, and `merge` of a classifier, which need timm."""
     from ..classification.trained import command_lines
 
     print("\n".join(map(one_line, command_lines(args))), flush=True)

@@ -297,6 +297,23 @@ def inject(model: nn.Module, config: DashConfig | None = None, name: str = "defa
     return adapter
 
 
+@torch.no_grad()
+def fold_in(model: nn.Module) -> None:
+    """Put all enabled adapters of a model into its weights for good: its layers are plain ones again, and it has no
+    adapters. Raises RuntimeError where another module shares such a weight."""
+    layers = {module: layer for adapter in _registry(model).values() for module, layer in adapter.layers.items()}
+    shared = _shared_weights(model, layers)
+    if shared:
+        raise RuntimeError(f"cannot merge: the weight of {shared[0]} is shared with another module of the model")
+    for module, layer in layers.items():
+        plain = layer.base
+        assert isinstance(plain.weight, Tensor)
+        plain.weight.copy_(layer.weight)
+        _set_module(model, module, plain)
+    for name in ("dash_adapters", "_dash_requires_grad"):
+        model.__dict__.pop(name, None)
+
+
 def _registry(model: nn.Module) -> dict[str, Adapter]:
     """The adapters in `model` by name. Kept on the model, so that a copy of the model has its own."""
     return model.__dict__.get("dash_adapters", {})

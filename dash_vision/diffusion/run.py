@@ -140,7 +140,7 @@ def _states(job: DreamBoothJob) -> dict[str, AdapterState]:
 
 def _write_adapters(job: DreamBoothJob, states: dict[str, AdapterState], folder: Path) -> None:
     plan, family = job.plan, job.base.family
-    notes = {"base": job.base.name, "prompt": plan.prompts.instance, "step": job.training.step}
+    notes = {"base": job.base.name, "family": family.name, "prompt": plan.prompts.instance, "step": job.training.step}
     subject = plan.prompts.subject or plan.prompts.instance
     about = replace(family.about(job.base.pipeline), resolution=plan.resolution, trigger=subject)
     notices = write_adapters(states, folder, notes, family.layouts, about)

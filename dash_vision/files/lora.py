@@ -70,11 +70,24 @@ def export_states(
     if format == "peft":
         return _write_peft(states, folded, Path(folder), rank, dtype, whole or {}, peft or {})
     folded = {("unet" if n == "model" else n): layers for n, layers in folded.items()}
+    if format == "kohya" and about is None:
+        _check_flux(folded.get("transformer", ()))
     about = about or infer_about(states)
     provenance = {"format": "pt", ENTRY: json.dumps(_provenance(states), sort_keys=True)}
     if format == "kohya":
         return _write_kohya(folded, Path(folder), rank, dtype, provenance, about)
     return _write_diffusers(folded, Path(folder), rank, provenance, about)
+
+
+def _check_flux(modules: Iterable[str]) -> None:
+    """Raises ValueError for layers of a transformer that need not be one of FLUX, whose other names the kohya format
+    has: SD 3 and Qwen-Image call layers of their blocks as FLUX does."""
+    names = list(modules)
+    if names and not any(name.startswith("single_transformer_blocks.") for name in names):
+        raise ValueError(
+            f"the kohya format has names for transformers of FLUX alone, and nothing tells that {names[0]} is a layer "
+            "of one; export it to diffusers"
+        )
 
 
 def _folded_rank(state: AdapterState, module: str) -> int:

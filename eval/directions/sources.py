@@ -16,12 +16,12 @@ from dash_vision.files.fingerprints import compare_probes
 from dash_vision.files.native import NATIVE_NAME, AdapterState, read_native, read_notes
 from dash_vision.runs.record import RECORDS
 
-from ..bases import compare_bases, load_pipeline, native_adapters
+from ..bases import compare_bases, load_base, native_adapters
 from ..colours import method_colours
 from ..runs import DreamBoothRun, Run, VtabRun, find_runs, labels
 
 TRAINED_NAME = "trained.safetensors"  # of a VTAB run without an adapter
-FULL_NAMES = (TRAINED_NAME, "unet/diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors")
+FULL_NAME = "diffusion_pytorch_model.safetensors"  # of a network that diffusers saved
 
 
 @dataclass
@@ -35,18 +35,27 @@ class Source:
 
 
 def read_source(path: Path) -> tuple[Run, Source]:
-    """The one run at `path` and its adapter, of the UNet or of the ViT."""
+    """The one run at `path` and its adapter, of the denoiser or of the ViT."""
     runs, problems = find_runs([path])
     if problems or len(runs) != 1:
         raise InputError("; ".join(problems) or f"{path} holds {len(runs)} runs; give the folder of one")
     states = native_adapters(runs[0])
     if states:
-        state = states.get("unet") or next(iter(states.values()))
-        return runs[0], Source(_name(runs[0]), state, None, method_colours([runs[0].method])[runs[0].method])
-    weights = _full_weights(path)
+        return runs[0], Source(
+            _name(runs[0]), states[_component(runs[0], states)], None, method_colours([runs[0].method])[runs[0].method]
+        )
+    weights = _full_weights(path, runs[0])
     if weights is None:
         raise InputError(f"{path} has no {NATIVE_NAME}; the analysis takes runs of LoRA, LoRA-Dash or full fine-tuning")
     return runs[0], Source(_name(runs[0]), None, weights)
+
+
+def _component(run: Run, adapters: Mapping[str, object]) -> str:
+    """The name of the denoiser, or of the one network of a classifier, among a run's adapters."""
+    name = run.denoiser if isinstance(run, DreamBoothRun) else next(iter(adapters))
+    if name not in adapters:
+        raise InputError(f"{run.folder} has no adapter of its {name}; make the run again")
+    return name
 
 
 def _name(run: Run) -> str:
@@ -56,7 +65,7 @@ def _name(run: Run) -> str:
 def read_truth(path: Path, run: Run, source: Source) -> tuple[Run | None, Source]:
     """What `source` is to predict, and its run; None for weights that are no run's. Raises InputError for another base
     than that of `run`."""
-    weights = _full_weights(path)
+    weights = _full_weights(path, run)
     if weights and not any((path / name).is_file() for name in RECORDS):
         return None, Source(path.name, None, weights)
     found, truth = read_source(path)
@@ -73,8 +82,8 @@ def read_truth(path: Path, run: Run, source: Source) -> tuple[Run | None, Source
         raise InputError(f"{refusal} ({differing}); give its weights as a file to take the base on trust")
     if isinstance(found, DreamBoothRun) and isinstance(run, DreamBoothRun):
         comparison = compare_bases(run, found)
-        if comparison.same is False:
-            raise InputError(f"{refusal} ({comparison.difference}); their directions have no relation")
+        if comparison is not None:
+            raise InputError(f"{refusal} ({comparison}); their directions have no relation")
     return found, truth
 
 
@@ -107,16 +116,18 @@ def _drawn_on(run: Run) -> str:
     return "cpu" if isinstance(run, VtabRun) or run.record.device.startswith("cpu") else "gpu"
 
 
-def _full_weights(path: Path) -> Path | None:
+def _full_weights(path: Path, run: Run) -> Path | None:
+    """The file of a fully tuned model at `path`, which is of the kind of the run's."""
     if path.is_file() and path.suffix == ".safetensors":
         return path
-    return next((path / name for name in FULL_NAMES if (path / name).is_file()), None)
+    own = [f"{run.denoiser}/{FULL_NAME}"] if isinstance(run, DreamBoothRun) else []
+    return next((path / name for name in (TRAINED_NAME, *own, FULL_NAME) if (path / name).is_file()), None)
 
 
 def load_frozen_model(run: Run, base: str | None) -> nn.Module:
     """The frozen model that a run was trained on."""
     if isinstance(run, DreamBoothRun):
-        return load_pipeline(run, base).unet
+        return load_base(run, base).denoiser
     from dash_vision.bases.backbones import Backbone, build
 
     path = run.folder / NATIVE_NAME
@@ -147,7 +158,8 @@ def kept_steps(run: Run, state: AdapterState) -> dict[int, Mapping[str, Tensor]]
         try:
             if isinstance(run, DreamBoothRun):
                 saved = load_checkpoint(path)
-                step, tensors = int(saved["training"]["step"]), next(iter(saved["adapters"].values()))
+                step, adapters = int(saved["training"]["step"]), saved["adapters"]
+                tensors = adapters[_component(run, adapters)]
             else:
                 step, tensors = int(read_notes(path)["step"]), read_native(path)["model"].tensors
             if all(f"{m}.{key}" in tensors for m in state.kinds for key in "AB"):

@@ -11,7 +11,7 @@ from PIL import Image
 from dash_vision.files.errors import InputError
 from dash_vision.runs.versions import installed_versions
 
-from ..bases import fitting_runs, load_lora, load_pipeline
+from ..bases import check_identity, fitting_runs, load_base, load_lora
 from ..blocks import Block, Sampler
 from ..checks import check_block, check_prompts, check_sampling, read_inputs, sampler_notes
 from ..runs import DreamBoothRun
@@ -84,24 +84,25 @@ def _sample(
     """A block's pictures, and a sentence for each adapter that does not fit the base. Raises InputError."""
     first = next(iter(runs.values()))
     prompts = [prompt.replace("{}", first.subject) for prompt in block.prompts]
-    pipeline = load_pipeline(first, sampler.base)
-    runs, problems = fitting_runs(pipeline, runs, sampler.base)
-    move(pipeline, usable_device(sampler.device), sampler.dtype)
+    base = load_base(first, sampler.base)
+    notes = check_identity(base, first, sampler.base)
+    runs, problems = fitting_runs(base, runs)
+    move(base, usable_device(sampler.device), sampler.dtype)
     kept = next(iter(runs.values()))
     side = int(kept.argument("resolution"))
     settings = sampler_settings(kept, sampler)
-    for note in sampler_notes(runs, sampler):
+    for note in [*notes, *sampler_notes(runs, sampler)]:
         say(note)
     tiles: list[list[Image.Image]] = [[] for _ in prompts]
     methods: dict[str, DreamBoothRun | None] = {BASE: None, **runs}
     for name, run in methods.items():
         say(f"{first.subject}: {name}, {len(prompts)} pictures")
         if run is not None:
-            load_lora(pipeline, run)
+            load_lora(base, run)
         for number, prompt in enumerate(prompts):
-            tiles[number] += generate(pipeline, [prompt], sampler.seed, [number], side, settings)
+            tiles[number] += generate(base, [prompt], sampler.seed, [number], side, settings)
         if run is not None:
-            pipeline.unload_lora_weights()
+            base.pipeline.unload_lora_weights()
     story = {
         "subject": str(block.subject),
         "adapters": {name: str(run.folder) for name, run in runs.items()},

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dash_vision.drawing.sheet import sheet_tiles
-from dash_vision.files.errors import InputError
 from dash_vision.pictures.decode import Refused, read_picture, read_png_text
 
 from ..bases import compare_bases
@@ -77,10 +76,7 @@ class Sheet(NamedTuple):
             return "prompts"
         if self._noise != other._noise or self.size != other.size:
             return "starting noise or sampler"
-        try:
-            return None if compare_bases(self.run, other.run).same else "base"
-        except InputError:  # of a native file, which the curves name
-            return "base"
+        return None if compare_bases(self.run, other.run) is None else "base"
 
     @property
     def _prompts(self) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ from typing import Any
 from PIL import Image
 from tqdm.auto import tqdm
 
+from dash_vision.bases.loading import Base
 from dash_vision.files.atomic import replacing
 from dash_vision.files.errors import InputError
 from dash_vision.files.lora import DIFFUSERS_NAME
 from dash_vision.pictures.decode import Refused, read_picture
 
-from ..bases import base_options, load_lora
+from ..bases import load_lora, prompt_length
 from ..blocks import Sampler
 from ..runs import DreamBoothRun, read_json
 from ..sampling import generate, sampler_settings
@@ -78,8 +79,11 @@ class Plan:
     missing: list[list[tuple[int, int]]]
 
 
-def make_plan(runs: dict[str, DreamBoothRun], asked: Asked, output: Path, how: Protocol) -> Plan:
-    """For these runs; what the protocol leaves open is as in the first. Raises InputError."""
+def make_plan(
+    runs: dict[str, DreamBoothRun], asked: Asked, output: Path, how: Protocol, base: Mapping[str, str]
+) -> Plan:
+    """For these runs; what the protocol leaves open is as in the first. base: digests of what draws the pictures.
+    Raises InputError."""
     first = next(iter(runs.values()))
     settings = {
         "seed": how.sampler.seed,
@@ -87,9 +91,9 @@ def make_plan(runs: dict[str, DreamBoothRun], asked: Asked, output: Path, how: P
         "resolution": int(first.argument("resolution")),
         "dtype": how.sampler.dtype,
     }
-    bases = sorted({run.base_fingerprint for run in runs.values()})
     jobs = _jobs(runs, asked, output)
-    records = [_claim(job, settings | {"base_options": base_options(first)}, bases) for job in jobs]
+    drawn_by = {"base": dict(base), "max_sequence_length": prompt_length(first)}
+    records = [_claim(job, settings | drawn_by) for job in jobs]
     return Plan(settings, jobs, records, [_missing(job, how.images_per_prompt) for job in jobs])
 
 
@@ -110,19 +114,17 @@ def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.").lower() or "method"
 
 
-def _identity(job: Job, settings: dict[str, Any], bases: list[str]) -> dict[str, Any]:
-    """bases: the base's fingerprints, one for each set of layers that the adapters adapt."""
+def _identity(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
     adapter = None
     if job.run is not None:
         adapter = hashlib.sha256((job.run.folder / DIFFUSERS_NAME).read_bytes()).hexdigest()
-        bases = [job.run.base_fingerprint]
-    return {"adapter": adapter, "prompts": list(job.prompts), "bases": bases, **settings}
+    return {"adapter": adapter, "prompts": list(job.prompts), **settings}
 
 
-def _claim(job: Job, settings: dict[str, Any], bases: list[str]) -> dict[str, Any]:
+def _claim(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
     """What a job's made.json is to say. Prompts may be added at the end, or left out there: the pictures of the
     others stay. Raises InputError when the folder holds pictures that were made otherwise."""
-    record, now = job.folder / "made.json", _identity(job, settings, bases)
+    record, now = job.folder / "made.json", _identity(job, settings)
     if not record.is_file():
         if list(job.folder.glob("*.png")):
             raise InputError(f"{job.folder} holds pictures of unknown origin; remove them or give another folder by -o")
@@ -130,8 +132,6 @@ def _claim(job: Job, settings: dict[str, Any], bases: list[str]) -> dict[str, An
     was = read_json(record)
     if not isinstance(was, dict) or was.keys() != now.keys():
         raise InputError(f"{record} is of another version of dash-vision; remove {job.folder}, or give another by -o")
-    if set(was["bases"]) & set(now["bases"]):  # adapters of other layers of the base have another fingerprint of it
-        was["bases"] = now["bases"] = sorted({*was["bases"], *now["bases"]})
     if isinstance(was["prompts"], list):
         both = min(len(was["prompts"]), len(job.prompts))
         if was["prompts"][:both] == now["prompts"][:both]:
@@ -159,7 +159,7 @@ def load_picture(path: Path) -> Image.Image | None:
 
 
 def draw_missing(
-    pipeline: Any,
+    base: Base,
     todo: Sequence[tuple[Job, Sequence[tuple[int, int]]]],
     settings: dict[str, Any],
     how: Protocol,
@@ -171,21 +171,21 @@ def draw_missing(
         if not missing:
             continue
         if job.run is not None:
-            load_lora(pipeline, job.run)
+            load_lora(base, job.run)
         with tqdm(total=len(missing), desc=job.name, disable=not bars) as bar:
             for start in range(0, len(missing), how.batch_size):
                 batch = missing[start : start + how.batch_size]
-                _draw_batch(pipeline, job, batch, settings)
+                _draw_batch(base, job, batch, settings)
                 bar.update(len(batch))
         if job.run is not None:
-            pipeline.unload_lora_weights()
+            base.pipeline.unload_lora_weights()
 
 
-def _draw_batch(pipeline: Any, job: Job, batch: Sequence[tuple[int, int]], settings: dict[str, Any]) -> None:
+def _draw_batch(base: Base, job: Job, batch: Sequence[tuple[int, int]], settings: dict[str, Any]) -> None:
     sampler = {name: settings[name] for name in ("num_inference_steps", "guidance_scale")}
     numbers = [n * MOST_PROMPTS + p for p, n in batch]
     prompts = [job.prompts[p] for p, _ in batch]
-    pictures = generate(pipeline, prompts, settings["seed"], numbers, settings["resolution"], sampler)
+    pictures = generate(base, prompts, settings["seed"], numbers, settings["resolution"], sampler)
     for (p, n), picture in zip(batch, pictures, strict=True):
         with replacing(job.picture(p, n)) as temporary:
             picture.save(temporary, format="PNG")

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from PIL import Image
 
+from dash_vision.bases.loading import Base
 from dash_vision.files.atomic import write_json, write_text
 from dash_vision.files.errors import InputError
 from dash_vision.miniature import MINIATURE
 from dash_vision.runs.versions import installed_versions
 
-from ..bases import fitting_runs, load_pipeline
+from ..bases import check_identity, fitting_runs, load_base
 from ..blocks import Block
 from ..checks import check_block, check_prompts, check_sampling, check_whole, read_inputs, sampler_notes
 from ..intervals import interval_method
@@ -44,30 +45,45 @@ def evaluate(block: Block, output: Path, how: Protocol, say: Callable[[str], Non
     _check(how)
     notes = check_prompts(how.prompts)
     runs, problems = check_block(block)
+    state = _processes(how)
     asked = _asked(next(iter(runs.values())), how)
-    plan = make_plan(runs, asked, output, how)
+    base, drawn_by = None, next(iter(runs.values())).record.base.identity
+    if how.sampler.base:  # the record names the base: one that is given is looked at
+        base, runs = _load(runs, how, notes, problems)
+        drawn_by = base.identity()
+    plan = make_plan(runs, asked, output, how, drawn_by)
     real = _real_pictures(block.subject, notes.append)
     clip, dino = encoders(
         next(iter(runs.values())), how
     )  # before hours are spent on pictures that nothing could measure
-    state = _processes(how)
     if not state.is_main_process:
         say = _silent
     for note in [*notes, *sampler_notes(runs, how.sampler)]:
         say(note)
-    pipeline = None
-    if how.sampler.base or any(plan.missing):  # the record names the base: one that is given is looked at
-        pipeline = load_pipeline(next(iter(runs.values())), how.sampler.base)
-        runs, unfit = fitting_runs(pipeline, runs, how.sampler.base)
-        if unfit:  # as if they had not been given
-            problems += unfit
-            plan = make_plan(runs, asked, output, how)
+    if base is None and any(plan.missing):
+        base, fitting = _load(runs, how, notes, problems)
+        if len(fitting) < len(runs):  # as if the others had not been given
+            runs = fitting
+            plan = make_plan(runs, asked, output, how, drawn_by)
     count, first = how.images_per_prompt, plan.jobs[0].prompts[0]
     say(f'{len(plan.jobs)} methods x {len(asked.prompts)} prompts x {count} pictures; "{first}", ...')
-    _draw(pipeline, plan, state, how)
+    _draw(base, plan, state, how)
     if state.is_main_process:
         _measure(runs, plan, asked, how, (real, clip, dino), output, say)
     return problems
+
+
+def _load(
+    runs: dict[str, DreamBoothRun], how: Protocol, notes: list[str], problems: list[str]
+) -> tuple[Base, dict[str, DreamBoothRun]]:
+    """The base, and the runs whose adapters load in it. notes, problems: take what is to be said of it and of the
+    others."""
+    first = next(iter(runs.values()))
+    base = load_base(first, how.sampler.base)
+    notes += check_identity(base, first, how.sampler.base)
+    runs, unfit = fitting_runs(base, runs)
+    problems += unfit
+    return base, runs
 
 
 def _check(how: Protocol) -> None:
@@ -118,7 +134,7 @@ def _silent(line: str) -> None:
     """Only the main process speaks."""
 
 
-def _draw(pipeline: Any, plan: Plan, state: Any, how: Protocol) -> None:
+def _draw(base: Base | None, plan: Plan, state: Any, how: Protocol) -> None:
     """Draw this process's share of what is missing, and wait for the others."""
     state.wait_for_everyone()  # nobody may draw before all have seen what is missing
     if state.is_main_process:
@@ -126,10 +142,10 @@ def _draw(pipeline: Any, plan: Plan, state: Any, how: Protocol) -> None:
             write_json(job.folder / "made.json", record)
     state.wait_for_everyone()
     shares = [pictures[state.process_index :: state.num_processes] for pictures in plan.missing]
-    if any(shares):
-        move(pipeline, how.sampler.device or str(state.device), how.sampler.dtype)
+    if base is not None and any(shares):
+        move(base, how.sampler.device or str(state.device), how.sampler.dtype)
         todo = list(zip(plan.jobs, shares, strict=True))
-        draw_missing(pipeline, todo, plan.settings, how, bars=state.is_main_process)
+        draw_missing(base, todo, plan.settings, how, bars=state.is_main_process)
     state.wait_for_everyone()
 
 

@@ -13,7 +13,8 @@ from dash_vision.bases.loading import load_again
 from dash_vision.bases.noise import DDPM
 from dash_vision.files.errors import InputError
 from dash_vision.runs.record import read_record
-from eval.runs import load_pipeline, read_run
+from eval.bases import load_base
+from eval.runs import read_run
 from tests.support.dreambooth import settings, train
 
 
@@ -51,7 +52,7 @@ def digests(pipeline):
 def test_the_card_eval_and_the_record_have_the_runs_vae_and_noise(run, tmp_path, monkeypatch):
     out, expected = run
     expected = {part: expected[part] for part in ("vae", "noise process")}
-    assert digests(load_pipeline(read_run(out))) == expected
+    assert digests(load_base(read_run(out)).pipeline) == expected
     code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
     assert "num_inference_steps=2, guidance_scale=7.5" in code
     scope = {}

@@ -10,12 +10,13 @@ from eval.bases import compare_bases
 from eval.runs import read_run
 
 
-def copied(run, folder, **specification):
+def copied(run, folder, identity=None, **specification):
     """A run whose record says otherwise what its base is."""
     shutil.copytree(run, folder)
     record = json.loads((folder / "run.json").read_text())
     record["base"]["specification"] |= specification
     record["base"]["name"] = specification.get("name", record["base"]["name"])
+    record["base"]["identity"] |= identity or {}
     (folder / "run.json").write_text(json.dumps(record))
     return folder
 
@@ -25,31 +26,50 @@ def compared(first, second):
 
 
 @pytest.mark.parametrize(
-    ("changes", "same", "word"),
+    ("changes", "words"),
     [
-        ({}, True, ""),
-        ({"name": "/elsewhere/sd"}, True, ""),  # the fingerprints of the weights are equal
-        ({"vae": "/another/vae"}, False, "/another/vae"),
-        ({"prediction_type": "v_prediction"}, False, "v_prediction"),
+        ({}, None),
+        ({"name": "/elsewhere/sd"}, None),  # the digests of all that it consists of are equal
+        ({"vae": "/a/copy/of/the/vae"}, None),
+        ({"vae": "/another/vae", "identity": {"vae": "0"}}, "the vae of {base} and that of {base} with /another/vae"),
+        ({"identity": {"noise process": "0"}}, "the noise process of {base} and that of {base}"),
+        ({"identity": {"tokenizer_2": "0"}}, "the tokenizer_2 of {base} and that of {base}"),
+        ({"max_sequence_length": 64}, "max_sequence_length None and 64"),
     ],
 )
-def test_bases_are_compared_by_weights_and_by_what_else_was_given(runs, tmp_path, changes, same, word):
+def test_bases_are_compared_by_all_their_parts(runs, tmp_path, changes, words):
     other = copied(runs / "lora", tmp_path / "other", **changes)
     found = compared(runs / "dash", other)
-    assert found.same is same
-    assert word in found.difference
-    assert compared(other, runs / "dash").same is same
+    assert found == (words and words.format(base=runs / "sd"))
+    assert (compared(other, runs / "dash") is None) == (words is None)
 
 
 def test_other_weights_are_another_base(runs):
     found = compared(runs / "dash", runs / "other")
-    assert found.same is False
-    assert str(runs / "sd") in found.difference
-    assert str(runs / "sd2") in found.difference
+    assert str(runs / "sd") in found
+    assert str(runs / "sd2") in found
+
+
+def test_a_base_that_changed_after_the_run_is_refused_and_a_named_one_noted(runs, tmp_path, capsys):
+    words = ["figure", "--subject", str(runs / "cat"), "--prompts", "a {}", "-o", str(tmp_path / "f.png")]
+    moved = shutil.copytree(runs / "sd", tmp_path / "moved")
+    run = copied(runs / "dash", tmp_path / "run", name=str(moved))
+    words += [f"--adapter=dash={run}"]
+    assert main(words) == 0
+    config = moved / "tokenizer/tokenizer_config.json"
+    config.write_text(config.read_text().replace('"model_max_length": 12', '"model_max_length": 9'))
+    capsys.readouterr()
+    assert main(words) == 2
+    sentence = f"{moved} is not the base that {run} was trained on: its tokenizer differs"
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "--base says where" in said
+    assert main([*words, "--base", str(moved)]) == 0
+    assert f"note: {sentence}" in capsys.readouterr().out
 
 
 def test_every_command_that_compares_refuses_another_vae(runs, tmp_path, capsys):
-    other = copied(runs / "lora", tmp_path / "other", vae="/another/vae")
+    other = copied(runs / "lora", tmp_path / "other", identity={"vae": "0"}, vae="/another/vae")
     adapters = [f"--adapter=dash={runs / 'dash'}", f"--adapter=other={other}"]
     common = ["--subject", str(runs / "cat"), *adapters, "--prompts", "a {}"]
     commands = (

@@ -191,16 +191,16 @@ def test_an_adapter_that_does_not_fit_is_named(runs, tmp_path, capsys):
     assert block["adapters"] == {"dash": str(runs / "dash")}
 
 
-def test_the_adapter_of_another_base_costs_itself_only(runs, tmp_path, capsys):
+def test_adapters_of_two_bases_without_a_layer_in_common_are_not_compared(runs, tmp_path, capsys):
     few = {"max_train_steps": 2, "prelaunch_steps": 1, "num_inference_steps": 2, "lora_target": ["to_q"]}
     train(settings(runs, tmp_path / "odd", base="sd2", **few))
     capsys.readouterr()
     words = [f"--adapter=query={tmp_path / 'query'}", f"--adapter=odd={tmp_path / 'odd'}"]
     train(settings(runs, tmp_path / "query", **(few | {"lora_target": ["to_k"]})))
     figure = ["figure", "--subject", str(runs / "cat"), *words, "--prompts", "a {}", "-o", str(tmp_path / "o.png")]
-    assert main(figure) == 1  # no layer in common: only the base's weights tell
+    assert main(figure) == 2
     said = capsys.readouterr().err
-    assert f"error: left out: odd: {tmp_path / 'odd'} was trained on other weights than {runs / 'sd'} holds" in said
+    assert f"different bases (the vae of {runs / 'sd'} and that of {runs / 'sd2'}, of query and odd)" in said
 
 
 def test_too_little_memory_for_the_base_is_one_sentence(runs, tmp_path, capsys, monkeypatch):

@@ -40,6 +40,7 @@ def test_pictures_are_equal_where_noise_and_weights_are(runs, done, tmp_path):
     assert tile("still", "00-00.png") != tile("still", "00-01.png")
     record = json.loads((done / "pictures/still/made.json").read_text())
     assert record["prompts"] == ["a sks cat in the snow", "a red sks cat"]
+    assert record["base"] == json.loads((runs / "still/run.json").read_text())["base"]["identity"]
     floor = json.loads((done / "pictures/base-floor/made.json").read_text())
     assert floor["prompts"] == ["a cat in the snow", "a red cat"]
 
@@ -98,11 +99,11 @@ def test_too_little_memory_is_one_sentence_and_keeps_what_is_made(runs, tmp_path
 
     original, calls = StableDiffusionPipeline.__call__, []
 
-    def full(self, prompts, **options):
-        calls.append(prompts)
+    def full(self, **options):
+        calls.append(options)
         if len(calls) > 1:
             raise torch.cuda.OutOfMemoryError
-        return original(self, prompts, **options)
+        return original(self, **options)
 
     monkeypatch.setattr(StableDiffusionPipeline, "__call__", full)
     assert main(words(runs, tmp_path, "--batch_size", "2")) == 2

@@ -1,0 +1,70 @@
+"""`dash-vision merge`: a trained adapter put into the weights of its base, as the base's own library loads them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..files.errors import InputError
+from . import adapters
+
+if TYPE_CHECKING:
+    import torch
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `merge`."""
+    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="output folder of a run, or a file in it")
+    parser.add_argument("out", type=Path, metavar="OUT", help="a folder to write; of a classifier a .safetensors file")
+    parser.add_argument(
+        "--checkpoint", "--base", metavar="ID|PATH", help="where the base is now, of a classifier its local weights"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the pipeline of a DreamBooth run, or the classifier of a VTAB run. Raises InputError."""
+    from ..runs.record import RUN
+
+    folder = args.adapter if args.adapter.is_dir() else args.adapter.parent
+    if (folder / RUN).is_file():
+        _merge_pipeline(folder, args.adapter, args.out, args.checkpoint)
+    else:
+        adapters.classify(args)
+
+
+def _merge_pipeline(folder: Path, adapter: Path, out: Path, place: str | None) -> None:
+    from ..bases.identity import difference
+    from ..bases.loading import load_again
+    from ..files.atomic import new_folder
+    from ..files.native import NATIVE_NAME
+    from ..runs.record import RUN, DreamBoothRecord, read_record
+
+    record = read_record(folder / RUN)
+    if not isinstance(record, DreamBoothRecord):
+        raise InputError(f"{folder / RUN} is of no DreamBooth run; give the output folder of one")
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise InputError(f"{out} is there already; give a new folder for the merged pipeline")
+    base = load_again(record.base.specification, place)
+    part = difference(record.base.identity, base.identity())
+    if part is not None:
+        print(f"note: {base.name} is not the base that the run was trained on: its {part} differs")
+    merged = _put_in(base.components(), adapter if adapter.is_file() else adapter / NATIVE_NAME)
+    with new_folder(out) as temporary:
+        base.pipeline.save_pretrained(temporary)
+    kind = base.family.pipeline_class
+    print(f"wrote {out}: the base with the adapter in its {' and '.join(merged)}; {kind}.from_pretrained loads it")
+
+
+def _put_in(networks: dict[str, torch.nn.Module], adapter: Path) -> list[str]:
+    """Put the adapters of a native file into the weights of the networks that they are of, and name these."""
+    from ..core.adapter import fold_in
+    from ..core.loading import load_adapter, read_adapters
+
+    names = list(read_adapters(adapter))
+    for name in names:
+        if name not in networks:
+            raise InputError(f"{adapter} has an adapter of a {name}, which the base does not have; give its own base")
+        load_adapter(networks[name], adapter, component=name)
+        fold_in(networks[name])
+    return names
