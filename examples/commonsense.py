@@ -114,12 +114,17 @@ def by_generation(model: Any, row: dict[str, str], tokenizer: Any) -> str:
     return found[0] if found else ""
 
 
-def main() -> None:
-    """Train on all sets together, test on each."""
+def make_parser() -> HfArgumentParser:
+    """The command line."""
     parser = HfArgumentParser((TaskArguments, MethodArguments, TrainingArguments), description=__doc__)
     parser.set_defaults(lora_target="llama-paper", report_to="none", learning_rate=3e-4, num_train_epochs=3)
     parser.set_defaults(per_device_train_batch_size=16, warmup_steps=100, save_strategy="epoch", save_total_limit=1)
-    task, method, arguments = parser.parse_args_into_dataclasses()
+    return parser
+
+
+def main() -> None:
+    """Train on all sets together, test on each."""
+    task, method, arguments = make_parser().parse_args_into_dataclasses()
     set_seed(arguments.seed)
     folder = Path(task.data_dir)
     train = [row for name in task.sets for row in read_questions(folder, name, "train", task.limit)]

@@ -87,12 +87,17 @@ def accuracy(prediction: Any) -> dict[str, float]:
     return {"accuracy": 100 * float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}
 
 
-def main() -> None:
-    """Train, choose, test."""
+def make_parser() -> HfArgumentParser:
+    """The command line."""
     parser = HfArgumentParser((TaskArguments, MethodArguments, TrainingArguments), description=__doc__)
     parser.set_defaults(eval_strategy="epoch", save_strategy="epoch", save_total_limit=2, load_best_model_at_end=True)
     parser.set_defaults(metric_for_best_model="accuracy", report_to="none", learning_rate=5e-4)
-    task, method, arguments = parser.parse_args_into_dataclasses()
+    return parser
+
+
+def main() -> None:
+    """Train, choose, test."""
+    task, method, arguments = make_parser().parse_args_into_dataclasses()
     set_seed(arguments.seed)
     data = load_data(task)
     tokenizer = AutoTokenizer.from_pretrained(task.model_name_or_path)

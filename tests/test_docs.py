@@ -2,7 +2,9 @@
 
 import argparse
 import re
+import runpy
 import shlex
+import sys
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
@@ -18,6 +20,15 @@ from dash_vision.diffusion.config import DreamBoothConfig
 from dash_vision.runs.settings import make_parser, parse
 from tests.support.paths import ROOT
 
+
+def example_parser(name):
+    sys.path.insert(0, str(ROOT / "examples"))  # where its neighbours are when it is run
+    try:
+        return runpy.run_path(str(ROOT / name))["make_parser"]()
+    finally:
+        sys.path.pop(0)
+
+
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/RESULTS.md", *ROOT.glob("docs/*.md")])
 TRAINERS = {
     "train_dreambooth.py": DreamBoothConfig,
@@ -31,6 +42,8 @@ MODULES = {
     "benchmarks.individuals": benchmarks.individuals.make_parser,
     "dash_vision.miniature": dash_vision.miniature.__main__.make_parser,
     "tests.soak": tests.soak.__main__.make_parser,
+    "examples/commonsense.py": lambda: example_parser("examples/commonsense.py"),
+    "examples/glue.py": lambda: example_parser("examples/glue.py"),
 }
 # Flags of programs that are not ours: of ruff, pip-audit and torchrun.
 FOREIGN = {"--check", "--skip-editable", "--nproc_per_node"}
