@@ -201,6 +201,18 @@ def test_the_shift_is_the_one_of_the_pipeline_s_steps(loaded, name):
     assert not math.isclose(shift, 1.0)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("sd3", ValueError), ("z-image", IndexError)])
+@torch.no_grad()
+def test_the_largest_side_is_where_the_stock_transformer_has_no_more_positions(loaded, name, kind):
+    base, stock = loaded(name)
+    side, grid = base.family.largest(base.pipeline), base.grid
+    for size in ((side, grid), (grid, side)):
+        assert VELOCITIES[name](stock, noisy_of(base, 1, size), torch.tensor([0.5]), ["a dog"]).isfinite().all()
+    for size in ((side + grid, grid), (grid, side + grid)):
+        with pytest.raises(kind):
+            VELOCITIES[name](stock, noisy_of(base, 1, size), torch.tensor([0.5]), ["a dog"])
+
+
 @every_family
 def test_options_that_a_base_does_not_have_are_refused(loaded, name):
     base, _ = loaded(name)

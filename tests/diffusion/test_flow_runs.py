@@ -140,6 +140,22 @@ def test_settings_that_do_not_fit_a_flow_matching_base(bases, tiny, tmp_path, ch
         prepare(of(bases, tiny, "flux2-klein", tmp_path / "out", **changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"resolution": 68}, "--resolution is 68; this base takes up to 64 pixels along a side"),
+        (
+            {"resolution": 52, "aspect_ratio_buckets": True},
+            "--resolution is 52 and --aspect_ratio_buckets makes pictures of up to 72 pixels along a side; this base",
+        ),
+    ],
+)
+def test_pictures_that_the_transformer_has_no_positions_for(bases, tiny, tmp_path, changes, words):
+    """The tiny SD 3 holds 16 x 16 positions of 4 pixels each."""
+    with pytest.raises(InputError, match=words):
+        prepare(of(bases, tiny, "sd3", tmp_path / "out", **changes))
+
+
 OVERFIT = {
     "max_train_steps": 120,
     "prelaunch_steps": 80,
