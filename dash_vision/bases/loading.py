@@ -18,7 +18,7 @@ from torch import nn
 
 from ..files.errors import InputError
 from . import identity, reasons
-from .family import AS_THE_PIPELINE, Defaults, Family, Marks, PromptOptions
+from .family import AS_THE_PIPELINE, Conditions, Defaults, Family, Marks, PromptOptions
 from .flux import Flux
 from .flux2 import Flux2Dev, Flux2Klein
 from .krea2 import Krea2
@@ -62,7 +62,8 @@ class Base:
 
     name: as the user gave it, or MINIATURE. defaults: of settings. specification: the arguments of load_base that load
     it again from anywhere on this machine. note: what a user of it should know. prompt_options: how prompts are told to
-    the denoiser, in training and when pictures are drawn.
+    the denoiser, in training and when pictures are drawn. inputs: what the sampler is told, by prompts that are encoded
+    already.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Base:
     specification: dict[str, Any] = field(default_factory=dict)
     note: str | None = None
     prompt_options: PromptOptions = AS_THE_PIPELINE
+    inputs: dict[str, Conditions] = field(default_factory=dict, repr=False)
     _digests: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -107,6 +109,10 @@ class Base:
         """The text encoders in the family's order, without those that the base lacks."""
         encoders = [getattr(self.pipeline, name) for name in self.family.text_encoders]
         return [encoder for encoder in encoders if encoder is not None]
+
+    def drop_text_encoders(self) -> None:
+        """Let their memory go. From then on only the prompts in `inputs` can be drawn."""
+        self.pipeline.register_modules(**dict.fromkeys(self.family.text_encoders))
 
     def components(self) -> dict[str, nn.Module]:
         """Every network of the base by its name in the pipeline."""

@@ -1,11 +1,16 @@
 """DreamBooth runs on the flow-matching families: the loss, what stock diffusers makes of the files, and resuming."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from PIL import Image
 
+from dash_vision.bases.loading import load_base
 from dash_vision.bases.sampling import Sampling
-from dash_vision.diffusion.run import finish, fit
+from dash_vision.diffusion import setup
+from dash_vision.diffusion.run import draw, finish, fit
 from dash_vision.files.errors import InputError
 from tests.support.dreambooth import prepare, settings, train
 from tests.support.flow import LENGTH, VELOCITIES, save_wide
@@ -56,6 +61,24 @@ def test_stock_diffusers_loads_what_was_trained(bases, tiny, tmp_path, name):
     assert (loaded - trained).abs().max() < 1e-5 * scale
     assert (untouched - trained).abs().max() > 1e-2 * scale
     assert (tmp_path / "out" / "samples.png").is_file()
+
+
+def test_text_encoders_are_gone_before_the_first_step(bases, tiny, tmp_path, monkeypatch):
+    """The class pictures, the training prompts and the samples have asked them by then."""
+    encoders = []
+
+    def watched(*rest, **more):
+        base = load_base(*rest, **more)
+        encoders.extend(weakref.ref(encoder) for encoder in base.text_encoders())
+        return base
+
+    monkeypatch.setattr(setup, "load_base", watched)
+    prior = {"with_prior_preservation": True, "num_class_images": 1, "class_data_dir": str(tmp_path / "class")}
+    job = prepare(of(bases, tiny, "sd3", tmp_path / "out", **prior))
+    gc.collect()
+    assert [encoder() for encoder in encoders] == [None] * 3
+    draw(job, "samples.png", base_row=True)
+    job.close()
 
 
 def test_resuming_before_at_and_after_the_launch_is_exact(bases, tiny, tmp_path):
