@@ -153,6 +153,10 @@ class Family(Protocol):
     def multiple(self, pipeline: Any) -> int:
         """The pipeline samples in multiples of so many pixels along a side."""
 
+    def largest(self, pipeline: Any) -> int | None:
+        """Pixels along a side that the denoiser has positions for; None where it computes them for any number."""
+        return None
+
     def latent_shape(self, pipeline: Any, size: tuple[int, int]) -> tuple[int, int, int]:
         """(C, h, w) of the latents of a picture of `size`, (width, height) in pixels."""
 

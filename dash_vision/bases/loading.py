@@ -18,7 +18,7 @@ from torch import nn
 
 from ..files.errors import InputError
 from . import identity, reasons
-from .family import AS_THE_PIPELINE, Defaults, Family, Marks, PromptOptions
+from .family import AS_THE_PIPELINE, Conditions, Defaults, Family, Marks, PromptOptions
 from .flux import Flux
 from .flux2 import Flux2Dev, Flux2Klein
 from .krea2 import Krea2
@@ -42,6 +42,7 @@ _LATENTS = (
     "latents_std",
 )
 _LIBRARIES = ("diffusers", "transformers")
+_DIFFUSERS = "0.40"  # has the pipelines of all families; pyproject.toml asks for it too
 FAMILIES: tuple[Family, ...] = (
     StableDiffusion(),
     StableDiffusionXL(),
@@ -61,7 +62,8 @@ class Base:
 
     name: as the user gave it, or MINIATURE. defaults: of settings. specification: the arguments of load_base that load
     it again from anywhere on this machine. note: what a user of it should know. prompt_options: how prompts are told to
-    the denoiser, in training and when pictures are drawn.
+    the denoiser, in training and when pictures are drawn. inputs: what the sampler is told, by prompts that are encoded
+    already.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Base:
     specification: dict[str, Any] = field(default_factory=dict)
     note: str | None = None
     prompt_options: PromptOptions = AS_THE_PIPELINE
+    inputs: dict[str, Conditions] = field(default_factory=dict, repr=False)
     _digests: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -106,6 +109,10 @@ class Base:
         """The text encoders in the family's order, without those that the base lacks."""
         encoders = [getattr(self.pipeline, name) for name in self.family.text_encoders]
         return [encoder for encoder in encoders if encoder is not None]
+
+    def drop_text_encoders(self) -> None:
+        """Let their memory go. From then on only the prompts in `inputs` can be drawn."""
+        self.pipeline.register_modules(**dict.fromkeys(self.family.text_encoders))
 
     def components(self) -> dict[str, nn.Module]:
         """Every network of the base by its name in the pipeline."""
@@ -251,7 +258,7 @@ def _load_folder(folder: Path, name: str, variant: str | None) -> tuple[Any, Fam
             library, kind = index[part]
             if library in _LIBRARIES:  # of others diffusers says what they are; nothing that a file names is imported
                 options[part] = _load_network(name, library, kind, folder / part, variant)
-        pipeline = getattr(diffusers, family.pipeline_class).from_pretrained(
+        pipeline = _pipeline_class(family).from_pretrained(
             str(folder), torch_dtype=torch.float32, use_safetensors=True, **options
         )
     unused = reasons.without_variant(folder, parts, variant) if variant else None
@@ -278,15 +285,13 @@ def _load_network(name: str, library: str, kind: str, folder: Path, variant: str
 
 
 def _load_file(path: Path, config: str | None) -> tuple[Any, Family, Marks]:
-    import diffusers
-
     if path.suffix != ".safetensors":
         raise InputError(
             f"{path} is not a .safetensors file; other formats can run code when they are opened: convert it first"
         )
     family, marks = _family_of_file(path, config is not None)
     with explained(lambda error: _refusal(str(path), reasons.of_file(path, error, config))), _quiet():
-        pipeline = getattr(diffusers, family.pipeline_class).from_single_file(
+        pipeline = _pipeline_class(family).from_single_file(
             str(path),
             torch_dtype=torch.float32,
             **family.loading_options(),
@@ -384,9 +389,23 @@ def _family_of(index: Any, name: str) -> Family:
     pipeline_class = index.get("_class_name")
     for family in FAMILIES:
         if family.pipeline_class == pipeline_class:
+            _pipeline_class(family)  # before anything is fetched
             return family
     known = ", ".join(f"{f.name} ({f.pipeline_class})" for f in FAMILIES)
     raise InputError(f"the base {name} is a {pipeline_class}; dash-vision trains {known}")
+
+
+def _pipeline_class(family: Family) -> Any:
+    """The family's class of diffusers. Raises InputError where the installed version is older than that."""
+    import diffusers
+
+    found = getattr(diffusers, family.pipeline_class, None)
+    if found is None:
+        raise InputError(
+            f"{family.name} needs diffusers >= {_DIFFUSERS}, and {diffusers.__version__} is installed, which has no "
+            f'{family.pipeline_class}: pip install --upgrade "diffusers>={_DIFFUSERS}"'
+        )
+    return found
 
 
 def _family_of_file(path: Path, configured: bool) -> tuple[Family, Marks]:

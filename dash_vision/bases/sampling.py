@@ -16,7 +16,7 @@ from .devices import placed
 from .family import Conditions, Sampling, moved
 from .loading import Base
 
-__all__ = ["Sampling", "decode_latents", "encode_picture", "sample", "starting_noise", "to_pictures"]
+__all__ = ["Sampling", "decode_latents", "encode_inputs", "encode_picture", "sample", "starting_noise", "to_pictures"]
 log = logging.getLogger(__name__)
 
 
@@ -40,7 +40,8 @@ def sample(
     """
     pictures: list[Image.Image] = []
     size = how.batch_size
-    conditions = _conditions(base, prompts, device)
+    encoded = encode_inputs(base, prompts, device)
+    conditions = [encoded[prompt] for prompt in prompts]
     with placed([base.pipeline.vae, base.denoiser], device):
         while len(pictures) < len(prompts):
             rest = slice(len(pictures), len(pictures) + size)
@@ -68,14 +69,18 @@ def starting_noise(base: Base, seed: int, numbers: Sequence[int], size: tuple[in
     return torch.stack([torch.randn(shape, generator=stream(seed, "sample", n)) for n in numbers])
 
 
-def _conditions(base: Base, prompts: Sequence[str], device: torch.device) -> list[Conditions]:
-    """What the pipeline is told for each prompt: encoded once each, on the device."""
-    encoded: dict[str, Conditions] = {}
+@torch.no_grad()
+def encode_inputs(base: Base, prompts: Sequence[str], device: torch.device) -> dict[str, Conditions]:
+    """What the base's sampler is told, by prompt: encoded once each on `device`, or found in the base's `inputs`."""
+    found = {prompt: base.inputs[prompt] for prompt in prompts if prompt in base.inputs}
+    missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
+    if not missing:
+        return found
     # The pipeline takes its first network's device for its own, so the VAE goes along.
     with placed([base.pipeline.vae, *base.text_encoders()], device):
-        for prompt in dict.fromkeys(prompts):
-            encoded[prompt] = base.family.sampler_inputs(base.pipeline, [prompt], device, base.prompt_options)
-    return [encoded[prompt] for prompt in prompts]
+        for prompt in missing:
+            found[prompt] = base.family.sampler_inputs(base.pipeline, [prompt], device, base.prompt_options)
+    return found
 
 
 def _denoise(

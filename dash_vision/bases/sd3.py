@@ -54,6 +54,11 @@ class StableDiffusion3(FlowTransformer):
         """See Family."""
         return int(pipeline.transformer.config.sample_size) * self.factor(pipeline)
 
+    def largest(self, pipeline: Any) -> int | None:
+        """See Family: positions are the middle of a square table."""
+        side = pipeline.transformer.config.pos_embed_max_size
+        return None if side is None else int(side) * self.grid(pipeline)
+
     def denoise(self, network: nn.Module, noisy: Tensor, times: Tensor, conditions: Mapping[str, Any]) -> Tensor:
         """See Family: this transformer counts time in thousandths."""
         return network(

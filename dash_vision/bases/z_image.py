@@ -55,6 +55,10 @@ class ZImage(FlowTransformer):
             replace(self.defaults, guidance_scale=0.0, num_inference_steps=9) if _is_turbo(pipeline) else self.defaults
         )
 
+    def largest(self, pipeline: Any) -> int:
+        """See Family: rows and columns have a table of positions each."""
+        return min(int(length) for length in pipeline.transformer.config.axes_lens[1:]) * self.grid(pipeline)
+
     def denoise(self, network: nn.Module, noisy: Tensor, times: Tensor, conditions: Mapping[str, Any]) -> Tensor:
         """See Family: this transformer counts its time from the noise to the picture, and says the way back."""
         pictures = list(noisy[:, :, None].unbind())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..bases.noise import DDPM
 from ..files.errors import InputError
+from ..pictures.crops import make_buckets
 from .config import DECISIVE, MAY_CHANGE, PRELAUNCH_STEPS, DreamBoothConfig, check_lengths, prelaunch_steps
 from .long_prompts import count_chunks
 from .prompts import Prompts, default_validation_prompts
@@ -129,9 +130,23 @@ def _check(plan: Plan, base: Base) -> None:
         raise InputError(
             f"--resolution is {plan.resolution}; this base takes multiples of {factor} from {2 * factor} on"
         )
+    _check_largest(plan, base)
     if settings.train_text_encoder and not base.family.trains_text_encoders:
         raise InputError(
             f"--train_text_encoder does not go with {base.family.name}: {base.family.frozen_text}; leave it out"
         )
     if settings.noise_offset and not isinstance(base.noise(), DDPM):
         raise InputError(f"--noise_offset is for bases trained by DDPM, which {base.family.name} is not; leave it out")
+
+
+def _check_largest(plan: Plan, base: Base) -> None:
+    """Raises InputError for pictures with a side that the denoiser has no positions for."""
+    largest, side, cause = base.family.largest(base.pipeline), plan.resolution, ""
+    if plan.settings.aspect_ratio_buckets:
+        side = max(side, *(width for width, _ in make_buckets(plan.resolution, base.grid)))
+        cause = f" and --aspect_ratio_buckets makes pictures of up to {side} pixels along a side"
+    if largest is not None and side > largest:
+        raise InputError(
+            f"--resolution is {plan.resolution}{cause}; this base takes up to {largest} pixels along a side: give a "
+            "smaller one"
+        )

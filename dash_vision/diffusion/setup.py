@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ..bases.family import Target, moved
 from ..bases.loading import Base, find_family, load_base
 from ..bases.noise import NoiseOptions
+from ..bases.sampling import encode_inputs
 from ..core.adapter import Adapter, inject
 from ..core.schedule import DashSchedule
 from ..core.targets import find_targets
@@ -72,8 +73,9 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
     pictures = _decode(plan, listing, say)
     _announce(plan, pictures, say)
     precise = _precise_weights(plan, base, runtime)
-    _place_networks(plan, base, runtime)
+    _ready_networks(plan, base, runtime)
     material = _make_material(plan, base, pictures, runtime, say, timings)
+    base.denoiser.to(runtime.device)  # the device's memory was for the text encoders until now
     adapters = _inject(plan, base)
     for component, weights in precise.items():
         for module, weight in weights.items():
@@ -232,6 +234,8 @@ def _make_material(
         examples = _encode(plan, base, pictures, plan.prompts.instance, "pictures", runtime)
         class_examples = _encode(plan, base, class_pictures, plan.prompts.class_, "class pictures", runtime)
         conditions = _encode_prompts(plan, base, prompts_of(examples, class_examples), runtime, say)
+        if not base.family.trains_text_encoders:  # those have billions of parameters
+            _drop_text_encoders(plan, base, runtime)
     return Material([picture.image for picture in pictures], examples, class_examples, conditions)
 
 
@@ -272,6 +276,14 @@ def _encode_prompts(plan: Plan, base: Base, prompts: list[str], runtime: Runtime
     return {prompt: moved(conditions, device) for prompt, conditions in encoded.items()}
 
 
+def _drop_text_encoders(plan: Plan, base: Base, runtime: Runtime) -> None:
+    """Keep what the samples of the run will ask of the text encoders, and let them go."""
+    cpu = torch.device("cpu")
+    encoded = encode_inputs(base, plan.validation_prompts, runtime.device)
+    base.inputs |= {prompt: moved(inputs, cpu) for prompt, inputs in encoded.items()}
+    base.drop_text_encoders()
+
+
 # -- networks and adapters
 
 
@@ -298,25 +310,26 @@ def _precise_weights(plan: Plan, base: Base, runtime: Runtime) -> dict[str, dict
     return weights
 
 
-def _place_networks(plan: Plan, base: Base, runtime: Runtime) -> None:
+def _ready_networks(plan: Plan, base: Base, runtime: Runtime) -> None:
     checkpointing = plan.settings.gradient_checkpointing
     if plan.settings.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
-    _place(base.denoiser, runtime)
+    _cast(base.denoiser, runtime)
     if checkpointing:
         cast(Any, base.denoiser).enable_gradient_checkpointing()
     base.family.prepare(base.denoiser, runtime.device, plan.resolution // base.factor)
     if plan.settings.train_text_encoder:
         for encoder in base.text_encoders():
-            _place(encoder, runtime)
+            _cast(encoder, runtime)
+            encoder.to(runtime.device)
             if checkpointing:
                 cast(Any, encoder).gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def _place(network: nn.Module, runtime: Runtime) -> None:
+def _cast(network: nn.Module, runtime: Runtime) -> None:
+    """Before a network goes to the device, which need not hold it in float32."""
     if runtime.dtype != torch.float32:
-        network.to(runtime.dtype)  # before it goes to the device, which need not hold it in float32
-    network.to(runtime.device)
+        network.to(runtime.dtype)
 
 
 def _inject(plan: Plan, base: Base) -> dict[str, Adapter]:

@@ -187,18 +187,34 @@ def test_the_shift_is_the_one_of_the_pipeline_s_steps(loaded, name):
     size = (32, 16)
     stock.scheduler = type(stock.scheduler).from_config(stock.scheduler.config, shift_terminal=None)
     inputs = base.family.encode(base.pipeline, ["a dog"], CPU, base.family.usual_length)
-    levels = []
-    remember = lambda pipeline, i, t, kept: levels.append(float(t) / 1000) or {}  # noqa: E731
+
+    def stop(pipeline, i, t, kept):
+        pipeline._interrupt = True  # all levels are set by now
+        return {}
+
     how = Sampling(steps, 1.0 if base.family.guided(stock) else 0.0, size)
-    base.family.sample(
-        Stepping(stock, callback_on_step_end=remember), inputs, noisy_of(base, 1, size), how, torch.Generator()
-    )
+    stepper = Stepping(stock, callback_on_step_end=stop)
+    base.family.sample(stepper, inputs, noisy_of(base, 1, size), how, torch.Generator())
+    levels = stock.scheduler.timesteps / 1000
+    assert len(levels) == steps
     shift = base.noise(NoiseOptions()).shift(size)
     if name.startswith("sd3"):  # its scheduler draws the steps from a grid that is shifted once already
         return
     middle = 1 - (steps // 2) / steps
-    assert levels[steps // 2] == pytest.approx(shift * middle / (1 + (shift - 1) * middle), rel=1e-3)
+    assert levels[steps // 2].item() == pytest.approx(shift * middle / (1 + (shift - 1) * middle), rel=1e-3)
     assert not math.isclose(shift, 1.0)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sd3", ValueError), ("z-image", IndexError)])
+@torch.no_grad()
+def test_the_largest_side_is_where_the_stock_transformer_has_no_more_positions(loaded, name, kind):
+    base, stock = loaded(name)
+    side, grid = base.family.largest(base.pipeline), base.grid
+    for size in ((side, grid), (grid, side)):
+        assert VELOCITIES[name](stock, noisy_of(base, 1, size), torch.tensor([0.5]), ["a dog"]).isfinite().all()
+    for size in ((side + grid, grid), (grid, side + grid)):
+        with pytest.raises(kind):
+            VELOCITIES[name](stock, noisy_of(base, 1, size), torch.tensor([0.5]), ["a dog"])
 
 
 @every_family

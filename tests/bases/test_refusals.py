@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
@@ -98,6 +99,14 @@ def test_a_base_without_its_text_encoder_is_refused_but_sd3_does_without_t5(tiny
     (folder / "model_index.json").write_text(json.dumps(index | {"text_encoder": [None, None]}))
     with pytest.raises(InputError, match=r"was saved without its text_encoder, which FLUX\.2 klein needs"):
         load_base(str(folder))
+
+
+def test_a_family_that_the_installed_diffusers_does_not_have_asks_for_a_newer_one(tiny, monkeypatch):
+    monkeypatch.setattr(diffusers, "Krea2Pipeline", None)
+    monkeypatch.setattr(diffusers, "__version__", "0.39.1")
+    asked = "Krea 2 needs diffusers >= 0.40, and 0.39.1 is installed, which has no Krea2Pipeline: pip install --upgrade"
+    with pytest.raises(InputError, match=asked):
+        load_base(str(tiny("krea2")))
 
 
 def test_a_transformer_that_takes_more_than_latents_is_refused(tiny, tmp_path):

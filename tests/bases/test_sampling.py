@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from dash_vision.bases.loading import load_base
-from dash_vision.bases.sampling import Sampling, decode_latents, sample, starting_noise
+from dash_vision.bases.sampling import Sampling, decode_latents, encode_inputs, sample, starting_noise
 from dash_vision.runs.seeds import stream
 from tests.support.dreambooth import settings, train
 
@@ -23,6 +23,18 @@ def test_samples_are_those_of_the_stock_pipeline(bases, base):
         ).images[0]
         worst = max(abs(a - b) for a, b in zip(stock.tobytes(), pictures[i].tobytes(), strict=True))
         assert worst <= 1  # rounding
+
+
+@pytest.mark.parametrize("name", ["flux2-klein", "sd3"])
+def test_prompts_that_were_kept_are_drawn_without_the_text_encoders(tiny, name):
+    base, how, cpu = load_base(str(tiny(name))), Sampling(2, 3.0, (16, 16)), torch.device("cpu")
+    prompts = ["a cat", "a dog"]
+    before = sample(base, prompts, 0, [0, 1], how, cpu)
+    assert before[0].tobytes() != before[1].tobytes()
+    base.inputs |= encode_inputs(base, prompts, cpu)
+    base.drop_text_encoders()
+    assert base.text_encoders() == []
+    assert [one.tobytes() for one in sample(base, prompts, 0, [0, 1], how, cpu)] == [one.tobytes() for one in before]
 
 
 def test_a_picture_too_large_to_decode_at_once_is_decoded_in_tiles(bases, monkeypatch, caplog):

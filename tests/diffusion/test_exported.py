@@ -18,11 +18,12 @@ from tests.support.flow import LENGTH
 from tests.support.tiny import save_flux2_klein
 
 FILE = "pytorch_lora_weights.safetensors"
+SHORT = {"max_train_steps": 3, "prelaunch_steps": 2}
 
 
 def klein(bases, tiny, out, **changes):
     common = {"pretrained_model_name_or_path": str(tiny("flux2-klein")), "resolution": 16, "num_crop_variants": 1}
-    common |= {"max_sequence_length": LENGTH, "train_batch_size": 1}
+    common |= {"max_sequence_length": LENGTH, "train_batch_size": 1} | SHORT
     return settings(bases, out, **common | changes)
 
 
@@ -37,7 +38,7 @@ def klein(bases, tiny, out, **changes):
 )
 def test_the_run_says_that_stock_diffusers_loads_its_file(bases, tiny, tmp_path, base, changes):
     lines, out = [], tmp_path / "out"
-    config = klein(bases, tiny, out) if base == "klein" else settings(bases, out, base, **changes)
+    config = klein(bases, tiny, out) if base == "klein" else settings(bases, out, base, **SHORT | changes)
     job = train(config, lines)
     (said,) = (line for line in lines if line.startswith("the exported adapter"))
     difference, recognised, tensors = re.search(r"model: (\S+); (\d+) of (\d+) tensors recognised", said).groups()

@@ -1,10 +1,12 @@
 """The launch in a DreamBooth run: a state of the shifts that begins there, and the control that chooses at random."""
 
+import numpy as np
 import pytest
 import torch
 
 from dash_vision.runs.loop import train as steps_until
 from dash_vision.runs.signals import StopRequest
+from tests.support import reference
 from tests.support.dreambooth import prepare, settings
 
 
@@ -24,6 +26,29 @@ def test_adams_first_update_of_the_shifts_is_one_rate_long(bases, tmp_path, step
     assert not shifts(job).any()
     assert steps_until(job, job.training, job.runtime, step + 1, StopRequest())
     torch.testing.assert_close(shifts(job).abs(), torch.full_like(shifts(job), 3e-2), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("name", ["sd", "flux2-klein"])
+def test_the_launch_of_a_run_chooses_by_the_dense_formula(bases, tiny, tmp_path, name):
+    base = bases / "sd" if name == "sd" else tiny(name)
+    size = {} if name == "sd" else {"max_sequence_length": 32}
+    changes = {"pretrained_model_name_or_path": str(base), "resolution": 16, "prelaunch_steps": 2, "max_train_steps": 3}
+    changes["lora_alpha"] = 3
+    job = prepare(settings(bases, tmp_path / "out", **changes | size))
+    assert steps_until(job, job.training, job.runtime, 2, StopRequest())
+    (adapter,) = job.adapters.values()
+    config = adapter.config
+    for module, layer in adapter.layers.items():
+        W = layer.base.weight.detach().double().numpy()
+        (w,) = (w for key, w in adapter.weights() if key == module)
+        A, B, U, V = (getattr(w, part).detach().double().numpy() for part in ("A", "B", "U", "V"))
+        rates = reference.dense_rates(W, reference.dense_update(A, B, config.alpha, config.rank), config.eps)
+        chosen = np.argsort(-rates)[:3]
+        assert w.indices.tolist() == chosen.tolist(), module
+        S = np.linalg.svd(W, compute_uv=False)
+        for i, index in enumerate(chosen):
+            np.testing.assert_allclose(W @ V[i], S[index] * U[:, i], atol=1e-5)
+    job.close()
 
 
 def test_directions_drawn_at_random_follow_from_the_seed(bases, tmp_path):

@@ -29,18 +29,27 @@ LOWEST = tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 8)  # FSD
 
 
 @pytest.mark.parametrize(
-    "launcher", ["torchrun", pytest.param("FSDP", marks=pytest.mark.skipif(LOWEST, reason="needs PyTorch 2.8"))]
+    ("launcher", "name"),
+    [
+        ("torchrun", "sd"),
+        pytest.param("FSDP", "sd", marks=pytest.mark.skipif(LOWEST, reason="needs PyTorch 2.8")),
+        ("torchrun", "flux2-klein"),
+    ],
 )
-def test_two_processes_train_what_one_does(bases, tmp_path, launcher):
+def test_two_processes_train_what_one_does(bases, tiny, tmp_path, launcher, name):
+    base = bases / "sd" if name == "sd" else tiny(name)
+    size = {"resolution": 16} | ({} if name == "sd" else {"max_sequence_length": 32})
     # Adam divides by the gradient's size: a tiny epsilon would blow the rounding of near-zero gradients up to whole
     # steps, and two orders of summation would be told apart by nothing but that.
-    train(settings(bases, tmp_path / "one", train_batch_size=4, adam_epsilon=1e-2))
+    common = {"pretrained_model_name_or_path": str(base), "adam_epsilon": 1e-2} | size
+    train(settings(bases, tmp_path / "one", train_batch_size=4, **common))
     command = [
         *(sys.executable, "-m", *LAUNCHERS[launcher]),
         *(str(SCRIPT), "--instance_data", str(bases / "cat"), "--output_dir", str(tmp_path / "two")),
-        *("--pretrained_model_name_or_path", str(bases / "sd"), "--rank", "2", "--dash_k", "3"),
+        *("--pretrained_model_name_or_path", str(base), "--rank", "2", "--dash_k", "3"),
         *("--max_train_steps", "8", "--prelaunch_steps", "4", "--train_batch_size", "2", "--learning_rate", "1e-2"),
         *("--num_inference_steps", "2", "--validation_prompt", "a photo of sks cat", "--adam_epsilon", "1e-2"),
+        *(text for option, value in size.items() for text in (f"--{option}", str(value))),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -53,7 +62,7 @@ def test_two_processes_train_what_one_does(bases, tmp_path, launcher):
                 assert torch.equal(tensor, two[key])
             else:
                 assert torch.allclose(tensor, two[key], atol=1e-5, rtol=0), key
-    assert done.stdout.count("base: " + str(bases)) == 1  # one process speaks
+    assert done.stdout.count("base: " + str(base)) == 1  # one process speaks
     report = json.loads((tmp_path / "two/run.json").read_text())
     assert (report["processes"], report["fsdp"]) == (2, launcher == "FSDP")
     difference = np.asarray(Image.open(tmp_path / "one/samples.png")) - np.asarray(
