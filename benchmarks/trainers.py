@@ -46,7 +46,6 @@ VAE: dict[str, Any] = {
     "sample_size": 512,
 }
 TEXT: dict[str, Any] = {
-    "vocab_size": 49408,
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
@@ -192,14 +191,15 @@ def dreambooth(
 
 def write_sd15(folder: Path, width: float, side: int) -> None:
     """A pipeline with random weights in the public configuration of Stable Diffusion 1.5, for latents of side x side:
-    the VAE and the text encoder in full, the UNet with `width` of its channels; the tokenizer is the miniature's."""
+    the VAE and the text encoder in full, the UNet with `width` of its channels; the tokenizer is the miniature's, and
+    the text encoder's table has its words."""
     tokenizer = CLIPTokenizer.from_pretrained(pipeline_path() / "tokenizer", model_max_length=77)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     torch.manual_seed(0)
     noise = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
     StableDiffusionPipeline(
         vae=AutoencoderKL(**VAE),
-        text_encoder=CLIPTextModel(CLIPTextConfig(**TEXT, **ids)),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**TEXT, vocab_size=len(tokenizer), **ids)),
         tokenizer=tokenizer,
         unet=build_unet({**SD15, "sample_size": side}, width),
         scheduler=DDIMScheduler(**noise, steps_offset=1, set_alpha_to_one=False),
