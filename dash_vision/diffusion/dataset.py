@@ -6,20 +6,18 @@ OUTPUT_DIR/dataset/made_of.json     of which data set they are
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ..files.atomic import write_json, write_text
 from ..files.errors import InputError, one_line
+from ..pictures.formats import READABLE, sniff
 from .config import DreamBoothConfig
 
 FOLDER, PICTURES, RECORD_NAME = "dataset", "pictures", "made_of.json"
-_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tiff", "GIF": ".gif"}
+_SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tiff"}  # of other kinds it is the name
 
 
 def dataset_pictures(settings: DreamBoothConfig, output: Path) -> Path:
@@ -100,11 +98,14 @@ def _bytes_of(picture: Any, settings: DreamBoothConfig, number: int) -> bytes:
 
 
 def _suffix(data: bytes, settings: DreamBoothConfig, number: int) -> str:
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return _SUFFIXES.get(str(picture.format), f".{str(picture.format).lower()}")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"row {number} of {settings.dataset_name} is no picture ({_reason(error)})") from None
+    """By the first bytes: whether the rest can be decoded is for the one reader of pictures to say."""
+    kind = sniff(data[:64])
+    if kind not in READABLE:
+        raise InputError(
+            f"row {number} of {settings.dataset_name} is {kind or 'no picture'}; the pictures can be "
+            f"{', '.join(READABLE)}"
+        )
+    return _SUFFIXES.get(kind, f".{kind.lower()}")
 
 
 def _reason(error: Exception) -> str:
