@@ -21,6 +21,7 @@ from ..files.errors import InputError, RunError
 from ..files.lora import DIFFUSERS_NAME
 from ..runs.seeds import stream
 from .job import DreamBoothJob
+from .long_prompts import join_chunks
 
 _ADAPTER = "exported"
 # Float32 sums in another order; half precision also rounds the factors of the update, which were trained in float32.
@@ -117,7 +118,7 @@ def _answer(job: DreamBoothJob, base: Base) -> Tensor:
     family, entry = base.family, job.material.conditions[example.prompt]
     with job.runtime.autocast():
         if job.plan.settings.train_text_encoder:
-            entry = family.encode_tokens(base.text_encoders(), entry)
+            entry = join_chunks(family.encode_tokens(base.text_encoders(), entry), job.plan.chunks)
         pictures = {k: v.to(device) for k, v in family.picture_conditions([view.info], view.size).items()}
         noisy = job.process.noisy(latents, noise[None].to(device), times)
         return family.denoise(base.denoiser, noisy, times, family.join([entry]) | pictures).float()

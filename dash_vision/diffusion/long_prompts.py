@@ -36,13 +36,17 @@ def count_chunks(family: Family, pipeline: Any, tokens: int | None) -> int:
 
 
 def tokenize_chunks(family: Family, pipeline: Any, prompt: str, chunks: int) -> list[Tensor]:
-    """Token ids [chunks, tokens] of one prompt for each text encoder."""
-    return [_chunk(tokenizer, prompt, chunks) for tokenizer in _tokenizers(family, pipeline)]
+    """What `Family.tokenize` gives for each text encoder, with the chunks of one prompt in place of prompts:
+    [chunks, 1, tokens], or [chunks, 2, tokens] with the mask of attention."""
+    rows = [_chunk(t, pipeline.maybe_convert_prompt(prompt, t), chunks) for t in _tokenizers(family, pipeline)]
+    kinds = [ids.shape[1] for ids in family.tokenize(pipeline, [prompt])]
+    return [row[:, :kind] for row, kind in zip(rows, kinds, strict=True)]
 
 
 def left_out(family: Family, pipeline: Any, prompt: str, chunks: int) -> str:
     """The end of a prompt that is beyond its chunks, as text; "" when all of it is read."""
     tokenizer = _tokenizers(family, pipeline)[0]
+    prompt = pipeline.maybe_convert_prompt(prompt, tokenizer)
     return str(tokenizer.decode(_ids(tokenizer, prompt)[chunks * (tokenizer.model_max_length - 2) :])).strip()
 
 
@@ -83,9 +87,11 @@ def _ids(tokenizer: Any, prompt: str) -> list[int]:
 
 
 def _chunk(tokenizer: Any, prompt: str, chunks: int) -> Tensor:
+    """Token ids and their mask, [chunks, 2, tokens]."""
     ids, length = _ids(tokenizer, prompt), tokenizer.model_max_length
     rows = []
     for start in range(0, chunks * (length - 2), length - 2):
         row = [tokenizer.bos_token_id, *ids[start : start + length - 2], tokenizer.eos_token_id]
-        rows.append(row + [tokenizer.pad_token_id] * (length - len(row)))
+        padding = length - len(row)
+        rows.append([[*row, *[tokenizer.pad_token_id] * padding], [*[1] * len(row), *[0] * padding]])
     return torch.tensor(rows)
