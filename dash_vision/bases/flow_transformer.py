@@ -16,6 +16,22 @@ from .family import AS_THE_PIPELINE, Conditions, Defaults, Family, Generators, P
 from .flow import Flow, sampler_shift, sized_mu
 from .noise import NoiseOptions
 
+# A family says what differs: the guidance and the steps of the pictures are those of its own pipeline.
+USUAL = Defaults(
+    learning_rate=1e-4,
+    rank=16,
+    max_train_steps=750,
+    train_batch_size=1,
+    guidance_scale=4.0,
+    num_inference_steps=50,
+)
+
+
+def presets(attention: str, mlp: str) -> Mapping[str, Target]:
+    """A family's presets from two regular expressions: of the attention's layers, and of the MLPs' in its blocks."""
+    both = f"{attention}|{mlp}"
+    return {"attention": attention, "attention-mlp": both, "all-linear": both}
+
 
 class FlowTransformer(Family):
     """A subclass says how prompts are encoded (`encode`), how latents are packed (`pack`, `unpack`), and calls the

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..files.readers import FLUX1, About
-from .family import Conditions, Defaults, Target
-from .flow_transformer import FlowTransformer, latents_of, tokens_of
+from .family import Conditions, Defaults
+from .flow_transformer import USUAL, FlowTransformer, latents_of, presets, tokens_of
 
 _ATTENTION = (
     r"transformer_blocks\.\d+\.attn\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
@@ -31,19 +31,8 @@ class Flux(FlowTransformer):
     pipeline_class = "FluxPipeline"
     frozen_text = "dash-vision trains its transformer only"
     text_encoders = ("text_encoder", "text_encoder_2")
-    defaults = Defaults(
-        learning_rate=1e-4,
-        rank=16,
-        max_train_steps=750,
-        train_batch_size=1,
-        guidance_scale=3.5,
-        num_inference_steps=28,
-    )
-    targets: Mapping[str, Target] = {
-        "attention": _ATTENTION,
-        "attention-mlp": f"{_ATTENTION}|{_MLP}",
-        "all-linear": f"{_ATTENTION}|{_MLP}",
-    }
+    defaults = replace(USUAL, guidance_scale=3.5, num_inference_steps=28)
+    targets = presets(_ATTENTION, _MLP)
     units = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
     layouts = ("diffusers", "kohya")
     other_programs = "`kohya/` has the same for ComfyUI, Forge and kohya's scripts, by the names of FLUX's own code."

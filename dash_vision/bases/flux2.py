@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..files.readers import FLUX2, About
-from .family import Conditions, Defaults, Target
-from .flow_transformer import FlowTransformer, latents_of
+from .family import Conditions, Defaults
+from .flow_transformer import USUAL, FlowTransformer, latents_of, presets
 
 # Double blocks keep pictures and text apart; single blocks have one matrix for queries, keys, values and the MLP's
 # first layer, and one for the attention's output and the MLP's second.
@@ -29,19 +29,8 @@ class Flux2Klein(FlowTransformer):
 
     name = "FLUX.2 klein"
     pipeline_class = "Flux2KleinPipeline"
-    defaults = Defaults(
-        learning_rate=1e-4,
-        rank=16,
-        max_train_steps=750,
-        train_batch_size=1,
-        guidance_scale=4.0,
-        num_inference_steps=50,
-    )
-    targets: Mapping[str, Target] = {
-        "attention": f"{_DOUBLE}|{_SINGLE}",
-        "attention-mlp": f"{_DOUBLE}|{_SINGLE}|{_MLP}",
-        "all-linear": f"{_DOUBLE}|{_SINGLE}|{_MLP}",
-    }
+    defaults = USUAL
+    targets = presets(f"{_DOUBLE}|{_SINGLE}", _MLP)
     units = ("Flux2TransformerBlock", "Flux2SingleTransformerBlock")
     layouts = ("diffusers", "kohya")
     other_programs = (

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..files.readers import KREA2, About
-from .family import Conditions, Defaults, Target
-from .flow_transformer import latents_of
+from .family import Conditions, Defaults
+from .flow_transformer import USUAL, latents_of, presets
 from .qwen_vae import WithQwenVae
 
 # The blocks that fuse the text's layers have layers of the same names.
@@ -24,19 +24,8 @@ class Krea2(WithQwenVae):
 
     name = "Krea 2"
     pipeline_class = "Krea2Pipeline"
-    defaults = Defaults(
-        learning_rate=3e-4,
-        rank=32,
-        max_train_steps=750,
-        train_batch_size=1,
-        guidance_scale=4.5,
-        num_inference_steps=28,
-    )
-    targets: Mapping[str, Target] = {
-        "attention": _ATTENTION,
-        "attention-mlp": f"{_ATTENTION}|{_MLP}",
-        "all-linear": f"{_ATTENTION}|{_MLP}",
-    }
+    defaults = replace(USUAL, learning_rate=3e-4, rank=32, guidance_scale=4.5, num_inference_steps=28)
+    targets = presets(_ATTENTION, _MLP)
     units = ("Krea2TransformerBlock",)
     longest = 1024
     about_base: About = KREA2

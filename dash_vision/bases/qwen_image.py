@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..files.readers import QWEN_IMAGE, About
-from .family import Conditions, Defaults, Target
-from .flow_transformer import latents_of, without
+from .family import Conditions, Target
+from .flow_transformer import USUAL, latents_of, presets, without
 from .qwen_vae import WithQwenVae
 
 _ATTENTION = r"transformer_blocks\.\d+\.attn\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
@@ -23,19 +23,8 @@ class QwenImage(WithQwenVae):
 
     name = "Qwen-Image"
     pipeline_class = "QwenImagePipeline"
-    defaults = Defaults(
-        learning_rate=1e-4,
-        rank=16,
-        max_train_steps=750,
-        train_batch_size=1,
-        guidance_scale=4.0,
-        num_inference_steps=50,
-    )
-    targets: Mapping[str, Target] = {
-        "attention": _ATTENTION,
-        "attention-mlp": f"{_ATTENTION}|{_MLP}",
-        "all-linear": f"{_ATTENTION}|{_MLP}",
-    }
+    defaults = USUAL
+    targets = presets(_ATTENTION, _MLP)
     units = ("QwenImageTransformerBlock",)
     longest = 1024
     other_programs = "ComfyUI reads it too."

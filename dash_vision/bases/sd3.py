@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..files.readers import SD3, About
-from .family import AS_THE_PIPELINE, Conditions, Defaults, PromptOptions, Target
-from .flow_transformer import FlowTransformer, beyond, without
+from .family import AS_THE_PIPELINE, Conditions, PromptOptions, Target
+from .flow_transformer import USUAL, FlowTransformer, beyond, presets, without
 
 _ATTENTION = (
     r"transformer_blocks\.\d+\.attn\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
@@ -27,19 +28,8 @@ class StableDiffusion3(FlowTransformer):
     frozen_text = "dash-vision trains its transformer only"
     text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
     optional = ("text_encoder_3",)
-    defaults = Defaults(
-        learning_rate=1e-4,
-        rank=16,
-        max_train_steps=750,
-        train_batch_size=1,
-        guidance_scale=7.0,
-        num_inference_steps=28,
-    )
-    targets: Mapping[str, Target] = {
-        "attention": _ATTENTION,
-        "attention-mlp": f"{_ATTENTION}|{_MLP}",
-        "all-linear": f"{_ATTENTION}|{_MLP}",
-    }
+    defaults = replace(USUAL, guidance_scale=7.0, num_inference_steps=28)
+    targets = presets(_ATTENTION, _MLP)
     units = ("JointTransformerBlock",)
     usual_length = 256
     about_base: About = SD3

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..files.readers import Z_IMAGE, About
-from .family import Conditions, Defaults, Target
-from .flow_transformer import FlowTransformer
+from .family import Conditions, Defaults
+from .flow_transformer import USUAL, FlowTransformer, presets
 
 # The refiners before them have layers of the same names.
 _ATTENTION = r"layers\.\d+\.attention\.(?:to_[qkv]|to_out\.0)"
@@ -23,19 +23,8 @@ class ZImage(FlowTransformer):
 
     name = "Z-Image"
     pipeline_class = "ZImagePipeline"
-    defaults = Defaults(
-        learning_rate=1e-4,
-        rank=16,
-        max_train_steps=750,
-        train_batch_size=1,
-        guidance_scale=5.0,
-        num_inference_steps=50,
-    )
-    targets: Mapping[str, Target] = {
-        "attention": _ATTENTION,
-        "attention-mlp": f"{_ATTENTION}|{_MLP}",
-        "all-linear": f"{_ATTENTION}|{_MLP}",
-    }
+    defaults = replace(USUAL, guidance_scale=5.0)
+    targets = presets(_ATTENTION, _MLP)
     units = ("ZImageTransformerBlock",)
     other_programs = "ComfyUI reads it too."
     about_base: About = Z_IMAGE

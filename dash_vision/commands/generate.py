@@ -9,6 +9,7 @@ from typing import Any
 
 from ..files.errors import InputError
 from ..runs.settings import read_lines
+from .recorded import load_recorded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,15 +51,10 @@ def _prompts(args: argparse.Namespace) -> list[str]:
 def _draw(args: argparse.Namespace, record: Any, prompts: Sequence[str]) -> None:
     import torch
 
-    from ..bases.identity import difference
-    from ..bases.loading import load_again
     from ..bases.sampling import Sampling, sample
     from ..files.lora import DIFFUSERS_NAME
 
-    base = load_again(record.base.specification, args.base)
-    part = difference(record.base.identity, base.identity())
-    if part is not None:
-        print(f"note: {base.name} is not the base that the run was trained on: its {part} differs")
+    base = load_recorded(record.base, args.base)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         base.pipeline.load_lora_weights(str(args.run), weight_name=DIFFUSERS_NAME)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..files.errors import InputError
 from . import adapters
+from .recorded import load_recorded
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +35,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _merge_pipeline(folder: Path, adapter: Path, out: Path, place: str | None) -> None:
-    from ..bases.identity import difference
-    from ..bases.loading import load_again
     from ..files.atomic import new_folder
     from ..files.native import NATIVE_NAME
     from ..runs.record import RUN, DreamBoothRecord, read_record
@@ -45,10 +44,7 @@ def _merge_pipeline(folder: Path, adapter: Path, out: Path, place: str | None) -
         raise InputError(f"{folder / RUN} is of no DreamBooth run; give the output folder of one")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise InputError(f"{out} is there already; give a new folder for the merged pipeline")
-    base = load_again(record.base.specification, place)
-    part = difference(record.base.identity, base.identity())
-    if part is not None:
-        print(f"note: {base.name} is not the base that the run was trained on: its {part} differs")
+    base = load_recorded(record.base, place)
     merged = _put_in(base.components(), adapter if adapter.is_file() else adapter / NATIVE_NAME)
     with new_folder(out) as temporary:
         base.pipeline.save_pretrained(temporary)

@@ -15,10 +15,10 @@ from ..files.fingerprints import probe_matrix
 from ..files.native import KEYS, AdapterState, write_native
 from .config import DashConfig
 from .decompositions import Decompositions
-from .launch import LaunchReport, choose_directions, deal, rank_and_world
+from .launch import LaunchReport, choose_directions, deal, mean_relative_index, rank_and_world
 from .layer import DashLinear, wrap
 from .sharding import is_sharded, whole, write
-from .targets import base_of, find_targets
+from .targets import base_of, find_targets, shared_parameters
 from .weights import ENABLED, DashWeights, kind_of, weight_matrix
 
 
@@ -144,10 +144,7 @@ class Adapter:
 
     def mean_relative_index(self) -> float:
         """Mean of index / (p - 1) over all chosen directions, p = min(out, in) of the layer; NaN before the launch."""
-        if not self.launched:
-            return float("nan")
-        places = [w.indices.double() / max(1, min(w.A.shape[1], w.B.shape[0]) - 1) for _, w in self.weights()]
-        return torch.cat(places).mean().item()
+        return mean_relative_index(w for _, w in self.weights()) if self.launched else float("nan")
 
     # -- on and off
 
@@ -326,9 +323,5 @@ def _set_module(model: nn.Module, name: str, new: nn.Module) -> None:
 
 def _shared_weights(model: nn.Module, layers: dict[str, DashLinear]) -> list[str]:
     """Names of the layers whose weight another module of the model uses too."""
-    owners: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    return [name for name, layer in layers.items() if owners[id(layer.base.weight)] > 1]
+    shared = shared_parameters(model)
+    return [name for name, layer in layers.items() if id(layer.base.weight) in shared]

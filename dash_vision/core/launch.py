@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,6 +31,13 @@ class LaunchReport:
             f"dash launched: {self.layers} layers in {self.seconds:.1f} s; chosen directions lie at "
             f"{self.mean_relative_index:.2f} of the spectrum on average (0 = largest singular value, 1 = smallest)"
         )
+
+
+def mean_relative_index(weights: Iterable[Any]) -> float:
+    """Mean of index / (p - 1) over the chosen directions of launched layers, p = min(out, in). weights: what has A
+    [r, in], B [out, r] and indices [k] of each layer."""
+    places = [w.indices.double() / max(1, min(w.A.shape[1], w.B.shape[0]) - 1) for w in weights]
+    return torch.cat(places).mean().item()
 
 
 def layer_generator(seed: int, module: str) -> torch.Generator:

@@ -32,7 +32,7 @@ def adapter_state(adapter: Adapter, modules_to_save: Mapping[str, nn.Module] | N
     """A snapshot of `adapter` on the CPU, and of fully trained modules by name beside it; every rank has to call it
     where FSDP has split the model."""
     state = adapter.state()
-    state.whole = _tensors_of(modules_to_save or {})
+    state.whole = tensors_of(modules_to_save or {})
     return state
 
 
@@ -59,7 +59,7 @@ def save_adapters(
     write_native({name: s.compacted() if compact else s for name, s in states.items()}, path, notes)
 
 
-def _tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+def tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """`module.key` -> CPU copy of every tensor of the modules."""
     return {
         f"{name}.{key}": whole(t).to("cpu", copy=True).contiguous()
@@ -215,4 +215,4 @@ def export_lora(
     if isinstance(adapter, Adapter):
         adapter = {"model": adapter}
     states = {n: adapter_state(a) for n, a in adapter.items()}
-    return export_states(states, folder, format, dtype, _tensors_of(modules_to_save or {}))
+    return export_states(states, folder, format, dtype, tensors_of(modules_to_save or {}))

@@ -95,7 +95,7 @@ def _in_blocks(model: nn.Module, candidates: dict[str, nn.Module], preset: str) 
     """
     blocks = [name for name, module in candidates.items() if _is_block(name, module, candidates)]
     attentions = [name for name, module in candidates.items() if _is_attention(module)]
-    tied = _tied(model)
+    tied = shared_parameters(model)
     found = {}
     for name, module in candidates.items():
         layer = base_of(module)
@@ -127,8 +127,8 @@ def _inside(name: str, outer: Sequence[str]) -> bool:
     return any(name.startswith(f"{one}.") for one in outer)
 
 
-def _tied(model: nn.Module) -> set[int]:
-    """Ids of the parameters that two modules own."""
+def shared_parameters(model: nn.Module) -> set[int]:
+    """Ids of the parameters that two modules or more own."""
     owners: dict[int, int] = {}
     for module in model.modules():
         for parameter in module._parameters.values():

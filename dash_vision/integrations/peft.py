@@ -33,7 +33,8 @@ from torch import Tensor, nn
 
 from ..core.config import DashConfig
 from ..core.decompositions import Decompositions
-from ..core.launch import LaunchReport, choose_directions
+from ..core.launch import LaunchReport, choose_directions, mean_relative_index
+from ..core.loading import tensors_of
 from ..core.schedule import DashSchedule
 from ..core.sharding import is_sharded, whole
 from ..core.weights import DashWeights, kind_of, weight_matrix
@@ -205,8 +206,8 @@ class PeftAdapter:
             w.indices.copy_(indices)
             w.U.copy_(U)
             w.V.copy_(V)
-        places = [w.indices.double() / max(1, min(w.A.shape[1], w.B.shape[0]) - 1) for _, w in self.weights()]
-        return LaunchReport(len(self.layers), time.perf_counter() - start, torch.cat(places).mean().item())
+        place = mean_relative_index(w for _, w in self.weights())
+        return LaunchReport(len(self.layers), time.perf_counter() - start, place)
 
     def state_dict(self, keys: Collection[str] = KEYS) -> dict[str, Tensor]:
         """The tensors by "module.key", those of `keys`; not copied."""
@@ -342,11 +343,7 @@ def _trained_whole(model: PeftModel) -> dict[str, Tensor]:
         for name, module in model.named_modules()
         if hasattr(module, "modules_to_save") and model.active_adapter in (module.modules_to_save or {})
     }
-    return {
-        f"{name}.{key}": whole(tensor).cpu().contiguous()
-        for name, module in wrappers.items()
-        for key, tensor in module.state_dict().items()
-    }
+    return tensors_of(wrappers)
 
 
 def _save_plain_too(adapter: PeftAdapter) -> None:

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.utils import CONFIG_NAME
 
 from ..core.adapter import Adapter
+from ..core.loading import tensors_of
 from ..core.schedule import DashSchedule
 from ..core.sharding import whole
 from ..files.errors import InputError
@@ -122,7 +123,9 @@ class DashCallback(TrainerCallback):
             logs["dash_mean_shift"] = torch.stack(shifts).mean().item()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write the adapter into the checkpoint that the Trainer has just written."""
+        """Write the adapter into the checkpoint that the Trainer has just written, where the model did not itself."""
+        if kwargs.get("model") is self.adapter.model and self._saves_itself():
+            return
         self._write(Path(cast(str, args.output_dir)) / f"checkpoint-{state.global_step}", state.is_world_process_zero)
 
     def on_train_end(
@@ -148,10 +151,16 @@ class DashCallback(TrainerCallback):
         @functools.wraps(save)
         def save_both(save_directory: str, *args: Any, **kwargs: Any) -> None:
             save(save_directory, *args, **kwargs)
-            if self.adapter.layers and not _is_merged(self.adapter) and not self.adapter.sharded:
+            if self._saves_itself():
                 self._write(Path(save_directory), kwargs.get("is_main_process", True))
 
         cast(Any, model).save_pretrained = save_both
+
+    def _saves_itself(self) -> bool:
+        """Whether save_pretrained of the adapted model writes the adapter's files."""
+        if not isinstance(self.adapter.model, PreTrainedModel) or not self.adapter.layers:
+            return False
+        return not _is_merged(self.adapter) and not self.adapter.sharded
 
     def _write(self, folder: Path, main: bool) -> None:
         """Every process takes part where the model is split: its tensors have to be gathered."""
@@ -199,15 +208,11 @@ def trained_modules(adapter: Adapter) -> dict[str, Tensor]:
     """ "module.key" -> CPU copy of the tensors of every module that is trained whole beside the adapter, such as a
     classification head; every process has to call it."""
     modules = {
-        name
+        name: module
         for name, module in adapter.model.named_modules()
         if ".adapters" not in name and any(p.requires_grad for p in module.parameters(recurse=False))
     }
-    return {
-        f"{name}.{key}": whole(tensor).to("cpu", copy=True).contiguous()
-        for name in sorted(modules)
-        for key, tensor in adapter.model.get_submodule(name).state_dict().items()
-    }
+    return tensors_of(modules)
 
 
 def _updates(args: TrainingArguments, state: TrainerState) -> int:

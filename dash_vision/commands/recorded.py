@@ -1,0 +1,23 @@
+"""The base of a run, for commands that load it again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..runs.record import BaseRecord
+
+if TYPE_CHECKING:
+    from ..bases.loading import Base
+
+
+def load_recorded(record: BaseRecord, place: str | None) -> Base:
+    """The base that a run was trained on, with a note where it is another one by now. place: where it is, instead of
+    where it was. Raises InputError as bases.loading.load_again."""
+    from ..bases.identity import difference
+    from ..bases.loading import load_again
+
+    base = load_again(record.specification, place)
+    part = difference(record.identity, base.identity())
+    if part is not None:
+        print(f"note: {base.name} is not the base that the run was trained on: its {part} differs")
+    return base
