@@ -118,13 +118,16 @@ def main() -> None:
         optimizers=(dash_optimizer(model, arguments, method.dash_lr) if method.dash_lr else None, None),
     )
     trainer.train()
-    test = trainer.predict(encode(data["test"], tokenizer, task.max_length)).metrics["test_accuracy"]
-    history = [entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
+    test = trainer.predict(encode(data["test"], tokenizer, task.max_length)).metrics
+    evaluations = [entry for entry in trainer.state.log_history if "eval_accuracy" in entry]
+    history = [entry["eval_accuracy"] for entry in evaluations]
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     result = {"task": asdict(task), "method": asdict(method), "seed": arguments.seed, "parameters": trained}
-    result |= {"learning_rate": arguments.learning_rate, "dev_accuracy": history, "test_accuracy": test}
+    result |= {"learning_rate": arguments.learning_rate, "steps": trainer.state.global_step}
+    result |= {"dev_accuracy": history, "dev_loss": [entry["eval_loss"] for entry in evaluations]}
+    result |= {"test_accuracy": test["test_accuracy"], "test_loss": test["test_loss"]}
     Path(arguments.output_dir, "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(f"{method.method}: {max(history):.2f} % on dev, {test:.2f} % on test, {trained:,} trained parameters")
+    print(f"{method.method}: {max(history):.2f} % on dev, {test['test_accuracy']:.2f} % on test, {trained:,} trained parameters")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..files.errors import InputError
 from ..miniature import MINIATURE, WEIGHTS
+from ..runs.seeds import seed_everything
 from . import identity, reasons
 from .reasons import explained
 
@@ -187,13 +188,13 @@ def build(backbone: Backbone, classes: int, drop_path: float = 0.0, head_seed: i
     that both can be made again. Raises InputError when weights cannot be fetched or do not fit.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        seed_everything(0, "backbone")
         model = (
             _miniature(backbone, classes, drop_path)
             if backbone.name == MINIATURE
             else _timm(backbone, classes, drop_path)
         )
-        torch.manual_seed(head_seed)
+        seed_everything(head_seed, "classifier head")
         for name in head_names(model):
             head = model.get_submodule(name)
             assert isinstance(head, nn.Linear)

@@ -15,6 +15,7 @@ from ..core.adapter import Adapter, inject
 from ..core.sharding import whole, write
 from ..files.errors import InputError
 from ..runs.gradients import listed, untrained_sentence
+from ..runs.seeds import seed_everything
 from .config import OURS, Run, read_peft_config
 from .duties import Duties, planned
 
@@ -104,7 +105,7 @@ def prepare(run: Run, backbone: Backbone, classes: int, steps: int) -> Tuned:
     model = build(backbone, classes, run.drop_path, head_seed=run.seed)
     heads = head_names(model)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
+        seed_everything(run.seed, "adapter")
         if run.method in OURS:
             return _adapted(run, backbone, model, heads)
         if run.peft_file:
