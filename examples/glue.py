@@ -73,13 +73,14 @@ def load_data(options: TaskArguments) -> dict[str, list[dict[str, Any]]]:
 
 
 def encode(rows: list[dict[str, Any]], tokenizer: Any, length: int) -> list[dict[str, Any]]:
-    """Token ids and labels; a row has one text, or two."""
+    """Token ids and labels, the shortest first, so that a batch needs little padding; a row has one text, or two."""
     texts = [key for key, value in rows[0].items() if isinstance(value, str) and key not in ("label", "idx")]
     encoded = tokenizer(*([row[key] for row in rows] for key in texts[:2]), truncation=True, max_length=length)
-    return [
+    examples = [
         {**{key: values[i] for key, values in encoded.items()}, "labels": int(row["label"])}
         for i, row in enumerate(rows)
     ]
+    return sorted(examples, key=lambda example: len(example["input_ids"]))  # the Trainer shuffles what it trains on
 
 
 def accuracy(prediction: Any) -> dict[str, float]:
