@@ -1,10 +1,10 @@
 """LoRA-Dash, LoRA and others on pretrained weights, every arm with the best of the same learning rates.
 
-`python -m benchmarks.pretrained RECORDS --model_name_or_path FOLDER --data_dir FOLDER [--plan benchmarks/pretrained.yaml]`
+`python -m benchmarks.pretrained RECORDS --model_name_or_path FOLDER --data_dir FOLDER [--plan FILE]`
 
 For every arm, each learning rate of the plan is tried with one seed, and the rate that is best on dev is run with the
-other seeds. The plan's script (examples/glue.py) does each run in a process of its own. RECORDS/NAME.jsonl keeps one line
-a run: its command and its result. A run that is there already is not made again, so a stopped command goes on.
+other seeds. The plan's script (examples/glue.py) does each run in a process of its own. RECORDS/NAME.jsonl keeps one
+line a run: its command and its result. A run that is there already is not made again, so a stopped command resumes.
 `--table` only reads the records: it prints the tables and draws RECORDS/NAME.png.
 """
 
@@ -29,7 +29,13 @@ from dash_vision.drawing.plot import Panel, Series, draw
 from dash_vision.files.errors import InputError
 from eval.intervals import student
 
-MEASURES = {"dev loss": "dev_loss", "dev accuracy": "dev_accuracy", "test loss": "test_loss", "test accuracy": "test_accuracy"}
+# By its name in the tables: where the script's result has it.
+MEASURES = {
+    "dev loss": "dev_loss",
+    "dev accuracy": "dev_accuracy",
+    "test loss": "test_loss",
+    "test accuracy": "test_accuracy",
+}
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,8 @@ def by_seed(plan: Plan, arm: Arm, records: Records, measure: str) -> list[float]
 
 def results_table(plan: Plan, arms: Sequence[Arm], records: Records) -> str:
     """Means and standard deviations over the seeds."""
-    lines = [f"| arm | parameters | rate | {' | '.join(MEASURES)} |", f"| --- | ---: | ---: |{' ---: |' * len(MEASURES)}"]
+    lines = [f"| arm | parameters | rate | {' | '.join(MEASURES)} |"]
+    lines += [f"| --- | ---: | ---: |{' ---: |' * len(MEASURES)}"]
     for arm in arms:
         rate = chosen(plan, arm, records)
         assert rate is not None, f"{arm.name} is not finished"

@@ -128,7 +128,8 @@ def main() -> None:
     result |= {"dev_accuracy": history, "dev_loss": [entry["eval_loss"] for entry in evaluations]}
     result |= {"test_accuracy": test["test_accuracy"], "test_loss": test["test_loss"]}
     Path(arguments.output_dir, "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(f"{method.method}: {max(history):.2f} % on dev, {test['test_accuracy']:.2f} % on test, {trained:,} trained parameters")
+    accuracies = f"{max(history):.2f} % on dev, {test['test_accuracy']:.2f} % on test"
+    print(f"{method.method}: {accuracies}, {trained:,} trained parameters")
 
 
 if __name__ == "__main__":
