@@ -123,14 +123,14 @@ def _add_layer(command: argparse.ArgumentParser, name: str) -> None:
 
 def _add_models(command: argparse.ArgumentParser, name: str) -> None:
     command.add_argument("--width", type=_share, default=1.0, help="share of the UNets' channels")
-    command.add_argument("--side", type=_positive, default=64, help="of the UNets' latents; SDXL has 128")
+    command.add_argument("--side", type=_positive, default=64, help="of the latents; at full size 128 for all but sd15")
     command.add_argument("--depth", type=_positive, default=12, help="blocks of the ViT")
     command.add_argument("--batch", type=_positive, default=8, help="pictures for the ViT")
     if name == "load":
         command.add_argument("--sizes", action="store_true", help="sizes of the files alone, which takes no launch")
     else:
-        models = ("vit", "sd15", "sdxl")
-        command.add_argument("--models", nargs="+", choices=models, default=list(models))
+        models = ("vit", "sd15", "sdxl", "flux2", "z-image", "qwen-image")
+        command.add_argument("--models", nargs="+", choices=models, default=list(models[:3]))
 
 
 def _add_dreambooth(command: argparse.ArgumentParser, name: str) -> None:

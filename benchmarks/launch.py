@@ -19,7 +19,9 @@ from dash_vision.core.weights import weight_matrix
 from .measure import Settings, Table, seconds
 from .models import TARGETS, TITLES, Size, network, training_step
 
-_WHAT = {"vit": "all block linears", "sd15": "attention only", "sdxl": "attention only"}
+
+def _what(name: str) -> str:
+    return "all block linears" if name == "vit" else "attention only"
 
 
 def measure(settings: Settings, models: list[str], size: Size, rank: int, k: int) -> list[Table]:
@@ -29,7 +31,7 @@ def measure(settings: Settings, models: list[str], size: Size, rank: int, k: int
 
 def _tables(name: str, settings: Settings, size: Size, rank: int, k: int) -> list[Table]:
     model = network(name, size, settings)
-    adapter = inject(model, DashConfig(rank=rank, dash_k=k, target=TARGETS[name][_WHAT[name]]))
+    adapter = inject(model, DashConfig(rank=rank, dash_k=k, target=TARGETS[name][_what(name)]))
     with torch.no_grad():
         for _, w in adapter.weights():
             w.B.normal_(std=0.01)
@@ -59,7 +61,7 @@ def _tables(name: str, settings: Settings, size: Size, rank: int, k: int) -> lis
         middle = statistics.median(found)
         rows.append([way, middle, middle / one_step, peer / middle])
     title = (
-        f"{TITLES[name]} ({size.of(name)}), {_WHAT[name]}: {len(adapter.layers)} layers; a training step takes "
+        f"{TITLES[name]} ({size.of(name)}), {_what(name)}: {len(adapter.layers)} layers; a training step takes "
         f"{one_step:.3g} s"
     )
     stalls = Table(title, ("launch", "stall, s", "in training steps", "times less than the full SVDs"), rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import timm
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from dash_vision import DashConfig, inject
 
 from .exactness import SD15, SDXL, build
+from .flows import FLOWS
 from .measure import Settings, autocast
 
 _UNET_ALL = r".*transformer_blocks\.\d+\.(?:attn[12]\.(?:to_q|to_k|to_v|to_out\.0)|ff\.net\.(?:0\.proj|2))"
@@ -27,14 +29,14 @@ TARGETS = {
     },
     "sd15": {"all block linears": _UNET_ALL, "attention only": _UNET_ATTENTION},
     "sdxl": {"all block linears": _UNET_ALL, "attention only": _UNET_ATTENTION},
-}
-TITLES = {"vit": "ViT-B/16", "sd15": "SD 1.5 UNet", "sdxl": "SDXL UNet"}
+} | {name: flow.targets() for name, flow in FLOWS.items()}
+TITLES = {"vit": "ViT-B/16", "sd15": "SD 1.5 UNet", "sdxl": "SDXL UNet"} | {n: flow.title for n, flow in FLOWS.items()}
 
 
 @dataclass(frozen=True)
 class Size:
     """How much of the real thing to measure. width: share of a UNet's channels; depth: blocks of the ViT (of 12);
-    side: of the UNet's latent."""
+    side: of the latent, except for the ViT."""
 
     width: float = 1.0
     depth: int = 12
@@ -45,6 +47,8 @@ class Size:
         """In words, for a table."""
         if name == "vit":
             return f"{self.depth} blocks, batch {self.batch}"
+        if name in FLOWS:
+            return f"{FLOWS[name].blocks}, latent {self.side} x {self.side}"
         return f"width x {self.width:g}, latent {self.side} x {self.side}"
 
 
@@ -53,6 +57,8 @@ def network(name: str, size: Size, settings: Settings) -> nn.Module:
     if name == "vit":
         torch.manual_seed(0)
         model: nn.Module = timm.create_model("vit_base_patch16_224", depth=size.depth, num_classes=100)
+    elif name in FLOWS:
+        model = FLOWS[name].network()
     else:
         model = build(SD15 if name == "sd15" else SDXL, size.width)
     if settings.dtype != torch.float32:
@@ -101,13 +107,16 @@ def peft_lora(model: nn.Module, target: str, rank: int) -> nn.Module:
 def _require_grad_before_the_blocks(name: str, model: nn.Module) -> None:
     """An adapter's backward pass ends at its first layer: it does not go through the ViT's patches or the UNet's first
     convolution, and neither should that of the frozen network."""
-    first = model.blocks[0] if name == "vit" else model.down_blocks[0]  # type: ignore[index]
+    firsts = {"vit": "blocks.0"} | {name: flow.first for name, flow in FLOWS.items()}
+    first = model.get_submodule(firsts.get(name, "down_blocks.0"))
+    streams = ("hidden_states", "encoder_hidden_states") if name in FLOWS else ("hidden_states",)
 
     def mark(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        args = tuple(a.detach().requires_grad_() for a in args)
-        return args, {k: v.detach().requires_grad_() if k == "hidden_states" else v for k, v in kwargs.items()}
+        # A block's first argument is what it changes; further ones are masks, positions and times.
+        args = tuple(a.detach().requires_grad_() if i == 0 else a for i, a in enumerate(args))
+        return args, {k: v.detach().requires_grad_() if k in streams else v for k, v in kwargs.items()}
 
     first.register_forward_pre_hook(mark, with_kwargs=True)
 
@@ -117,7 +126,10 @@ def training_step(
 ) -> tuple[Callable[[], None], torch.optim.Optimizer | None]:
     """A whole step: forward, backward, AdamW; for a model without parameters to train, the gradient of what goes into
     its blocks instead."""
-    inputs = example(name, model, size, settings)
+    if name in FLOWS:
+        call = FLOWS[name].call(model, size.side, settings.device, settings.dtype)
+    else:
+        call = partial(model, **example(name, model, size, settings))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4) if trained else None
     if optimizer is None:
@@ -125,7 +137,7 @@ def training_step(
 
     def step() -> None:
         with autocast(settings):
-            out = model(**inputs)
+            out = call()
         (out if isinstance(out, Tensor) else out[0]).float().square().mean().backward()
         if optimizer is not None:
             optimizer.step()
