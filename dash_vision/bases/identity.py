@@ -42,6 +42,8 @@ def of_tensors(tensors: Iterable[Tensor], more: str = "") -> str:
 
 def _of_tensor(tensor: Tensor) -> str:
     values = tensor.detach().cpu().contiguous()
+    if values.dtype in (torch.float16, torch.bfloat16):  # a network is the same one in a wider dtype
+        values = values.float()
     digest = hashlib.sha256(f"{values.dtype} {tuple(values.shape)} ".encode())
     digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from .flux import Flux
 from .flux2 import Flux2Dev, Flux2Klein
 from .krea2 import Krea2
 from .miniature import DEFAULTS, MINIATURE, NOTE, pipeline_path
+from .networks import NetworkFiles
 from .noise import NoiseOptions, NoiseProcess
 from .qwen_image import QwenImage
 from .reasons import explained
@@ -55,15 +56,18 @@ FAMILIES: tuple[Family, ...] = (
     Krea2(),
 )
 
+# The pipeline, its family, and what reads the networks that have no weights yet.
+_Loaded = tuple[Any, Family, dict[str, Callable[[], nn.Module]]]
+
 
 @dataclass
 class Base:
-    """A loaded base model: the stock pipeline, in float32 and on the CPU, and its family.
+    """A base model: the stock pipeline, on the CPU, and its family.
 
     name: as the user gave it, or MINIATURE. defaults: of settings. specification: the arguments of load_base that load
     it again from anywhere on this machine. note: what a user of it should know. prompt_options: how prompts are told to
     the denoiser, in training and when pictures are drawn. inputs: what the sampler is told, by prompts that are encoded
-    already.
+    already. waiting: what loads each network that has no weights yet, by its name in the pipeline.
     """
 
     name: str
@@ -74,6 +78,7 @@ class Base:
     note: str | None = None
     prompt_options: PromptOptions = AS_THE_PIPELINE
     inputs: dict[str, Conditions] = field(default_factory=dict, repr=False)
+    waiting: dict[str, Callable[[], nn.Module]] = field(default_factory=dict, repr=False)
     _digests: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -114,6 +119,18 @@ class Base:
         """Let their memory go. From then on only the prompts in `inputs` can be drawn."""
         self.pipeline.register_modules(**dict.fromkeys(self.family.text_encoders))
 
+    def load(self, *names: str) -> None:
+        """Read the weights of these networks, where they wait for that; without names, of all. Raises InputError."""
+        for name in names or [*self.waiting]:
+            if name in self.waiting:
+                self._digests[name] = identity.of_network(self.read(name))
+
+    def read(self, name: str) -> nn.Module:
+        """`load` for one network that waits, without the time of its digest."""
+        network = self.waiting.pop(name)().requires_grad_(False).eval()
+        self.pipeline.register_modules(**{name: network})
+        return network
+
     def components(self) -> dict[str, nn.Module]:
         """Every network of the base by its name in the pipeline."""
         names = ("vae", self.family.denoiser, *self.family.text_encoders)
@@ -123,17 +140,30 @@ class Base:
     def identity(self) -> dict[str, str]:
         """Digests of all that a run on this base depends on, by name: networks, tokenizers, the noise process.
 
-        They are of the networks as they were loaded: ask for them before a network is changed or cast. The first call
-        reads all weights; later ones answer the same.
+        They are of the networks as their files have them: a network's is taken when its weights are read, and of those
+        that `load_base` read at once with the first call, which has to come before one is changed or cast. What waits
+        for its weights is loaded.
         """
-        if not self._digests:
-            tokenizers = {name: part for name, part in self.pipeline.components.items() if name.startswith("tokenizer")}
-            self._digests = {name: identity.of_network(network) for name, network in self.components().items()}
-            self._digests |= {
-                name: identity.of_tokenizer(part) for name, part in tokenizers.items() if part is not None
-            }
-            self._digests["noise process"] = identity.of_values(self.noise())
-        return dict(self._digests)
+        self.load()
+        return {name: self.digest(name) for name in self._parts()}
+
+    def digest(self, name: str) -> str:
+        """The digest of one part, see `identity`."""
+        if name not in self._digests:
+            self._digests[name] = self._parts()[name]()
+        return self._digests[name]
+
+    def _parts(self) -> dict[str, Callable[[], str]]:
+        """What gives the digest of each part."""
+        networks = self.components()
+        parts: dict[str, Callable[[], str]] = {name: partial(identity.of_network, n) for name, n in networks.items()}
+        for name in self._digests.keys() - parts.keys():  # of networks that were dropped since
+            parts[name] = partial(self._digests.__getitem__, name)
+        for name, part in self.pipeline.components.items():
+            if name.startswith("tokenizer") and part is not None:
+                parts[name] = partial(identity.of_tokenizer, part)
+        parts["noise process"] = lambda: identity.of_values(self.noise())
+        return parts
 
 
 def load_base(
@@ -146,15 +176,21 @@ def load_base(
     vae_revision: str | None = None,
     zero_terminal_snr: bool = False,
     max_sequence_length: int | None = None,
+    *,
+    waits: bool = False,
+    as_stored: bool = False,
 ) -> Base:
     """Load a base model by hub id, folder, or single .safetensors file; "miniature" or None is the embedded one.
 
     revision, variant: of a hub id's files; variant: of a folder's too. vae, vae_revision: another VAE and its revision.
     single_file_config: hub id or folder with the configuration of a single file. prediction_type: what the base
     predicts, where its files do not say it. zero_terminal_snr: it was trained up to pure noise, and its files do not
-    say it. max_sequence_length: tokens of a prompt that are read, where there is a choice. Weights are read from
-    safetensors only, as float32. Raises InputError in plain words when there is no such base, it cannot be fetched, or
-    is of a kind that this package does not train.
+    say it. max_sequence_length: tokens of a prompt that are read, where there is a choice. waits: the networks of a
+    folder or hub id have no weights until `Base.load` reads them, so that they need not be in memory all at once.
+    as_stored: the denoiser keeps the half precision of its files, and the text encoders bfloat16, where these have one
+    dtype; else networks are in float32, as those of a single file are. Weights are read from safetensors only. Raises
+    InputError in plain words when there is no such base, it cannot be fetched, or is of a kind that this package does
+    not train.
     """
     name = name or MINIATURE
     specification: dict[str, Any] = {
@@ -173,21 +209,28 @@ def load_base(
     path = pipeline_path() if name == MINIATURE else Path(name).expanduser()
     marks = Marks()
     _check_idle(name, path, revision, variant, single_file_config, vae, vae_revision)
+    waiting: dict[str, Callable[[], nn.Module]] = {}
     if path.is_file():
         pipeline, family, marks = _load_file(path, single_file_config)
     else:
-        pipeline, family = _load_repository(str(path) if path.is_dir() else name, revision, variant)
+        pipeline, family, waiting = _load_repository(str(path) if path.is_dir() else name, revision, variant, as_stored)
     if vae is not None:
         pipeline.register_modules(vae=_load_vae(pipeline.vae, vae, vae_revision))
+        waiting.pop("vae", None)
     _set_process(family, pipeline, marks, prediction_type, zero_terminal_snr)
     family.check(name, pipeline)
     options = PromptOptions(length=max_sequence_length)
     family.check_prompts(pipeline, options)
     base = Base(name, family, pipeline, family.suited(pipeline), specification, family.note(pipeline), options)
+    base.waiting = waiting
     if base.embedded:
         base.defaults, base.note = DEFAULTS, NOTE
     for network in base.components().values():
         network.requires_grad_(False).eval()
+    for part in () if waits else [*waiting]:
+        base.read(part)
+    for part in base.components().keys() - waiting.keys() if waits else ():
+        base.digest(part)  # it was read at once, and may be cast before anybody asks
     pipeline.set_progress_bar_config(disable=True)
     return base
 
@@ -225,21 +268,21 @@ def find_family(name: str) -> Family:
     return _family_of(index, name)
 
 
-def _load_repository(name: str, revision: str | None, variant: str | None) -> tuple[Any, Family]:
+def _load_repository(name: str, revision: str | None, variant: str | None, as_stored: bool) -> _Loaded:
     import diffusers
 
     if Path(name).is_dir():
-        return _load_folder(Path(name), name, variant)
+        return _load_folder(Path(name), name, variant, as_stored)
     where = {"revision": revision} if revision else {}
     with explained(lambda error: _refusal(name, reasons.of_name(name, error, revision, variant))):
         index = diffusers.DiffusionPipeline.load_config(name, **where)
         options = _family_of(index, name).loading_options()
         folder = diffusers.DiffusionPipeline.download(name, variant=variant, use_safetensors=True, **options, **where)
-    return _load_folder(Path(folder), name, variant)
+    return _load_folder(Path(folder), name, variant, as_stored)
 
 
-def _load_folder(folder: Path, name: str, variant: str | None) -> tuple[Any, Family]:
-    """The pipeline in a folder. name: as the user calls it."""
+def _load_folder(folder: Path, name: str, variant: str | None, as_stored: bool) -> _Loaded:
+    """The pipeline in a folder, its networks without weights. name: as the user calls it."""
     import diffusers
 
     with explained(lambda error: _refusal(name, reasons.of_folder(folder, error, (), variant))):
@@ -251,36 +294,54 @@ def _load_folder(folder: Path, name: str, variant: str | None) -> tuple[Any, Fam
     if lacking:
         raise InputError(_refusal(name, f"its model_index.json names no {' and no '.join(lacking)}; give a whole base"))
     options: dict[str, Any] = absent | family.loading_options()
+    waiting: dict[str, Callable[[], nn.Module]] = {}
     parts = ("vae", family.denoiser, *(part for part in family.text_encoders if index.get(part, [None])[-1]))
     used = {part: kind for part, kind in index.items() if part not in options}
     with explained(lambda error: _refusal(name, reasons.of_folder(folder, error, parts, variant, used))), _quiet():
         for part in parts:
             library, kind = index[part]
             if library in _LIBRARIES:  # of others diffusers says what they are; nothing that a file names is imported
-                options[part] = _load_network(name, library, kind, folder / part, variant)
+                fault = reasons.of_part(folder / part, True, variant)  # now, not when the weights are wanted
+                if fault:
+                    raise InputError(_refusal(name, fault))
+                files = NetworkFiles(name, folder / part, library, kind, variant)
+                options[part] = _empty(files)
+                waiting[part] = partial(_read, files, _half_dtypes(part, family) if as_stored else ())
         pipeline = _pipeline_class(family).from_pretrained(
             str(folder), torch_dtype=torch.float32, use_safetensors=True, **options
         )
     unused = reasons.without_variant(folder, parts, variant) if variant else None
     if unused:
         raise InputError(_refusal(name, unused))
-    return pipeline, family
+    return pipeline, family, waiting
 
 
-def _load_network(name: str, library: str, kind: str, folder: Path, variant: str | None) -> nn.Module:
-    """One network of the base `name`, in float32. Raises InputError where its files lack some of its tensors: the
-    libraries would leave random numbers there, with a warning."""
-    dtype = "torch_dtype" if library == "diffusers" else "dtype"
-    with explained(lambda error: _refusal(name, reasons.of_network(folder, error, library, kind, variant))):
-        network, report = getattr(importlib.import_module(library), kind).from_pretrained(
-            str(folder),
-            variant=reasons.variant_for(folder, variant),
-            use_safetensors=True,
-            output_loading_info=True,
-            **{dtype: torch.float32},
-        )
-    if report["missing_keys"]:
-        raise InputError(_refusal(name, reasons.missing_tensors(folder.name, report["missing_keys"])))
+def _empty(files: NetworkFiles) -> nn.Module:
+    """A network without weights. Raises InputError."""
+    with explained(lambda error: _refusal(files.base, _why(files, error))):
+        return files.empty()
+
+
+def _why(files: NetworkFiles, error: Exception) -> str:
+    return reasons.of_network(files.folder, error, files.library, files.kind, files.variant)
+
+
+def _half_dtypes(part: str, family: Family) -> tuple[torch.dtype, ...]:
+    """The dtypes of files in which this network may be kept. VAEs overflow in half precision, and text encoders in
+    float16."""
+    if part == family.denoiser:
+        return torch.float16, torch.bfloat16
+    return (torch.bfloat16,) if part in family.text_encoders else ()
+
+
+def _read(files: NetworkFiles, kept: tuple[torch.dtype, ...]) -> nn.Module:
+    """A network with its weights, in the dtype of its files if that is one of `kept`, else in float32. Raises
+    InputError, for lacking tensors too: the libraries would leave random numbers there, with a warning."""
+    with explained(lambda error: _refusal(files.base, _why(files, error))), _quiet():
+        stored = files.stored_dtype()
+        network, missing = files.read(stored if stored in kept else torch.float32)
+    if missing:
+        raise InputError(_refusal(files.base, reasons.missing_tensors(files.folder.name, missing)))
     return network
 
 

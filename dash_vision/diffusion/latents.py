@@ -76,7 +76,7 @@ def encode_examples(
     by the VAE's weights and settings, and found again.
     """
     sizes = make_buckets(framing.resolution, base.grid) if framing.buckets else []
-    vae_key = base.identity()["vae"] if cache else ""
+    vae_key = base.digest("vae") if cache else ""
     examples = []
     with placed([base.pipeline.vae], device):
         for i, picture in enumerate(progress(images)):

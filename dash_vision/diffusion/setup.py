@@ -72,10 +72,19 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
     process = base.noise(NoiseOptions(**{f.name: getattr(settings, f.name) for f in fields(NoiseOptions)}))
     pictures = _decode(plan, listing, say)
     _announce(plan, pictures, say)
-    precise = _precise_weights(plan, base, runtime)
-    _ready_networks(plan, base, runtime)
-    material = _make_material(plan, base, pictures, runtime, say, timings)
-    base.denoiser.to(runtime.device)  # the device's memory was for the text encoders until now
+    class_pictures, precise = tuple[InstanceImage, ...](), dict[str, dict[str, Tensor]]()
+    if settings.with_prior_preservation:  # the base draws pictures, which takes all of its networks at once
+        with _timed(timings, "load"):
+            base.load()
+        precise = _ready_networks(plan, base, runtime)
+        with _timed(timings, "class images"):
+            class_pictures = class_images(base, plan, runtime, say)
+    material = _make_material(plan, base, pictures, class_pictures, runtime, say, timings)
+    if not settings.with_prior_preservation:  # until now the memory was for the text encoders
+        with _timed(timings, "load"):
+            base.load()
+        precise = _ready_networks(plan, base, runtime)
+    base.denoiser.to(runtime.device)
     adapters = _inject(plan, base)
     for component, weights in precise.items():
         for module, weight in weights.items():
@@ -107,7 +116,7 @@ def _silent(line: str) -> None:
 def _timed(timings: dict[str, float], what: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    timings[what] = time.perf_counter() - start
+    timings[what] = timings.get(what, 0.0) + time.perf_counter() - start
 
 
 # -- before the base is loaded
@@ -167,10 +176,11 @@ def _load(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> Base:
             settings.vae_revision,
             zero_terminal_snr=settings.zero_terminal_snr,
             max_sequence_length=settings.max_sequence_length,
+            waits=True,
+            as_stored=runtime.dtype != torch.float32,
         )
     base.prompt_options = replace(base.prompt_options, guidance=settings.training_guidance_scale)
     base.family.check_prompts(base.pipeline, base.prompt_options)
-    base.identity()  # of the weights as they were loaded, before any is cast
     _check_other(settings, base)
     parameters = sum(p.numel() for p in base.denoiser.parameters())
     say(
@@ -222,14 +232,13 @@ def _make_material(
     plan: Plan,
     base: Base,
     pictures: tuple[InstanceImage, ...],
+    class_pictures: tuple[InstanceImage, ...],
     runtime: Runtime,
     say: Say,
     timings: dict[str, float],
 ) -> Material:
-    class_pictures: tuple[InstanceImage, ...] = ()
-    if plan.settings.with_prior_preservation:
-        with _timed(timings, "class images"):
-            class_pictures = class_images(base, plan, runtime, say)
+    with _timed(timings, "load"):
+        base.load("vae", *base.family.text_encoders)
     with _timed(timings, "encode"):
         examples = _encode(plan, base, pictures, plan.prompts.instance, "pictures", runtime)
         class_examples = _encode(plan, base, class_pictures, plan.prompts.class_, "class pictures", runtime)
@@ -297,7 +306,7 @@ def _targets(plan: Plan, base: Base) -> dict[str, Target]:
 
 
 def _precise_weights(plan: Plan, base: Base, runtime: Runtime) -> dict[str, dict[str, Tensor]]:
-    """The weights to adapt as they are before a cast to half precision, for the launch: on the CPU, not copied."""
+    """The weights to adapt that a cast to half precision would round, for the launch: on the CPU, not copied."""
     if runtime.dtype == torch.float32 or not plan.settings.dash_k:
         return {}
     weights = {}
@@ -306,11 +315,15 @@ def _precise_weights(plan: Plan, base: Base, runtime: Runtime) -> dict[str, dict
             layers = find_targets(getattr(base.pipeline, name), target)
         except ValueError as error:
             raise InputError(f"--lora_target: {error}") from None
-        weights[name] = {m: weight_matrix(layer).detach() for m, layer in layers.items()}
+        matrices = {m: weight_matrix(layer).detach() for m, layer in layers.items()}
+        weights[name] = {m: matrix for m, matrix in matrices.items() if matrix.dtype != runtime.dtype}
     return weights
 
 
-def _ready_networks(plan: Plan, base: Base, runtime: Runtime) -> None:
+def _ready_networks(plan: Plan, base: Base, runtime: Runtime) -> dict[str, dict[str, Tensor]]:
+    """Cast the loaded networks that are trained, and set them up; returns the weights that this rounded, by component
+    and module."""
+    precise = _precise_weights(plan, base, runtime)
     checkpointing = plan.settings.gradient_checkpointing
     if plan.settings.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -324,6 +337,7 @@ def _ready_networks(plan: Plan, base: Base, runtime: Runtime) -> None:
             encoder.to(runtime.device)
             if checkpointing:
                 cast(Any, encoder).gradient_checkpointing_enable({"use_reentrant": False})
+    return precise
 
 
 def _cast(network: nn.Module, runtime: Runtime) -> None:

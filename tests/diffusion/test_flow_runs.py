@@ -9,9 +9,8 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from dash_vision.bases.loading import load_base
+from dash_vision.bases.loading import Base
 from dash_vision.bases.sampling import Sampling
-from dash_vision.diffusion import setup
 from dash_vision.diffusion.job import DreamBoothJob
 from dash_vision.diffusion.latents import Batch
 from dash_vision.diffusion.run import draw, finish, fit
@@ -90,21 +89,41 @@ def test_stock_diffusers_loads_what_was_trained(short_run):
     assert (job.plan.output / "samples.png").is_file()
 
 
-def test_text_encoders_are_gone_before_the_first_step(bases, tiny, tmp_path, monkeypatch):
-    """The class pictures, the training prompts and the samples have asked them by then."""
-    encoders = []
+def test_text_encoders_are_gone_before_the_transformer_comes(bases, tiny, tmp_path, monkeypatch):
+    """The training prompts and the samples have asked them by then."""
+    alive, read = {}, Base.read
 
-    def watched(*rest, **more):
-        base = load_base(*rest, **more)
-        encoders.extend(weakref.ref(encoder) for encoder in base.text_encoders())
-        return base
+    def watched(base, name):
+        gc.collect()
+        there = {part for part, network in alive.items() if network() is not None}
+        if name == "transformer":
+            assert there == {"vae"}
+        network = read(base, name)
+        alive[name] = weakref.ref(network)
+        return network
 
-    monkeypatch.setattr(setup, "load_base", watched)
+    monkeypatch.setattr(Base, "read", watched)
+    job = prepare(of(bases, tiny, "sd3", tmp_path / "out"))
+    assert list(alive) == ["vae", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer"]
+    draw(job, "samples.png", base_row=True)
+    job.close()
+
+
+def test_text_encoders_are_gone_before_the_first_step_where_class_pictures_needed_all(
+    bases, tiny, tmp_path, monkeypatch
+):
+    encoders, read = [], Base.read
+
+    def watched(base, name):
+        network = read(base, name)
+        encoders.extend([weakref.ref(network)] if name.startswith("text_encoder") else [])
+        return network
+
+    monkeypatch.setattr(Base, "read", watched)
     prior = {"with_prior_preservation": True, "num_class_images": 1, "class_data_dir": str(tmp_path / "class")}
     job = prepare(of(bases, tiny, "sd3", tmp_path / "out", **prior))
     gc.collect()
     assert [encoder() for encoder in encoders] == [None] * 3
-    draw(job, "samples.png", base_row=True)
     job.close()
 
 

@@ -1,9 +1,11 @@
 """Precision, memory, optimizers and trackers of DreamBooth runs."""
 
+import shutil
 import threading
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import dash_vision.core.decompositions as decompositions
 from dash_vision.diffusion.run import finish, fit
@@ -39,6 +41,24 @@ def test_bf16_keeps_trainable_parameters_in_float32(bases, tmp_path):
     exact = train(settings(bases, tmp_path / "exact"))
     # Eight rounded steps stay near the exact ones: the loss is the same to bf16's two or three digits.
     assert run.training.losses == pytest.approx(exact.training.losses, rel=0.03)
+
+
+def test_the_launch_sees_the_weights_of_the_files_in_half_precision_too(bases, tmp_path):
+    """A file in float32 is rounded by the cast, one in bfloat16 is not: only the former has to be kept."""
+    job = prepare(settings(bases, tmp_path / "out"), mixed_precision="bf16")
+    stored = load_file(bases / "sd/unet/diffusion_pytorch_model.safetensors")
+    for module, layer in job.adapters["unet"].layers.items():
+        assert torch.equal(layer.precise_weight.flatten(), stored[f"{module}.weight"].flatten())
+    job.close()
+    shutil.copytree(bases / "sd", tmp_path / "half")
+    path = tmp_path / "half/unet/diffusion_pytorch_model.safetensors"
+    save_file({key: tensor.bfloat16() for key, tensor in stored.items()}, path, {"format": "pt"})
+    config = settings(bases, tmp_path / "again", pretrained_model_name_or_path=str(tmp_path / "half"))
+    job = prepare(config, mixed_precision="bf16")
+    for module, layer in job.adapters["unet"].layers.items():
+        assert layer.precise_weight is None
+        assert torch.equal(layer.base.weight, stored[f"{module}.weight"].bfloat16())
+    job.close()
 
 
 def test_prodigy_trains_and_resumes(bases, tmp_path):
