@@ -38,14 +38,15 @@ def no_loading_bars() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def load_base(run: DreamBoothRun, place: str | None = None) -> Base:
-    """The base that a run was trained on, in float32. Raises InputError.
+def load_base(run: DreamBoothRun, place: str | None = None, dtype: str = "float32") -> Base:
+    """The base that a run was trained on. Raises InputError.
 
-    place: a hub id, folder or file to use instead of the one in the run's record.
+    place: a hub id, folder or file to use instead of the one in the run's record. dtype: that it will be cast to; what
+    is in half precision on disk is read as it is for one of these.
     """
     no_loading_bars()
     try:
-        return load_again(run.record.base.specification, place)
+        return load_again(run.record.base.specification, place, as_stored=dtype != "float32")
     except InputError as error:
         raise InputError(f"{error} (of {run.folder}; --base says where its base is now)") from None
 

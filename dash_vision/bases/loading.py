@@ -235,16 +235,16 @@ def load_base(
     return base
 
 
-def load_again(specification: Mapping[str, Any], name: str | None = None) -> Base:
-    """The base that a run recorded. name: where it is now, instead of where it was. Raises InputError as `load_base`,
-    and for a specification of another version."""
+def load_again(specification: Mapping[str, Any], name: str | None = None, as_stored: bool = False) -> Base:
+    """The base that a run recorded. name: where it is now, instead of where it was. as_stored: see `load_base`. Raises
+    InputError as that does, and for a specification of another version."""
     arguments = dict(specification)
     if name is not None:
         arguments |= {"name": name, "revision": None}  # a revision is of one hub id
     unknown = arguments.keys() - inspect.signature(load_base).parameters
     if unknown or "name" not in arguments:
         raise InputError("the run records its base in the way of another version of dash-vision; make the run again")
-    return load_base(**arguments)
+    return load_base(**arguments, as_stored=as_stored)
 
 
 def _set_process(family: Family, pipeline: Any, marks: Marks, prediction: str | None, zero_snr: bool) -> None:

@@ -11,6 +11,8 @@ from ..files.errors import InputError
 from ..runs.settings import read_lines
 from .recorded import load_recorded
 
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `generate`."""
@@ -25,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", type=float, metavar="X", default=1.0, help="weight of the adapter (default: 1)")
     parser.add_argument("--base", metavar="ID|PATH", help="where the base is now (default: as the run says)")
     parser.add_argument("--device", help="cpu or cuda (default: the GPU where there is one)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the denoiser (default: on a GPU the run's)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -54,8 +59,11 @@ def _draw(args: argparse.Namespace, record: Any, prompts: Sequence[str]) -> None
     from ..bases.sampling import Sampling, sample
     from ..files.lora import DIFFUSERS_NAME
 
-    base = load_recorded(record.base, args.base)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    usual = _DTYPES.get(record.mixed_precision, "float32") if device.type == "cuda" else "float32"
+    dtype: torch.dtype = getattr(torch, args.dtype or usual)
+    base = load_recorded(record.base, args.base, as_stored=dtype != torch.float32)
+    base.denoiser.to(dtype)
     try:
         base.pipeline.load_lora_weights(str(args.run), weight_name=DIFFUSERS_NAME)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -71,7 +79,7 @@ def _draw(args: argparse.Namespace, record: Any, prompts: Sequence[str]) -> None
     # The first picture of a prompt has the noise of its column in samples.png.
     numbers = [n * 1000 + p for p, n in places]
     seed = record.seed if args.seed is None else args.seed
-    pictures = sample(base, [prompts[p] for p, _ in places], seed, numbers, how, device)
+    pictures = sample(base, [prompts[p] for p, _ in places], seed, numbers, how, device, dtype)
     args.out.mkdir(parents=True, exist_ok=True)
     for (p, n), picture in zip(places, pictures, strict=True):
         path = args.out / f"{p:03d}-{n:02d}.png"

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from ..bases.loading import Base
 
 
-def load_recorded(record: BaseRecord, place: str | None) -> Base:
+def load_recorded(record: BaseRecord, place: str | None, as_stored: bool = False) -> Base:
     """The base that a run was trained on, with a note where it is another one by now. place: where it is, instead of
-    where it was. Raises InputError as bases.loading.load_again."""
+    where it was. as_stored: see bases.loading.load_base. Raises InputError as bases.loading.load_again."""
     from ..bases.identity import difference
     from ..bases.loading import load_again
 
-    base = load_again(record.specification, place)
+    base = load_again(record.specification, place, as_stored)
     part = difference(record.identity, base.identity())
     if part is not None:
         print(f"note: {base.name} is not the base that the run was trained on: its {part} differs")

@@ -53,7 +53,8 @@ def load_exported(job: DreamBoothJob) -> Base:
 def load_other(job: DreamBoothJob, name: str) -> Base:
     """The base of --sample_with, which has loaded the file of the run's folder. Raises InputError where it does not
     fit."""
-    other = load_base(name, max_sequence_length=job.plan.settings.max_sequence_length)
+    half = job.runtime.dtype != torch.float32
+    other = load_base(name, max_sequence_length=job.plan.settings.max_sequence_length, as_stored=half)
     for network in (job.base.denoiser, *job.base.text_encoders()):
         network.to("cpu")  # the device's memory is for the one that draws
     try:

@@ -3,9 +3,11 @@
 import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 
 from dash_vision.__main__ import main
 from dash_vision.bases import identity
@@ -77,6 +79,16 @@ def test_generate_says_where_the_base_is_another_one_now(run, bases, tmp_path, c
     )
     assert not main([*command, "--base", str(moved)])
     assert "is not the base that the run was trained on: its tokenizer differs" in capsys.readouterr().out
+
+
+def test_generate_in_half_precision_draws_nearly_the_same(run, tmp_path):
+    command = ["generate", str(run[0]), "--prompts", "a {}", "--device", "cpu", "--guidance_scale", "1"]
+    drawn = []
+    for dtype in ("float32", "bfloat16"):
+        assert not main([*command, "-o", str(tmp_path / dtype), "--dtype", dtype])
+        drawn.append(np.asarray(Image.open(tmp_path / dtype / "000-00.png"), float))
+    difference = np.abs(drawn[0] - drawn[1]).mean()
+    assert 0 < difference < 0.1 * drawn[0].std()
 
 
 def test_a_specification_of_another_version_is_refused():
