@@ -1,5 +1,6 @@
 """LoRA-Dash under transformers' Trainer: the launch's place in a step, checkpoints, resuming, what others read."""
 
+import copy
 import json
 import logging
 
@@ -215,3 +216,15 @@ def test_an_adapter_in_another_model_is_refused(tmp_path):
     inject(plain, DashConfig(rank=2, dash_k=0, target="llama-paper"))
     with pytest.raises(ValueError, match="no shifts"):
         dash_optimizer(plain, trainer.args, dash_lr=0.1)
+
+
+def test_a_copy_of_the_model_saves_its_own_adapter(finished, tmp_path):
+    """As of a library that keeps an average of the weights in a copy."""
+    model = copy.deepcopy(finished[1].model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.mul_(2 if name.endswith(".B") else 1)
+    model.save_pretrained(tmp_path)
+    other = tiny_llama()
+    load_adapter(other, tmp_path / "dash_adapter.safetensors")
+    assert torch.equal(outputs(other), outputs(model))
