@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..files.errors import InputError
+from ..files.places import from_root
 from . import identity, reasons
 from .family import AS_THE_PIPELINE, Conditions, Defaults, Family, Marks, PromptOptions
 from .flux import Flux
@@ -41,6 +42,7 @@ _LATENTS = (
     "latents_mean",
     "latents_std",
 )
+_WITHOUT = "; without --pretrained_model_name_or_path the run trains on the embedded miniature"
 _LIBRARIES = ("diffusers", "transformers")
 _DIFFUSERS = "0.40"  # has the pipelines of all families; pyproject.toml asks for it too
 FAMILIES: tuple[Family, ...] = (
@@ -201,7 +203,10 @@ def load_again(specification: Mapping[str, Any], name: str | None = None) -> Bas
     unknown = arguments.keys() - inspect.signature(load_base).parameters
     if unknown or "name" not in arguments:
         raise InputError("the run records its base in the way of another version of dash-vision; make the run again")
-    return load_base(**arguments)
+    try:
+        return load_base(**arguments)
+    except InputError as error:
+        raise InputError(str(error).removesuffix(_WITHOUT)) from None  # which is of a training
 
 
 def _set_process(family: Family, pipeline: Any, marks: Marks, prediction: str | None, zero_snr: bool) -> None:
@@ -324,10 +329,7 @@ def _check_idle(
 
 
 def _refusal(name: str, reason: str) -> str:
-    return (
-        f"cannot load the base {name}: {reason}; without --pretrained_model_name_or_path the run trains on the "
-        "embedded miniature"
-    )
+    return f"cannot load the base {name}: {reason}{_WITHOUT}"
 
 
 def _expanded(name: str | None) -> str | None:
@@ -339,7 +341,7 @@ def _absolute(name: str | None) -> str | None:
     """A path from the root; a hub id as it is."""
     if name is None or not Path(name).expanduser().exists():
         return name
-    return str(Path(name).expanduser().resolve())
+    return str(from_root(name))
 
 
 def _load_vae(own: Any, name: str, revision: str | None) -> Any:
