@@ -181,6 +181,7 @@ def load_base(
         pipeline, family = _load_repository(str(path) if path.is_dir() else name, revision, variant)
     if vae is not None:
         pipeline.register_modules(vae=_load_vae(pipeline.vae, vae, vae_revision))
+    _check_classes(name, family, pipeline)
     _set_process(family, pipeline, marks, prediction_type, zero_terminal_snr)
     family.check(name, pipeline)
     options = PromptOptions(length=max_sequence_length)
@@ -207,6 +208,20 @@ def load_again(specification: Mapping[str, Any], name: str | None = None) -> Bas
         return load_base(**arguments)
     except InputError as error:
         raise InputError(str(error).removesuffix(_WITHOUT)) from None  # which is of a training
+
+
+def _check_classes(name: str, family: Family, pipeline: Any) -> None:
+    """Raises InputError where the denoiser or the VAE is not what the pipeline's class asks for: diffusers only warns,
+    and a VAE of another class (a small one for previews, say) fails when it is used."""
+    asked = pipeline._get_signature_types()
+    for part in (family.denoiser, "vae"):
+        network = getattr(pipeline, part)
+        kinds = tuple(kind for kind in asked.get(part, ()) if isinstance(kind, type))
+        if kinds and not isinstance(network, kinds):
+            raise InputError(
+                f"the base {name} has a {type(network).__name__} as its {part}; {family.name} takes a "
+                f"{' or '.join(kind.__name__ for kind in kinds)}: give a base with its own {part}"
+            )
 
 
 def _set_process(family: Family, pipeline: Any, marks: Marks, prediction: str | None, zero_snr: bool) -> None:

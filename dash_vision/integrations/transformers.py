@@ -24,10 +24,11 @@ from transformers.utils import CONFIG_NAME
 from ..core.adapter import Adapter
 from ..core.loading import tensors_of
 from ..core.schedule import DashSchedule
-from ..core.sharding import whole
+from ..core.sharding import is_sharded, whole
 from ..files.errors import InputError
 from ..files.lora import export_states
 from ..files.native import NATIVE_NAME, read_notes, write_native
+from ..runs.gradients import GradientWatch, untrained_sentence, watches
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class DashCallback(TrainerCallback):
         self.schedule = schedule
         (self.adapter,) = schedule.adapters.values()
         self._news: dict[str, float] = {}
+        self._watches: tuple[GradientWatch, GradientWatch] | None = None
         if isinstance(self.adapter.model, PreTrainedModel):
             self.adapter.model._keys_to_ignore_on_save = cast(Any, FrozenKeys(self.adapter))
             cast(Any, self.adapter.model).save_pretrained = _SaveAdapterToo(self.schedule, self.adapter)
@@ -85,6 +87,22 @@ class DashCallback(TrainerCallback):
         """Count from where the Trainer is."""
         self._check(kwargs.get("model"))
         self.schedule.steps = _updates(args, state)
+        trained = [p for p in self.adapter.model.parameters() if p.requires_grad and p.numel()]
+        if not any(map(is_sharded, trained)):
+            self._watches = watches([self.adapter.model], trained)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the gradients of the first updates, and at the shifts' of the first ones after the launch; warn of
+        tensors without any."""
+        for of_shifts, watch in enumerate(self._watches or ()):
+            if watch.done or (of_shifts and not self.adapter.launched):
+                continue
+            watch.look(lambda seen: seen)
+            for names, unused in ((watch.unused if watch.looks == 1 else [], True), (watch.zero, False)):
+                if names:
+                    log.warning("%s", untrained_sentence(names, unused))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Count an update; the Trainer saves after this, so that the checkpoint of the launch's step is launched."""

@@ -25,8 +25,8 @@ IGNORED = (
     "ignored the colour profile of {n}, which is damaged or does not fit the pixels (look whether colours are right)"
 )
 HDR = (
-    "did not convert the colours of {n}, which are coded for HDR screens (save them as ordinary pictures, or look whether "
-    "colours are right)"
+    "did not convert the colours of {n}, which are coded for HDR screens (save them as ordinary pictures, or look "
+    "whether colours are right)"
 )
 _NO_CMS = "ignored the colour profile of {n}: pillow was built without LittleCMS, without which none can be applied"
 
@@ -46,8 +46,8 @@ _SAME = 2  # levels of 255: two spellings of sRGB differ by that much where thei
 _SRGB = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06), (0.3127, 0.3290))
 _ADOBE_RGB = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06), (0.3127, 0.3290))
 _ADOBE_GAMMA = 563 / 256
-# Of H.273: primaries by their number, and the gamma of transfer functions; None stands for the curve of sRGB, which those
-# of television (1, 6, 14, 15) mean in still pictures.
+# Of H.273: primaries by their number, and the gamma of transfer functions; None stands for the curve of sRGB, which
+# those of television (1, 6, 14, 15) mean in still pictures.
 _D65 = (0.3127, 0.3290)
 _PRIMARIES: dict[int, Primaries] = {
     1: _SRGB,
