@@ -17,6 +17,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -101,8 +102,8 @@ def describe(
     else:
         _check_name(name)
         name, info = _present(name)
-        native, hub = info.input_size[-1], info.hf_hub_id
         found = _normalization(name, info, checkpoint, random or normalization != "checkpoint")
+        native, hub = found.size or info.input_size[-1], info.hf_hub_id
     if revision and not hub:
         raise InputError(f"--revision is of weights from the hub, and those of {name} are not from there; leave it out")
     if normalization != "checkpoint":
@@ -130,6 +131,7 @@ class _Normalization(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     source: str
+    size: int | None = None  # of the input in pixels, where the source says one
 
 
 def _normalization(name: str, info: Any, checkpoint: str | None, any_will_do: bool) -> _Normalization:
@@ -152,12 +154,22 @@ def _configuration(checkpoint: Path, architecture: str | None) -> _Normalization
     content = reasons.read_json(checkpoint.with_name("config.json"))
     if not isinstance(content, dict) or content.get("architecture") != architecture:
         return None
-    values = content.get("pretrained_cfg", {})
+    values = content.get("pretrained_cfg", content)  # older files have it all on one level
     try:
         mean, std = (tuple(map(float, values[key])) for key in ("mean", "std"))
     except (LookupError, TypeError, ValueError):
         return None
-    return _Normalization(mean, std, str(checkpoint.with_name("config.json"))) if len(mean) == len(std) == 3 else None
+    if not len(mean) == len(std) == 3:
+        return None
+    return _Normalization(mean, std, str(checkpoint.with_name("config.json")), _size_in(values))
+
+
+def _size_in(values: dict[str, Any]) -> int | None:
+    """The side of the square input that a configuration of timm states; None where it states none."""
+    size = values.get("input_size")
+    if isinstance(size, list) and len(size) == 3 and type(size[2]) is int and 1 <= size[1] == size[2] <= _LARGEST:
+        return size[2]
+    return None
 
 
 def _check_name(name: str) -> None:
@@ -194,6 +206,7 @@ def build(backbone: Backbone, classes: int, drop_path: float = 0.0, head_seed: i
             if backbone.name == MINIATURE
             else _timm(backbone, classes, drop_path)
         )
+        _check_patches(model, backbone.image_size)
         seed_everything(head_seed, "classifier head")
         for name in head_names(model):
             head = model.get_submodule(name)
@@ -201,6 +214,19 @@ def build(backbone: Backbone, classes: int, drop_path: float = 0.0, head_seed: i
             nn.init.trunc_normal_(head.weight, std=0.02)
             nn.init.zeros_(head.bias)
     return model.float()
+
+
+def _check_patches(model: nn.Module, size: int) -> None:
+    """Raises InputError where patches of the model do not cover pictures of `size`: it would cut off the rest."""
+    embed = getattr(model, "patch_embed", None)
+    if not isinstance(embed, PatchEmbed) or embed.dynamic_img_pad or size % embed.patch_size[0] == 0:
+        return
+    side = embed.patch_size[0]
+    near = [n for n in (size // side * side, (size // side + 1) * side) if n]
+    raise InputError(
+        f"--image_size {size} is no multiple of this model's patches of {side} pixels, which would leave out the edge of "
+        f"every picture; give {' or '.join(map(str, near))}"
+    )
 
 
 class Normalize(nn.Module):

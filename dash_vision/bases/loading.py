@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..files.errors import InputError
+from ..files.places import from_root
 from . import identity, reasons
 from .family import AS_THE_PIPELINE, Conditions, Defaults, Family, Marks, PromptOptions
 from .flux import Flux
@@ -42,6 +43,7 @@ _LATENTS = (
     "latents_mean",
     "latents_std",
 )
+_WITHOUT = "; without --pretrained_model_name_or_path the run trains on the embedded miniature"
 _LIBRARIES = ("diffusers", "transformers")
 _DIFFUSERS = "0.40"  # has the pipelines of all families; pyproject.toml asks for it too
 FAMILIES: tuple[Family, ...] = (
@@ -217,6 +219,7 @@ def load_base(
     if vae is not None:
         pipeline.register_modules(vae=_load_vae(pipeline.vae, vae, vae_revision))
         waiting.pop("vae", None)
+    _check_classes(name, family, pipeline)
     _set_process(family, pipeline, marks, prediction_type, zero_terminal_snr)
     family.check(name, pipeline)
     options = PromptOptions(length=max_sequence_length)
@@ -244,7 +247,24 @@ def load_again(specification: Mapping[str, Any], name: str | None = None, as_sto
     unknown = arguments.keys() - inspect.signature(load_base).parameters
     if unknown or "name" not in arguments:
         raise InputError("the run records its base in the way of another version of dash-vision; make the run again")
-    return load_base(**arguments, as_stored=as_stored)
+    try:
+        return load_base(**arguments, as_stored=as_stored)
+    except InputError as error:
+        raise InputError(str(error).removesuffix(_WITHOUT)) from None  # which is of a training
+
+
+def _check_classes(name: str, family: Family, pipeline: Any) -> None:
+    """Raises InputError where the denoiser or the VAE is not what the pipeline's class asks for: diffusers only warns,
+    and a VAE of another class (a small one for previews, say) fails when it is used."""
+    asked = pipeline._get_signature_types()
+    for part in (family.denoiser, "vae"):
+        network = getattr(pipeline, part)
+        kinds = tuple(kind for kind in asked.get(part, ()) if isinstance(kind, type))
+        if kinds and not isinstance(network, kinds):
+            raise InputError(
+                f"the base {name} has a {type(network).__name__} as its {part}; {family.name} takes a "
+                f"{' or '.join(kind.__name__ for kind in kinds)}: give a base with its own {part}"
+            )
 
 
 def _set_process(family: Family, pipeline: Any, marks: Marks, prediction: str | None, zero_snr: bool) -> None:
@@ -385,10 +405,7 @@ def _check_idle(
 
 
 def _refusal(name: str, reason: str) -> str:
-    return (
-        f"cannot load the base {name}: {reason}; without --pretrained_model_name_or_path the run trains on the "
-        "embedded miniature"
-    )
+    return f"cannot load the base {name}: {reason}{_WITHOUT}"
 
 
 def _expanded(name: str | None) -> str | None:
@@ -400,7 +417,7 @@ def _absolute(name: str | None) -> str | None:
     """A path from the root; a hub id as it is."""
     if name is None or not Path(name).expanduser().exists():
         return name
-    return str(Path(name).expanduser().resolve())
+    return str(from_root(name))
 
 
 def _load_vae(own: Any, name: str, revision: str | None) -> Any:

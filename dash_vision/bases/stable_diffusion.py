@@ -28,6 +28,7 @@ _SPELLINGS = {"v": "v_prediction", "epsilon": "epsilon"}  # of ModelSpec
 _OF_SD2 = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
 _BIAS_OF_SD2 = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
 _PREDICTIONS = ("epsilon", "v_prediction")
+_OF_FEW_STEPS = ("LCMScheduler", "TCDScheduler")  # samplers of models that are distilled to a few steps
 _SHORT = 32  # latents along a side up to which plain attention is the faster one on a CPU
 
 
@@ -90,7 +91,13 @@ class StableDiffusion(Family):
                 f"the base {name} has a noise process of its own ({type(pipeline.scheduler).__name__}); dash-vision "
                 "trains SD 1.x, 2.x and SDXL as they were published"
             )
-        prediction = str(pipeline.scheduler.config.prediction_type)
+        config = pipeline.scheduler.config
+        if config.get("timestep_type", "discrete") != "discrete" or config.get("use_flow_sigmas"):
+            raise InputError(
+                f"the base {name} has a noise process of its own: its {type(pipeline.scheduler).__name__} tells the UNet "
+                "noise levels instead of DDPM's times, as EDM and flow-matching models do, which is not trained here"
+            )
+        prediction = str(config.prediction_type)
         if prediction not in _PREDICTIONS:
             raise InputError(
                 f"the base {name} predicts {prediction!r}; dash-vision trains bases that predict epsilon or "
@@ -152,9 +159,11 @@ class StableDiffusion(Family):
         return replace(kind, prediction=self._prediction(pipeline))
 
     def note(self, pipeline: Any) -> str | None:
-        """See Family: consistency models are told their guidance, Turbo is known by its name."""
+        """See Family: consistency models are told their guidance or have a sampler of their own, Turbo is known by its
+        name."""
         turbo = "turbo" in str(pipeline.config.get("_name_or_path", "")).lower()
-        if not turbo and getattr(pipeline.unet.config, "time_cond_proj_dim", None) is None:
+        told = getattr(pipeline.unet.config, "time_cond_proj_dim", None) is not None
+        if not (turbo or told or type(pipeline.scheduler).__name__ in _OF_FEW_STEPS):
             return None
         return (
             "this base is distilled to a few steps, and training undoes that; train the base that it was distilled "

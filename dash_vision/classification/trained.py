@@ -29,6 +29,7 @@ from ..files.container import Kind, kind_of, read_container, read_content, write
 from ..files.errors import InputError
 from ..files.lora import export_states
 from ..files.native import ADAPTER, NATIVE_NAME, AdapterState, read_notes, write_native
+from ..files.places import from_root
 from ..pictures.decode import Picture, open_picture
 from ..pictures.folder import picture_notes
 from .decode import to_tensor
@@ -91,7 +92,7 @@ def _resolved(about: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
     """The note, with the place of a local file of weights in full."""
     if not backbone.checkpoint:
         return about
-    return {**about, "backbone": {**backbone.to_dict(), "checkpoint": str(Path(backbone.checkpoint).resolve())}}
+    return {**about, "backbone": {**backbone.to_dict(), "checkpoint": str(from_root(backbone.checkpoint))}}
 
 
 def _states(tuned: Tuned) -> dict[str, AdapterState]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..files.errors import InputError
 from ..runs.record import BaseRecord
 
 if TYPE_CHECKING:
@@ -16,7 +17,10 @@ def load_recorded(record: BaseRecord, place: str | None, as_stored: bool = False
     from ..bases.identity import difference
     from ..bases.loading import load_again
 
-    base = load_again(record.specification, place, as_stored)
+    try:
+        base = load_again(record.specification, place, as_stored)
+    except InputError as error:
+        raise InputError(f"{error}; --base says where the run's base is now") from None
     part = difference(record.identity, base.identity())
     if part is not None:
         print(f"note: {base.name} is not the base that the run was trained on: its {part} differs")

@@ -38,6 +38,11 @@ class Adapter:
         """Whether the directions are chosen. The tensors say it, so that it survives whatever moves the tensors."""
         return any(w.launched for _, w in self.weights())
 
+    def _look(self) -> None:
+        """Read the phase of every layer anew, whatever was noticed of writing."""
+        for _, w in self.weights():
+            w.look()
+
     # -- parameters
 
     def weights(self) -> Iterator[tuple[str, DashWeights]]:
@@ -131,6 +136,7 @@ class Adapter:
         """
         if self.config.dash_k == 0:
             raise RuntimeError("this adapter has dash_k=0 (plain LoRA): there is nothing to launch")
+        self._look()
         if self.launched:
             raise RuntimeError("this adapter was launched already; its directions are fixed")
         start = time.perf_counter()
@@ -223,7 +229,9 @@ class Adapter:
             del self.model.__dict__["dash_adapters"]
 
     def state(self) -> AdapterState:
-        """A snapshot on the CPU, apart from the model; every rank has to call it where FSDP has split the model."""
+        """A snapshot on the CPU, apart from the model; every rank has to call it where FSDP has split the model. Raises
+        RuntimeError for tensors that contradict each other, see DashWeights.phase."""
+        self._look()
         tensors = {key: t.to("cpu", copy=True).contiguous() for key, t in self.state_dict().items()}
         kinds = {name: kind_of(layer.base) for name, layer in self.layers.items()}
         probes = {name: probe_matrix(whole(layer.unmerged_matrix())) for name, layer in self.layers.items()}

@@ -103,9 +103,9 @@ class DashLinear(nn.Module):
         if w.dropout is not None:
             x = w.dropout(x)  # one draw for both branches
         # Thin factors follow the input's dtype: a bf16 layer multiplies in bf16, and no wide tensor is cast.
-        h = F.linear(x, w.down(x.dtype))
-        h = h * w.scale(h.dtype)
-        up = w.up(h.dtype)
+        down, scale, up = w(x.dtype)
+        h = F.linear(x, down)
+        h, up = h * scale.to(h.dtype), up.to(h.dtype)
         if y.ndim == 1:
             return y + up @ h
         # In place: the frozen layer keeps nothing of its output for its backward pass, and no copy of it is made.
@@ -222,10 +222,11 @@ class DashConv2d(DashLinear):
     def _add_update(self, x: Tensor, y: Tensor, w: DashWeights) -> Tensor:
         if w.dropout is not None:
             x = w.dropout(x)
-        down = w.down(x.dtype).view(-1, *self.base.weight.shape[1:])
+        down, scale, up = w(x.dtype)
+        down = down.view(-1, *self.base.weight.shape[1:])
         h = self.base._conv_forward(x, down, None)  # stride, dilation and padding mode of the frozen layer
-        h = h * w.scale(h.dtype).view(-1, 1, 1)
-        return y + F.conv2d(h, w.up(h.dtype)[:, :, None, None]).to(y.dtype)
+        h = h * scale.to(h.dtype).view(-1, 1, 1)
+        return y + F.conv2d(h, up.to(h.dtype)[:, :, None, None]).to(y.dtype)
 
 
 def wrap(module: nn.Module) -> DashLinear:

@@ -49,7 +49,12 @@ class DashSchedule:
         return bool(dashing) and all(a.launched for a in dashing)
 
     def step(self) -> LaunchReport | None:
-        """Count one optimizer step. Returns a report on the step that launched, None on all others."""
+        """Count one optimizer step. Returns a report on the step that launched, None on all others.
+
+        Raises ValueError at the first step for an optimizer without the shifts.
+        """
+        if self.steps == 0:
+            self._check_optimizers()
         self.steps += 1
         waiting = [a for a in self._dashing() if not a.launched]
         if self.steps < self.prelaunch_steps or not waiting:
@@ -59,6 +64,19 @@ class DashSchedule:
         layers = sum(r.layers for r in reports)
         mean = sum(r.mean_relative_index * r.layers for r in reports) / layers
         return LaunchReport(layers, sum(r.seconds for r in reports), mean)
+
+    def _check_optimizers(self) -> None:
+        """Raises ValueError for an optimizer that updates A and B of an adapter and not its shifts: it was made before
+        these were there, and they would never be trained."""
+        theirs = {id(p) for o in self.optimizers for g in getattr(o, "optimizer", o).param_groups for p in g["params"]}
+        for adapter in self._dashing():
+            for module, w in adapter.weights():
+                factors = {id(w.A), id(w.B)} & theirs
+                if factors and w.dsigma.numel() and id(w.dsigma) not in theirs:
+                    raise ValueError(
+                        f"the optimizer updates A and B of {module} and not its shifts, which would never be trained; "
+                        "make it after the adapter, of all its parameters that require a gradient"
+                    )
 
     def _forget_shifts(self, adapters: list[Adapter]) -> None:
         """Clear what the optimizers remember of the shifts: their gradients were zero until now."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .directions import Spectrum, projections, select_directions, singular_directions
-from .sharding import whole
+from .sharding import is_sharded, whole
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -35,9 +34,9 @@ def kind_of(module: nn.Module) -> str | list[int]:
 
 
 ENABLED, MERGED = 0, 1  # places in DashWeights.switches
-# How far a direction's length may be from 1: by rounding in float32 (True), in half precision (False).
-_UNIT = {True: 1e-4, False: 2e-2}
+_UNIT = 4e-3  # how far a direction's length may be from 1: bfloat16 rounds by that much
 _ON = 127  # averaging a buffer with itself may round it down by one, so that 1 would become 0
+_BLENDED = range(16, _ON - 15)  # what averaging a switch that is on with one that is off gives
 
 
 class Phase(NamedTuple):
@@ -47,6 +46,29 @@ class Phase(NamedTuple):
     launched: bool
     enabled: bool
     merged: bool
+
+
+@torch.no_grad()
+def check_directions(launched: bool, V: Tensor, dsigma: Tensor) -> None:
+    """Raises RuntimeError where the directions V [k, in] and their shifts [k] are no trained ones: averaged directions,
+    and shifts without any."""
+    lengths = V.float().norm(dim=1)
+    if launched and bool(((lengths - 1).abs() > _UNIT).any()):
+        raise RuntimeError(
+            f"an adapter's directions V have lengths of {lengths.min().item():.3g} to {lengths.max().item():.3g} "
+            "instead of 1: they were averaged over time, or scaled; average the parameters A, B and dsigma alone and "
+            "copy the buffers (torch's AveragedModel: use_buffers=False; timm's ModelEmaV3: exclude_buffers=True)"
+        )
+    if not launched and not is_sharded(dsigma) and bool(dsigma.any()):
+        raise RuntimeError(
+            "an adapter has shifts of singular values and no directions for them: its parameters were loaded without "
+            "its buffers U, V and indices; save and load the whole state dict, or the adapter's own (adapter.save)"
+        )
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    """Whether it has numbers of its own: not on the meta device, nor as one of many models under torch.func.vmap."""
+    return tensor.device.type != "meta" and not torch._C._functorch.is_batchedtensor(tensor)
 
 
 class DashWeights(nn.Module):
@@ -85,10 +107,18 @@ class DashWeights(nn.Module):
         self.register_buffer("indices", torch.full((k,), -1, dtype=torch.int64, device=device))
         self.register_buffer("switches", torch.tensor([_ON, 0], dtype=torch.int8, device=device))
         self.dropout = nn.Dropout(dropout) if dropout else None
-        self._seen: tuple[tuple[Tensor, int], ...] = ()
+        self._seen: tuple[Any, ...] = ()
+        self._held: tuple[Tensor, ...] = ()  # so that no other tensor comes to have the id of one that was seen
         self._phase = Phase(False, True, False)
         if rank:
             nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    def forward(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """([A; V] [r + k, in], scales [r + k], [B, U] [out, r + k]): what the update multiplies by, in turn.
+
+        It is called as a module, so that accelerate's offloading has the tensors on the device while they are read.
+        """
+        return self.down(dtype), self.scale(dtype), self.up(dtype)
 
     def down(self, dtype: torch.dtype) -> Tensor:
         """[A; V], [r + k, in]."""
@@ -104,10 +134,10 @@ class DashWeights(nn.Module):
 
     @property
     def phase(self) -> Phase:
-        """What the tensors say. Raises RuntimeError for directions that are none: averaged ones."""
-        # They are read only after somebody wrote to them or exchanged them: on a GPU every look waits for it.
-        if not torch.compiler.is_compiling() and any(t._version != version for t, version in self._current()):
-            self._look()
+        """What the tensors say. Raises RuntimeError for tensors that contradict each other: averaged ones, or shifts
+        without their directions."""
+        if not torch.compiler.is_compiling() and self._stamp() != self._seen:
+            self.look()
         return self._phase
 
     @property
@@ -119,35 +149,43 @@ class DashWeights(nn.Module):
     def switch(self, which: int, on: bool) -> None:
         """Write one of `switches`: ENABLED or MERGED."""
         self.switches[which] = _ON if on else 0
-        self._look()
+        self.look()
 
-    def _current(self) -> Iterator[tuple[Tensor, int]]:
-        """(tensor, its version when it was last read) of what the phase is read from; -1 for one that is new."""
-        buffers = self._buffers
-        for i, name in enumerate(("indices", "V", "switches")):
-            tensor = buffers[name]
+    def _stamp(self) -> tuple[Any, ...]:
+        """By which it is noticed that somebody wrote to what the phase is read from, or exchanged it.
+
+        On a CPU the few numbers themselves are in it, since writing to `tensor.data` leaves no other trace. Elsewhere
+        each look at numbers would wait for the device.
+        """
+        stamp: list[Any] = []
+        for name in ("indices", "V", "switches"):
+            tensor = self._buffers[name]
             assert tensor is not None
-            known = i < len(self._seen) and self._seen[i][0] is tensor
-            yield tensor, self._seen[i][1] if known else -1
+            stamp += [id(tensor), None if tensor.is_inference() else tensor._version]
+            if name != "V" and tensor.device.type == "cpu" and _is_readable(tensor):
+                stamp.append(tensor.tolist())
+        return tuple(stamp)
 
-    def _look(self) -> None:
-        buffers = (self.indices, self.V, self.switches)
-        self._seen = tuple((tensor, tensor._version) for tensor in buffers)
-        if self.switches.device.type == "meta":
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._seen = ()  # the shifts may have come without their directions
+
+    @torch.no_grad()
+    def look(self) -> None:
+        """Read the phase anew; raises as `phase`."""
+        self._seen, self._held = self._stamp(), (self.indices, self.V, self.switches)
+        if not _is_readable(self.switches):
             return
-        enabled, merged = (self.switches >= (_ON + 1) // 2).tolist()
+        enabled, merged = (int(switch) for switch in self.switches)
+        if merged in _BLENDED:
+            raise RuntimeError(
+                "the weights are an average of ones with the adapter merged into them and others without; unmerge it "
+                "before averaging"
+            )
         # While V is zero there is no direction, whatever averaging made of the indices.
         launched = bool((self.indices >= 0).any()) and bool(self.V.any())
-        self._phase = Phase(launched, enabled, merged)
-        if launched:
-            lengths = self.V.float().norm(dim=1)
-            if ((lengths - 1).abs() > _UNIT[self.V.dtype == torch.float32]).any():
-                raise RuntimeError(
-                    "an adapter's directions V have lengths of "
-                    f"{lengths.min().item():.3g} to {lengths.max().item():.3g} instead of 1: they were averaged over "
-                    "time, or scaled; average the parameters A, B and dsigma alone and copy the buffers (torch's "
-                    "AveragedModel: use_buffers=False; timm's ModelEmaV3: exclude_buffers=True)"
-                )
+        self._phase = Phase(launched, 2 * enabled > _ON, 2 * merged > _ON)
+        check_directions(launched, self.V, self.dsigma)
 
     def delta(self, dtype: torch.dtype | None = None) -> Tensor:
         """The dense update (alpha / r) B A + U diag(dsigma) V^T, [out, in]; for merging, not for a forward pass."""

@@ -384,10 +384,29 @@ class DreamBoothConfig(
                 raise InputError(f"--{name} does nothing without --with_prior_preservation; add that, or leave it out")
         if self.text_encoder_lr and not self.train_text_encoder:
             raise InputError("--text_encoder_lr does nothing here; add --train_text_encoder, or leave it out")
+        if self.text_encoder_lr == 0 and self.train_text_encoder:
+            raise InputError("--text_encoder_lr 0 trains no text encoder; give a rate, or no --train_text_encoder")
+        if self.with_prior_preservation and self.prior_loss_weight == 0:
+            raise InputError(
+                "--prior_loss_weight 0 leaves nothing of --with_prior_preservation; give a weight, or leave both out"
+            )
         if self.hub_model_id is not None and not self.push_to_hub:
             raise InputError("--hub_model_id does nothing without --push_to_hub; add that, or leave it out")
         if self.validation_epochs is not None and self.validation_steps:
             raise InputError("--validation_epochs and --validation_steps say the same; give one of them")
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        """Note what makes no difference: commands are copied with all their settings in them."""
+        for name, usual, idle, why in (
+            ("lr_num_cycles", 1, self.lr_scheduler != "cosine_with_restarts", "is of cosine_with_restarts"),
+            ("lr_power", 1.0, self.lr_scheduler != "polynomial", "is of polynomial"),
+            ("num_crop_variants", 8, self.center_crop and self.num_crop_variants > 1, "is of random crops"),
+        ):
+            if idle and getattr(self, name) != usual:
+                self.notes.append(f"--{name} makes no difference, since it {why}")
+        if self.learning_rate == 0:
+            self.notes.append("--learning_rate 0 trains nothing, or nothing but what has a rate of its own")
         if self.max_train_steps is not None and self.num_train_epochs is not None:
             self.notes.append("--max_train_steps counts, and --num_train_epochs is left out beside it")
         elif self.repeats > 1 and self.num_train_epochs is None and self.validation_epochs is None:

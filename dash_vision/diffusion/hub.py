@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..files.errors import InputError, RunError, one_line
+from ..files.places import from_root
 from .config import DreamBoothConfig
 
 
@@ -39,7 +40,7 @@ def push(settings: DreamBoothConfig, folder: Path) -> str:
 
     # Not run.json, which names folders of the user's machine; checkpoints and class pictures are of no use to others.
     pushed = ["README.md", "samples.png", DIFFUSERS_NAME, NATIVE_NAME, "kohya/*"]
-    name = settings.hub_model_id or folder.resolve().name
+    name = settings.hub_model_id or from_root(folder).name
     api = huggingface_hub.HfApi(token=settings.hub_token)
     try:
         repository = api.create_repo(name, repo_type="model", exist_ok=True).repo_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..files.errors import InputError
@@ -56,6 +57,17 @@ def derive_prompts(config: DreamBoothConfig) -> Prompts:
             'name; give --class_prompt, such as "a photo of a dog"'
         )
     return Prompts(instance, class_, subject_in_prompt)
+
+
+def note_unsaid(prompts: Prompts, captions: Sequence[str | None]) -> str | None:
+    """What to say where every picture has a caption of its own (None: it has none) and no caption names the subject."""
+    subject = prompts.subject or prompts.instance
+    if not all(captions) or any(subject.lower() in str(caption).lower() for caption in captions):
+        return None
+    return (
+        f'every picture has a caption of its own and none says "{subject}", so that this is not learned; put it into the '
+        "captions, or give --use_captions false"
+    )
 
 
 def subject_and_class(name: FolderName) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from ..core.loading import adapter_state
 from ..files.errors import RunError, Stopped
 from ..files.fingerprints import fingerprint
 from ..files.native import AdapterState
+from ..files.places import from_root
 from ..runs.loop import train
 from ..runs.record import RUN, BaseRecord, DreamBoothRecord, Launch, write_record
 from ..runs.runtime import device_name
@@ -127,7 +128,7 @@ def _keep_adapters(job: DreamBoothJob) -> None:
     """The adapters as they are, in every format, in a folder of their own below the output folder."""
     states, plan = _states(job), job.plan
     if job.runtime.main:
-        _write_adapters(job, states, plan.output / KEPT / f"{plan.output.resolve().name}-{job.training.step:06d}")
+        _write_adapters(job, states, plan.output / KEPT / f"{from_root(plan.output).name}-{job.training.step:06d}")
     job.runtime.wait()
 
 

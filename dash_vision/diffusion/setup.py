@@ -40,7 +40,7 @@ from .latents import Example, Framing, encode_examples, prompts_of
 from .long_prompts import encode_chunks, left_out, tokenize_chunks
 from .plan import Plan, make_plan
 from .prior import check_class_pictures, class_images
-from .prompts import derive_prompts, folder_prompt
+from .prompts import derive_prompts, folder_prompt, note_unsaid
 
 Say = Callable[[str], None]
 
@@ -226,6 +226,9 @@ def _announce(plan: Plan, pictures: tuple[InstanceImage, ...], say: Say) -> None
     captions = f", {captioned} with a caption of its own" if captioned else ""
     say(f"pictures: {len(pictures)} in {plan.settings.instance_data_dir}{captions}")
     say(f'prompt: "{plan.prompts.instance}"{source}')
+    unsaid = note_unsaid(plan.prompts, [picture.caption for picture in pictures])
+    if unsaid:
+        say(f"note: {unsaid}")
 
 
 def _make_material(

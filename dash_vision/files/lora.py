@@ -23,6 +23,7 @@ from .atomic import write_json
 from .container import ENTRY, read_safetensors, write_safetensors
 from .flux_names import fuse
 from .native import AdapterState
+from .places import from_root
 from .readers import About, infer_about
 
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
@@ -198,8 +199,8 @@ def _write_fused(
 
 def _title(folder: Path) -> str:
     """What ComfyUI and A1111 show: the name of the run, also where the file lies in its kohya/ folder."""
-    place = folder.resolve()
-    return place.parent.name if place.name == "kohya" else place.name
+    place = from_root(folder)
+    return from_root(folder.parent).name if place.name == "kohya" else place.name
 
 
 def _count(folded: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]]) -> int:

@@ -14,11 +14,10 @@ what it needs of them.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -37,7 +36,7 @@ from ..core.launch import LaunchReport, choose_directions, mean_relative_index
 from ..core.loading import tensors_of
 from ..core.schedule import DashSchedule
 from ..core.sharding import is_sharded, whole
-from ..core.weights import DashWeights, kind_of, weight_matrix
+from ..core.weights import DashWeights, check_directions, kind_of, weight_matrix
 from ..files.errors import InputError
 from ..files.fingerprints import probe_matrix
 from ..files.lora import export_states
@@ -66,6 +65,7 @@ class DashVariant(LoraVariant):
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
         """result [..., out] of the frozen layer plus both updates of x [..., in]."""
         name = active_adapter
+        _check(module, name)
         x = module.lora_dropout[name](x)  # one draw for both
         low = module.lora_B[name](module.lora_A[name](x)) * module.scaling[name]
         V, U = getattr(module, _V)[name].to(x.dtype), getattr(module, _U)[name].to(x.dtype)
@@ -88,8 +88,21 @@ class DashVariant(LoraVariant):
         return orig_weight - _delta(module, active_adapter).to(orig_weight.dtype)
 
 
+def _check(module: Any, name: str) -> None:
+    """Raises RuntimeError for directions that are none; looked at after somebody wrote to them or exchanged them."""
+    V = getattr(module, _V)[name]
+    seen = module.__dict__.setdefault("lora_dash_seen", {})
+    known, version = seen.get(name, (None, None))
+    now = None if V.is_inference() else V._version
+    if torch.compiler.is_compiling() or (known is V and version == now):
+        return
+    seen[name] = V, now
+    check_directions(bool((getattr(module, _INDICES)[name] >= 0).any()), V, getattr(module, _SHIFTS)[name])
+
+
 def _delta(module: Any, name: str) -> Tensor:
     """s B A + U diag(dsigma) V in the layout of the frozen weight."""
+    _check(module, name)
     shifts = (getattr(module, _U)[name] * getattr(module, _SHIFTS)[name]) @ getattr(module, _V)[name]
     return module.get_delta_weight(name) + (shifts.T if module.fan_in_fan_out else shifts)
 
@@ -116,7 +129,8 @@ def to_dash(
     """
     adapter = PeftAdapter(model, *_plain_lora(model), dash_k, eps, selection)
     adapter.add_shifts()
-    _save_plain_too(adapter)
+    cast(Any, model).save_pretrained = _SavePlainToo(adapter)
+    cast(Any, model.base_model).add_weighted_adapter = _refuse_weighted
     return DashSchedule(cast(Any, adapter), prelaunch_steps, optimizer, seed)
 
 
@@ -228,7 +242,10 @@ class PeftAdapter:
             own[key].copy_(tensor)
 
     def state(self) -> AdapterState:
-        """A snapshot on the CPU, as native files hold it."""
+        """A snapshot on the CPU, as native files hold it. Raises RuntimeError for averaged directions, and for shifts
+        without any."""
+        for _, w in self.weights():
+            check_directions(bool((w.indices >= 0).any()), w.V, w.dsigma)
         tensors = {key: t.detach().to("cpu", torch.float32, copy=True) for key, t in self.state_dict().items()}
         tensors = {k: t.to(torch.int64) if k.endswith(".indices") else t.contiguous() for k, t in tensors.items()}
         kinds = {module: kind_of(layer.base) for module, layer in self.layers.items()}
@@ -346,20 +363,31 @@ def _trained_whole(model: PeftModel) -> dict[str, Tensor]:
     return tensors_of(wrappers)
 
 
-def _save_plain_too(adapter: PeftAdapter) -> None:
-    """Let the model's save_pretrained write the plain LoRA beside PEFT's own file."""
-    model = adapter.model
-    save: Callable[..., None] = model.save_pretrained
+class _SavePlainToo:
+    """A model's save_pretrained that writes the plain LoRA beside PEFT's own file.
 
-    @functools.wraps(save)
-    def save_both(save_directory: str, *args: Any, **kwargs: Any) -> None:
-        save(save_directory, *args, **kwargs)
+    An object and no closure: of a copy of the model (an EMA's, say) it is the copy's own.
+    """
+
+    def __init__(self, adapter: PeftAdapter) -> None:
+        self.adapter = adapter
+
+    def __call__(self, save_directory: str, *args: Any, **kwargs: Any) -> None:
+        """As PeftModel.save_pretrained."""
+        model = self.adapter.model
+        type(model).save_pretrained(model, save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
-            plain = Path(save_directory) / PLAIN / f"rank-{_plain_rank(adapter)}"
+            plain = Path(save_directory) / PLAIN / f"rank-{_plain_rank(self.adapter)}"
             save_as_lora(model, plain)
             (Path(save_directory) / "DASH.md").write_text(_NOTE.format(plain=plain.relative_to(save_directory)))
 
-    cast(Any, model).save_pretrained = save_both
+
+def _refuse_weighted(*args: Any, **kwargs: Any) -> None:
+    """In place of PEFT's add_weighted_adapter, which combines A and B alone."""
+    raise InputError(
+        "add_weighted_adapter would leave out the shifts of singular values; load the plain LoRAs that save_as_lora "
+        "writes into a model of PEFT alone, and combine those"
+    )
 
 
 def _plain_rank(adapter: PeftAdapter) -> int:

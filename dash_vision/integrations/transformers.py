@@ -10,7 +10,7 @@ For a learning rate of the shifts of their own, give the Trainer `optimizers=(da
 
 from __future__ import annotations
 
-import functools
+import copy
 import logging
 from collections.abc import Iterator, Set
 from pathlib import Path
@@ -24,10 +24,11 @@ from transformers.utils import CONFIG_NAME
 from ..core.adapter import Adapter
 from ..core.loading import tensors_of
 from ..core.schedule import DashSchedule
-from ..core.sharding import whole
+from ..core.sharding import is_sharded, whole
 from ..files.errors import InputError
 from ..files.lora import export_states
 from ..files.native import NATIVE_NAME, read_notes, write_native
+from ..runs.gradients import GradientWatch, untrained_sentence, watches
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +66,10 @@ class DashCallback(TrainerCallback):
         self.schedule = schedule
         (self.adapter,) = schedule.adapters.values()
         self._news: dict[str, float] = {}
+        self._watches: tuple[GradientWatch, GradientWatch] | None = None
         if isinstance(self.adapter.model, PreTrainedModel):
             self.adapter.model._keys_to_ignore_on_save = cast(Any, FrozenKeys(self.adapter))
-            self._save_adapter_too(self.adapter.model)
+            cast(Any, self.adapter.model).save_pretrained = _SaveAdapterToo(self.schedule, self.adapter)
 
     def attach(self, trainer: Trainer) -> DashCallback:
         """Put this callback before the Trainer's own, so that its trackers are told of the launch and of the shifts.
@@ -85,6 +87,22 @@ class DashCallback(TrainerCallback):
         """Count from where the Trainer is."""
         self._check(kwargs.get("model"))
         self.schedule.steps = _updates(args, state)
+        trained = [p for p in self.adapter.model.parameters() if p.requires_grad and p.numel()]
+        if not any(map(is_sharded, trained)):
+            self._watches = watches([self.adapter.model], trained)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the gradients of the first updates, and at the shifts' of the first ones after the launch; warn of
+        tensors without any."""
+        for of_shifts, watch in enumerate(self._watches or ()):
+            if watch.done or (of_shifts and not self.adapter.launched):
+                continue
+            watch.look(lambda seen: seen)
+            for names, unused in ((watch.unused if watch.looks == 1 else [], True), (watch.zero, False)):
+                if names:
+                    log.warning("%s", untrained_sentence(names, unused))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Count an update; the Trainer saves after this, so that the checkpoint of the launch's step is launched."""
@@ -124,7 +142,7 @@ class DashCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the adapter into the checkpoint that the Trainer has just written, where the model did not itself."""
-        if kwargs.get("model") is self.adapter.model and self._saves_itself():
+        if kwargs.get("model") is self.adapter.model and _saves_itself(self.adapter):
             return
         self._write(Path(cast(str, args.output_dir)) / f"checkpoint-{state.global_step}", state.is_world_process_zero)
 
@@ -144,37 +162,50 @@ class DashCallback(TrainerCallback):
                 "Trainer gets"
             )
 
-    def _save_adapter_too(self, model: PreTrainedModel) -> None:
-        """Let the model's save_pretrained write the adapter's files, whoever calls it."""
-        save = model.save_pretrained
-
-        @functools.wraps(save)
-        def save_both(save_directory: str, *args: Any, **kwargs: Any) -> None:
-            save(save_directory, *args, **kwargs)
-            if self._saves_itself():
-                self._write(Path(save_directory), kwargs.get("is_main_process", True))
-
-        cast(Any, model).save_pretrained = save_both
-
-    def _saves_itself(self) -> bool:
-        """Whether save_pretrained of the adapted model writes the adapter's files."""
-        if not isinstance(self.adapter.model, PreTrainedModel) or not self.adapter.layers:
-            return False
-        return not _is_merged(self.adapter) and not self.adapter.sharded
-
     def _write(self, folder: Path, main: bool) -> None:
-        """Every process takes part where the model is split: its tensors have to be gathered."""
-        snapshot = self.adapter.state()
+        _write(self.adapter, self.schedule.steps, folder, main)
+
+
+class _SaveAdapterToo:
+    """A model's save_pretrained that writes the adapter's files too, whoever calls it.
+
+    An object and no closure: of a copy of the model (an EMA's, say) it writes the copy's own adapter.
+    """
+
+    def __init__(self, schedule: DashSchedule, adapter: Adapter) -> None:
+        self.schedule, self.adapter = schedule, adapter
+
+    def __call__(self, save_directory: str, *args: Any, **kwargs: Any) -> None:
+        """As PreTrainedModel.save_pretrained."""
         model = self.adapter.model
-        heads = trained_modules(self.adapter) if isinstance(self.adapter, Adapter) else {}
-        if not main:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        write_native({"model": snapshot}, folder / NATIVE_NAME, {"updates": self.schedule.steps})
-        # A PeftModel has written its own files; see integrations.peft.
-        if isinstance(self.adapter, Adapter) and (snapshot.rank or snapshot.launched):
-            export_states({"model": snapshot}, folder, "peft", whole=heads, peft=_peft_entries(model))
-            (folder / CONFIG_NAME).unlink(missing_ok=True)  # of a model that the folder does not hold
+        cast(Any, type(model)).save_pretrained(model, save_directory, *args, **kwargs)
+        if _saves_itself(self.adapter):
+            _write(self.adapter, self.schedule.steps, Path(save_directory), kwargs.get("is_main_process", True))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _SaveAdapterToo:
+        # The schedule is counted in one place, and has the optimizer with its moments.
+        return _SaveAdapterToo(self.schedule, copy.deepcopy(self.adapter, memo))
+
+
+def _saves_itself(adapter: Adapter) -> bool:
+    """Whether save_pretrained of the adapted model writes the adapter's files."""
+    if not isinstance(adapter.model, PreTrainedModel) or not adapter.layers:
+        return False
+    return not _is_merged(adapter) and not adapter.sharded
+
+
+def _write(adapter: Adapter, updates: int, folder: Path, main: bool) -> None:
+    """Write an adapter's files. Every process takes part where the model is split: its tensors have to be gathered."""
+    snapshot = adapter.state()
+    heads = trained_modules(adapter) if isinstance(adapter, Adapter) else {}
+    if not main:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_native({"model": snapshot}, folder / NATIVE_NAME, {"updates": updates})
+    # A PeftModel has written its own files; see integrations.peft.
+    if isinstance(adapter, Adapter) and (snapshot.rank or snapshot.launched):
+        export_states({"model": snapshot}, folder, "peft", whole=heads, peft=_peft_entries(adapter.model))
+        (folder / CONFIG_NAME).unlink(missing_ok=True)  # of a model that the folder does not hold
 
 
 class FrozenKeys(Set[str]):

@@ -1,7 +1,8 @@
 """What the numbers of a picture mean as colours: profiles, and their conversion to sRGB.
 
-A profile is, in this order: the ICC profile in the file; the gamma and the primaries that a PNG states (gAMA, cHRM)
-where it states no sRGB; Adobe RGB, where a camera's EXIF says so (DCF 2.0, "R03") without a profile.
+A profile is, in this order: the code points of ITU-T H.273 that a PNG states (cICP); the ICC profile in the file; the
+code points that an AVIF states (nclx); the gamma and the primaries that a PNG states (gAMA, cHRM) where it states no
+sRGB; Adobe RGB, where a camera's EXIF says so (DCF 2.0, "R03", or a ColorSpace of 2) without a profile.
 
 Conversion is relative colorimetric with black point compensation: white stays white, black stays black, colours that
 sRGB has keep their measured value, and the others go to its edge. The perceptual tables of a printer's profile would
@@ -14,6 +15,7 @@ from __future__ import annotations
 import io
 import struct
 from functools import lru_cache
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, features
@@ -22,8 +24,13 @@ CONVERTED = "converted the colours of {n} to sRGB"
 IGNORED = (
     "ignored the colour profile of {n}, which is damaged or does not fit the pixels (look whether colours are right)"
 )
+HDR = (
+    "did not convert the colours of {n}, which are coded for HDR screens (save them as ordinary pictures, or look "
+    "whether colours are right)"
+)
 _NO_CMS = "ignored the colour profile of {n}: pillow was built without LittleCMS, without which none can be applied"
 
+Primaries = tuple[tuple[float, float], ...]
 _SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # ICC's colour space: pillow's mode
 # LittleCMS shortens a conversion to a table, which for greys of linear light is off by 10 levels near black.
 _PRECISION = {
@@ -31,16 +38,30 @@ _PRECISION = {
     "L": ImageCms.Flags.NOOPTIMIZE,
     "CMYK": ImageCms.Flags.HIGHRESPRECALC,
 }
+_ADOBE_IN_EXIF = 2  # not of the standard, but what some cameras and programs write
+_AVIF_HEAD = 1 << 16  # bytes in which an AVIF says what it holds
 _CLASSES = ("mntr", "scnr", "prtr", "spac")  # devices and colour spaces; a device link is no profile of a picture
 _SAME = 2  # levels of 255: two spellings of sRGB differ by that much where their curves are rounded
 # x, y of red, green, blue and white
 _SRGB = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06), (0.3127, 0.3290))
 _ADOBE_RGB = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06), (0.3127, 0.3290))
 _ADOBE_GAMMA = 563 / 256
+# Of H.273: primaries by their number, and the gamma of transfer functions; None stands for the curve of sRGB, which
+# those of television (1, 6, 14, 15) mean in still pictures.
+_D65 = (0.3127, 0.3290)
+_PRIMARIES: dict[int, Primaries] = {
+    1: _SRGB,
+    2: _SRGB,  # not specified
+    5: ((0.64, 0.33), (0.29, 0.60), (0.15, 0.06), _D65),
+    6: ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070), _D65),
+    9: ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046), _D65),
+    11: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), (0.314, 0.351)),
+    12: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), _D65),
+}
+_GAMMAS = {**dict.fromkeys((1, 2, 6, 13, 14, 15)), 4: 2.2, 5: 2.8, 8: 1.0}
+_HDR_TRANSFERS = (16, 18)  # PQ and HLG
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 _D50 = np.array([0.9642, 1.0, 0.8249])  # the white of ICC's connection space
-
-Primaries = tuple[tuple[float, float], ...]
 
 
 _ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError, ArithmeticError, np.linalg.LinAlgError)
@@ -76,12 +97,17 @@ def to_srgb(image: Image.Image, profile: bytes | None, mode: str, remarks: list[
     return converted
 
 
-def profile_of(image: Image.Image, remarks: list[str]) -> bytes | None:
+def profile_of(image: Image.Image, points: tuple[int, int] | None, remarks: list[str]) -> bytes | None:
     """The ICC profile that the pixels follow; None for sRGB and where the file says nothing.
 
-    image: as pillow opened it, with its `info`. remarks: gets a sentence for a profile that is broken.
+    image: as pillow opened it, with its `info`. points: of `code_points`. remarks: gets a sentence for a profile that
+    is broken, and for colours that sRGB cannot have.
     """
+    if image.mode == "LAB":  # colours by themselves; what such a file carries is no profile of RGB
+        return None
     try:
+        if points is not None and (image.format == "PNG" or "icc_profile" not in image.info):
+            return _profile_of_points(*points, remarks)
         return _profile_of(image)
     except _ERRORS:
         remarks.append(IGNORED)
@@ -134,6 +160,51 @@ def _changes_nothing(transform: ImageCms.ImageCmsTransform, space: str) -> bool:
 # -- where the profile comes from
 
 
+def code_points(file: BinaryIO, kind: str) -> tuple[int, int] | None:
+    """The numbers of primaries and transfer function in H.273 that a PNG or AVIF file states; None without any.
+
+    The file is read from its beginning, and left where it was.
+    """
+    place = file.tell()
+    file.seek(0)
+    try:
+        return {"PNG": _png_points, "AVIF": _avif_points}.get(kind, lambda file: None)(file)
+    finally:
+        file.seek(place)
+
+
+def _png_points(file: BinaryIO) -> tuple[int, int] | None:
+    file.seek(8)
+    while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] == b"cICP" and length == 4:
+            primaries, transfer, _, _ = file.read(4)
+            return primaries, transfer
+        file.seek(length + 4, io.SEEK_CUR)
+    return None
+
+
+def _avif_points(file: BinaryIO) -> tuple[int, int] | None:
+    data = file.read(_AVIF_HEAD)
+    at = data.find(b"colrnclx")
+    if at < 0 or at + 12 > len(data):
+        return None
+    primaries, transfer = struct.unpack(">HH", data[at + 8 : at + 12])
+    return primaries, transfer
+
+
+def _profile_of_points(primaries: int, transfer: int, remarks: list[str]) -> bytes | None:
+    """Raises ValueError for numbers that no still picture has."""
+    if transfer in _HDR_TRANSFERS:
+        remarks.append(HDR)
+        return None
+    if primaries not in _PRIMARIES or transfer not in _GAMMAS:
+        raise ValueError(f"got code points {primaries}, {transfer}")
+    if _PRIMARIES[primaries] is _SRGB and _GAMMAS[transfer] is None:
+        return None
+    return matrix_profile(_PRIMARIES[primaries], _GAMMAS[transfer])
+
+
 def _profile_of(image: Image.Image) -> bytes | None:
     """As `profile_of`; raises one of _ERRORS for a broken one."""
     if "icc_profile" in image.info:
@@ -165,10 +236,12 @@ def _profile_of_png(gamma: float | None, corners: tuple[float, ...] | None) -> b
 
 def _is_camera_adobe_rgb(image: Image.Image) -> bool:
     try:
-        interop = image.getexif().get_ifd(ExifTags.IFD.Interop) if image.info.get("exif") else {}
+        exif = image.getexif() if image.info.get("exif") else None
+        interop = exif.get_ifd(ExifTags.IFD.Interop) if exif else {}
+        space = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace) if exif else None
     except Exception:  # broken EXIF breaks its parser in many ways; its orientation is where that is said
         return False
-    return str(interop.get(1, "")).rstrip("\0 ") == "R03"
+    return space == _ADOBE_IN_EXIF or str(interop.get(1, "")).rstrip("\0 ") == "R03"
 
 
 def matrix_profile(primaries: Primaries, gamma: float | None) -> bytes:

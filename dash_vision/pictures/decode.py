@@ -22,7 +22,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
 
 from ..files.errors import InputError
-from .colour import profile_of, to_srgb
+from .colour import code_points, profile_of, to_srgb
 from .formats import CONVERT, CONVERT_SUFFIXES, PILLOW_FORMATS, READABLE, reason_of, sniff
 
 MAX_PIXELS = 2 * 89_478_485
@@ -44,6 +44,7 @@ _TURN = {
 
 _ANIMATED = "used only the first frame of {n}"
 _TRANSPARENT = "put the transparent parts of {n} on white"
+_KEY = "ignored that one colour of {n} is see-through: it is given in 16 bits, of which 8 are read"
 _BROKEN_EXIF = "ignored unreadable EXIF data in {n} (look whether they stand upright)"
 _STRETCHED = "stretched the grey values of {n} from black to white, their range being unknown"
 _EXTREME = "{n} more than " + f"{EXTREME_RATIO:g}" + " times as long as wide, of which a crop shows only a part"
@@ -240,7 +241,7 @@ def _decode(file: BinaryIO, limits: Limits, upright: bool, warned: list[str]) ->
     turn = _orientation(image) if upright else 1
     if turn is None or (upright and any("EXIF" in text for text in warned)):
         remarks.append(_BROKEN_EXIF)
-    rgb = _to_rgb(image, wanted, remarks)
+    rgb = _to_rgb(image, wanted, code_points(file, kind), remarks)
     if turn in _TURN:
         rgb = rgb.transpose(_TURN[turn])
     rgb.info.clear()  # a profile or a text of the file is not true of what is made of it
@@ -320,11 +321,20 @@ def _orientation(image: Image.Image) -> int | None:
 # Pixels
 
 
-def _to_rgb(image: Image.Image, size: tuple[int, int], remarks: list[str]) -> Image.Image:
-    """Any pillow mode -> RGB of `size`, 8 bit, sRGB; transparency is laid on white."""
-    profile = profile_of(image, remarks)
+def _to_rgb(
+    image: Image.Image, size: tuple[int, int], points: tuple[int, int] | None, remarks: list[str]
+) -> Image.Image:
+    """Any pillow mode -> RGB of `size`, 8 bit, sRGB; transparency is laid on white. points: of `code_points`."""
+    profile, kind = profile_of(image, points, remarks), image.format
+    key = image.info.get("transparency")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _grey_to_8_bit(np.asarray(image), remarks)
+        values = np.asarray(image)
+        image = _grey_to_8_bit(values, remarks)
+        if isinstance(key, int):  # the one grey that such a PNG declares see-through
+            image = Image.merge("LA", (image, Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))))
+    elif isinstance(key, tuple) and max(key) > 255:  # of 16 bits a colour, of which pillow reads the higher 8
+        del image.info["transparency"]
+        remarks.append(_KEY)
     # "transparency" is the one colour, or the palette entries, that a GIF or PNG declares see-through.
     clear = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
     clear = clear or (image.mode == "P" and _palette_has_alpha(image))
@@ -332,16 +342,18 @@ def _to_rgb(image: Image.Image, size: tuple[int, int], remarks: list[str]) -> Im
     if image.size != size:
         # Pillow weighs colours by their alpha here, so what hides under transparency does not bleed out.
         image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return _on_white(image, remarks) if image.mode == "RGBA" else image
+    return _on_white(image, kind or "", remarks) if image.mode == "RGBA" else image
 
 
 def _palette_has_alpha(image: Image.Image) -> bool:
     return image.palette is not None and image.palette.mode.endswith("A")
 
 
-def _on_white(image: Image.Image, remarks: list[str]) -> Image.Image:
+def _on_white(image: Image.Image, kind: str, remarks: list[str]) -> Image.Image:
     """RGBA -> RGB: colour * a + white * (1 - a)."""
     least, most = image.getchannel("A").getextrema()
+    if most == 0 and kind == "BMP":  # Windows leaves the fourth byte at zero, and means an opaque picture
+        return image.convert("RGB")
     if most == 0:
         raise Refused("transparent everywhere, nothing to see")
     if least == 255:

@@ -23,6 +23,7 @@ from .formats import READABLE, SUFFIXES, is_hidden, meant_as_picture, read_head,
 from .names import FolderName, folder_name, name_of
 
 RECORD_NAME = "run.json"  # with the adapter beside it, a folder is the output of a run
+MASK_ENDS = ("-masklabel", "-condlabel", "_mask", ".mask")  # of the stem; the first two are OneTrainer's
 MAX_REPEATS = 1_000  # of one subfolder for each time of another
 
 
@@ -89,7 +90,7 @@ def list_folder(
             PictureFile(p, texts.texts.get(p.name) or text, part.label(p.name), part.repeats // common)
             for p in part.images
         ]
-        notes += [*_skip_notes(part, texts, captions), *_caption_notes(part, texts)]
+        notes += [*_skip_notes(part, texts, captions), *_caption_notes(part, texts), *_mask_notes(part)]
     return Listing(root, tuple(files), tuple(notes))
 
 
@@ -328,6 +329,23 @@ def _caption_notes(entries: _Entries, texts: Captions) -> list[str]:
             f"{_count(len(without), 'picture')} without a caption, using the prompt: {_labels(entries, without)}"
         )
     return notes
+
+
+def _mask_notes(entries: _Entries) -> list[str]:
+    """Other trainers keep a mask beside its picture, which is a picture like any other here."""
+    stems = {path.stem for path in entries.images}
+    masks = [
+        path.name
+        for path in entries.images
+        for end in MASK_ENDS
+        if path.stem.endswith(end) and path.stem.removesuffix(end) in stems
+    ]
+    if not masks:
+        return []
+    return [
+        f"{_count(len(masks), 'picture')} named like the mask of another, which is trained on like the others (remove "
+        f"masks): {_labels(entries, masks)}"
+    ]
 
 
 def _labels(entries: _Entries, names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..files.errors import InputError, one_line
+from ..files.places import from_root
 
 _REPEATS = re.compile(r"([1-9][0-9]{0,3})_(.+)", re.DOTALL)  # no date: 20240131_cat is a name
 _JOINERS = "'\u2019\u200c\u200d"  # apostrophes, and what joins or parts letters of Persian and Indian words
@@ -33,7 +34,7 @@ def folder_name(name: str) -> FolderName:
 def name_of(folder: str | Path) -> FolderName:
     """The name of the folder at a path, or of the picture file at it, without its suffix."""
     try:
-        path = Path(folder).expanduser().resolve()
+        path = from_root(folder)
     except (ValueError, RuntimeError):  # a zero byte in the name; "~nobody"
         raise InputError(f"{one_line(folder)} is no path; give the folder of the pictures") from None
     return folder_name(path.stem if path.is_file() else path.name)

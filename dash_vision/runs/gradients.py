@@ -6,16 +6,16 @@ still zero. The shifts of singular values have one of zero until the launch, so 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..core.sharding import is_sharded
-from .runtime import Runtime
 
 UPDATES = 10  # that are looked at; three are enough for LoRA, more where fp16 rounds the first ones to nothing
+_SHIFTS = (".dsigma", ".lora_dash_shifts.")  # of core and of integrations.peft
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's prefixes
 
 
@@ -37,8 +37,8 @@ class GradientWatch:
         """Whether the last look was taken."""
         return self.looks == UPDATES or not self.named
 
-    def look(self, runtime: Runtime) -> None:
-        """Look at the gradients as they are after a backward pass; all processes together."""
+    def look(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Look at the gradients as they are after a backward pass; all processes together. total: the sum over them."""
         self.looks += 1
         if self.looks == 1:
             self.unused = [name for name, parameter in self.named.items() if parameter.grad is None]
@@ -50,7 +50,7 @@ class GradientWatch:
         self._seen = now if self._seen is None else torch.maximum(self._seen, now)
         if self.done:
             # A process of a split model holds a part of each gradient only.
-            seen = runtime.total(self._seen).tolist()
+            seen = total(self._seen).tolist()
             self.zero = [name for name, flag in zip(self.named, seen, strict=True) if not flag]
 
 
@@ -66,7 +66,7 @@ def watches(networks: Iterable[nn.Module], parameters: Sequence[nn.Parameter]) -
     """(one for everything but the shifts, one for the shifts) of `parameters`, by their names in `networks`."""
     names = {id(p): _plain(name) for network in networks for name, p in network.named_parameters()}
     named = {names.get(id(p), f"parameter {i}"): p for i, p in enumerate(parameters) if p.requires_grad}
-    shifts = {name: p for name, p in named.items() if name.endswith(".dsigma")}
+    shifts = {name: p for name, p in named.items() if any(part in name for part in _SHIFTS)}
     return GradientWatch({name: p for name, p in named.items() if name not in shifts}), GradientWatch(shifts)
 
 

@@ -210,7 +210,7 @@ def _watch(job: Job, t: Training, runtime: Runtime) -> None:
     for of_shifts, watch in enumerate(t.watches):
         if watch.done or (of_shifts and t.launch is None):
             continue
-        watch.look(runtime)
+        watch.look(runtime.total)
         for names, unused in ((watch.unused, True), (watch.zero, False)):
             new = [name for name in names if name not in t.told]
             if not new:

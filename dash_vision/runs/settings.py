@@ -320,6 +320,10 @@ class DashArgs:
         below_one(self, "lora_dropout")
         if self.dash_k == 0 and self.dash_lr:
             raise InputError("--dash_lr does nothing without the dash; give --dash_k, or leave it out")
+        if self.dash_k and self.dash_lr == 0:
+            raise InputError(
+                "--dash_lr 0 never moves the shifts that the dash is about; give a rate, or --dash_k 0 for plain LoRA"
+            )
 
     def dash_config(self, rank: int, target: str | list[str], dash_k: int | None = None) -> DashConfig:
         """DashConfig of these settings, with the base's `rank` and `target` in. Raises InputError."""

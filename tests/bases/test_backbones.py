@@ -72,6 +72,26 @@ def test_the_source_of_the_normalization_is_told(tmp_path):
     assert describe("test_vit", checkpoint=str(file)).source == "timm's test_vit.r160_in1k"
 
 
+@pytest.mark.parametrize("older", [False, True])
+def test_the_configuration_beside_a_checkpoint_says_its_mean_and_size(tmp_path, older):
+    """timm's older files have on one level what the newer ones have under pretrained_cfg."""
+    save_file({}, tmp_path / "model.safetensors")
+    values = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "input_size": [3, 384, 384]}
+    content = {"architecture": "test_vit", **(values if older else {"pretrained_cfg": values})}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    described = describe("test_vit", checkpoint=str(tmp_path / "model.safetensors"))
+    assert (described.mean, described.std, described.image_size) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 384)
+    assert describe("test_vit", 96, checkpoint=str(tmp_path / "model.safetensors")).image_size == 96
+
+
+def test_a_size_that_patches_do_not_cover_is_refused(tmp_path):
+    """timm's patches leave out what is beyond the last whole one."""
+    with pytest.raises(InputError, match="no multiple of this model's patches of 16 pixels.*give 96 or 112"):
+        build(describe("test_vit", 100, random=True), 3)
+    with pytest.raises(InputError, match="give 64 or 72"):
+        build(describe("miniature", 70, random=True), 3)
+
+
 def test_a_model_of_which_timm_has_no_weights_needs_its_normalization_told(tmp_path):
     """timm gives ImageNet's for it, which is no answer."""
     name = next(n for n in timm.list_models("vit*") if not timm.get_pretrained_cfg(n).has_weights)

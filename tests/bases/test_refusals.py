@@ -165,3 +165,40 @@ def test_a_choice_among_files_that_are_not_there_is_refused(bases, tmp_path):
     ):
         with pytest.raises(InputError, match=words):
             load_base(name, **options)
+
+
+def with_part(base, folder, name, part):
+    """A copy of a base with another part of that name."""
+    shutil.copytree(base, folder)
+    shutil.rmtree(folder / name)
+    part.save_pretrained(folder / name)
+    index = json.loads((folder / "model_index.json").read_text())
+    index[name] = ["diffusers", type(part).__name__]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return str(folder)
+
+
+def test_a_sampler_of_noise_levels_instead_of_times_is_refused(bases, tmp_path):
+    """As CosXL's, which is trained by EDM with the prediction that is called v as well."""
+    sampler = diffusers.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction")
+    with pytest.raises(InputError, match="noise levels instead of DDPM's times"):
+        load_base(with_part(bases / "sd", tmp_path / "base", "scheduler", sampler))
+
+
+def test_a_sampler_of_consistency_models_gets_the_note_of_distilled_bases(bases, tmp_path):
+    base = load_base(with_part(bases / "sd", tmp_path / "base", "scheduler", diffusers.LCMScheduler()))
+    assert "distilled to a few steps" in base.note
+
+
+@pytest.mark.parametrize("name", ["sd", "flux"])
+def test_a_vae_of_another_class_than_the_pipelines_is_refused(bases, tiny, tmp_path, name):
+    """Small ones for previews are put into bases, and fail in training or give latents of another kind."""
+    small = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    base = bases / "sd" if name == "sd" else tiny("flux")
+    with pytest.raises(InputError, match="has a AutoencoderTiny as its vae; .* takes a AutoencoderKL"):
+        load_base(with_part(base, tmp_path / "base", "vae", small))

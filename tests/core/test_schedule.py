@@ -121,3 +121,13 @@ def test_a_state_of_other_layers_is_refused_and_changes_nothing():
     assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())
     with pytest.raises(ValueError, match="unet"):
         DashSchedule({"unet": other}).load_state_dict(state)
+
+
+def test_an_optimizer_that_was_made_before_the_shifts_is_refused_at_the_first_step():
+    _, adapter, _, _ = make()
+    factors = [p for name, p in adapter.named_parameters() if not name.endswith(".dsigma")]
+    schedule = DashSchedule(adapter, 2, optimizer=torch.optim.SGD(factors, lr=0.1))
+    with pytest.raises(ValueError, match="not its shifts, which would never be trained"):
+        schedule.step()
+    both = [torch.optim.SGD(factors, lr=0.1), torch.optim.SGD([w.dsigma for _, w in adapter.weights()], lr=0.1)]
+    DashSchedule(adapter, 2, optimizer=both).step()

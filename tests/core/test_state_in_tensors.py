@@ -4,14 +4,15 @@ import copy
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, cpu_offload
 from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.func import functional_call, stack_module_state, vmap
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dash_vision import DashConfig, DashSchedule, export_lora, inject
+from dash_vision import DashConfig, DashSchedule, export_lora, inject, load_adapter
 
 CONFIG = DashConfig(rank=2, dash_k=3, target=["0", "2"])
 
@@ -216,3 +217,76 @@ def test_averages_from_before_the_launch_are_as_usual_whatever_they_make_of_the_
     average(inputs())
     assert not average.module.dash_adapters["default"].launched
     assert average.module[0].enabled == ["default"]
+
+
+def tensors(model):
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_copy_through_data_leaves_no_trace_and_counts_all_the_same(merged):
+    """Some libraries' averages are written by tensor.data.copy_, which counts as no write."""
+    model, adapter = launched()
+    expected = model(inputs()).detach()
+    if merged:
+        adapter.merge()
+    other = network()
+    twin = inject(other, CONFIG)
+    other(inputs())
+    for name, tensor in tensors(other).items():
+        tensor.data.copy_(tensors(model)[name].data)
+    assert twin.launched
+    torch.testing.assert_close(other(inputs()), expected)
+
+
+def test_parameters_that_come_without_their_directions_are_an_error_and_no_result(tmp_path):
+    """The trainable tensors alone are what many scripts save."""
+    model, _ = launched()
+    other = network()
+    twin = inject(other, CONFIG)
+    other(inputs())
+    other.load_state_dict({k: p.detach() for k, p in model.named_parameters() if p.requires_grad}, strict=False)
+    for use in (lambda: other(inputs()), lambda: twin.save(tmp_path / "adapter.safetensors"), twin.launch):
+        with pytest.raises(RuntimeError, match="no directions for them"):
+            use()
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(inputs()), model(inputs()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_directions_that_were_rounded_to_half_precision_are_directions(dtype):
+    model, _ = launched()
+    other = network()
+    inject(other, CONFIG)
+    other.load_state_dict(model.to(dtype).state_dict())
+    assert torch.equal(other(inputs()), model.float()(inputs()))
+
+
+def test_an_average_of_merged_and_unmerged_weights_is_an_error_and_no_result():
+    model, adapter = launched()
+    before = {key: t.double() for key, t in model.state_dict().items()}
+    adapter.merge()
+    mean = {key: ((before[key] + t.double()) / 2).to(t.dtype) for key, t in model.state_dict().items()}
+    other = network()
+    inject(other, CONFIG)
+    other.load_state_dict(mean)
+    with pytest.raises(RuntimeError, match="unmerge it before averaging"):
+        other(inputs())
+
+
+def test_inference_mode_offloading_and_vmap_compute_what_the_model_computes(tmp_path):
+    model, adapter = launched()
+    x = inputs()
+    expected = model(x).detach()
+    adapter.save(tmp_path / "adapter.safetensors")
+    with torch.inference_mode():
+        other = network()
+        assert load_adapter(other, tmp_path / "adapter.safetensors").launched
+        torch.testing.assert_close(other(x), expected)
+    state = stack_module_state([copy.deepcopy(model), copy.deepcopy(model)])
+    shell = copy.deepcopy(model).to("meta")
+    both = vmap(lambda *state: functional_call(shell, state, (x,)))(*state)
+    torch.testing.assert_close(both[1], expected)
+    cpu_offload(model, execution_device=torch.device("cpu"), offload_buffers=True)
+    assert adapter.layers["0"].weights("default").A.device.type == "meta"
+    torch.testing.assert_close(model(x), expected)

@@ -3,7 +3,13 @@
 import pytest
 
 from dash_vision.diffusion.config import DreamBoothConfig
-from dash_vision.diffusion.prompts import Prompts, class_name, default_validation_prompts, derive_prompts
+from dash_vision.diffusion.prompts import (
+    Prompts,
+    class_name,
+    default_validation_prompts,
+    derive_prompts,
+    note_unsaid,
+)
 from dash_vision.files.errors import InputError
 
 
@@ -25,3 +31,16 @@ def test_prompts():
     assert default_validation_prompts(free) == ["rainy window"]
     with pytest.raises(InputError, match="--instance_prompt"):
         derive_prompts(DreamBoothConfig(instance_data_dir="2024"))
+
+
+@pytest.mark.parametrize(
+    ("captions", "said"),
+    [
+        (["a cat on a mat", "a cat"], True),
+        (["a cat on a mat", "a SKS cat"], False),
+        (["a cat on a mat", None], False),
+    ],
+)
+def test_captions_that_never_name_the_subject_are_said(captions, said):
+    prompts = derive_prompts(DreamBoothConfig(instance_data_dir="some/cat"))
+    assert bool(note_unsaid(prompts, captions)) == said

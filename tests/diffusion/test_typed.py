@@ -158,12 +158,29 @@ def test_records_of_something_else_are_refused(tmp_path, content, words, capsys)
         ({"hub_model_id": "me/cat"}, "--hub_model_id does nothing without --push_to_hub"),
         ({"dataset_name": "somewhere"}, "both name pictures"),
         ({"instance_data_dir": "", "dataset_name": "somewhere"}, "--dataset_name needs --instance_prompt"),
+        ({"dash_lr": 0.0}, "--dash_lr 0 never moves the shifts"),
+        ({"train_text_encoder": True, "text_encoder_lr": 0.0}, "--text_encoder_lr 0 trains no text encoder"),
+        ({"with_prior_preservation": True, "prior_loss_weight": 0.0}, "--prior_loss_weight 0 leaves nothing"),
         ({"guidance_scale": -1.0}, "--guidance_scale is -1.0; it takes a number of 0 or more"),
     ],
 )
 def test_settings_that_leave_nothing_of_each_other_are_refused(changes, words):
     with pytest.raises(InputError, match=words):
         DreamBoothConfig(**{"instance_data_dir": "x", **changes})
+
+
+def test_settings_that_make_no_difference_are_said():
+    config = DreamBoothConfig(
+        instance_data_dir="x",
+        lr_scheduler="cosine",
+        lr_num_cycles=3,
+        lr_power=2.0,
+        center_crop=True,
+        num_crop_variants=5,
+    )
+    assert [note.partition(" ")[0] for note in config.notes] == ["--lr_num_cycles", "--lr_power", "--num_crop_variants"]
+    usual = DreamBoothConfig(instance_data_dir="x", lr_scheduler="polynomial", lr_power=2.0, center_crop=True)
+    assert usual.notes == []
 
 
 def test_a_token_is_in_no_record():

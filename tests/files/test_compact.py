@@ -118,8 +118,8 @@ def test_a_second_adapter_is_loaded_beside_a_merged_one(file):
     model = net()
     other = inject(model, CONFIG, "other")
     with torch.no_grad():
-        for p in other.parameters():
-            p.normal_()
+        for _, w in other.weights():
+            w.B.normal_()
     other.merge()
     loaded = load_adapter(model, file, "second")
     alone = load_adapter(net(), file)

@@ -71,8 +71,8 @@ def test_the_file_is_the_adapter_in_the_stock_pipeline(tiny, tmp_path, name):
     targets = r"(single_)?transformer_blocks\.\d+\.(attn|ff|ff_context)\..*"
     adapter = inject(ours.transformer, DashConfig(rank=2, dash_k=3, alpha=4, target=targets))
     with torch.no_grad():
-        for parameter in adapter.parameters():
-            parameter.normal_(std=0.05)
+        for key, parameter in adapter.named_parameters():
+            parameter.normal_(std=0.0 if key.endswith(".dsigma") else 0.05)
         adapter.launch()
         for parameter in adapter.parameters():
             parameter.normal_(std=0.05)

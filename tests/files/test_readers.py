@@ -37,10 +37,10 @@ class Network(nn.Module):
 
 def adapter_of(model, target):
     adapter = inject(model, DashConfig(rank=2, dash_k=2, target=target))
+    adapter.launch()
     with torch.no_grad():
         for p in adapter.parameters():
             p.normal_()
-    adapter.launch()
     return adapter
 
 

@@ -196,6 +196,32 @@ def test_what_has_no_dash_and_what_has_it_already_is_said(trained, tmp_path):
         from_lora(plain, tmp_path / "nowhere")
 
 
+def test_a_copy_of_the_model_saves_itself(trained, tmp_path):
+    """As of a library that keeps an average of the weights in a copy."""
+    model = copy.deepcopy(trained[0])
+    for name, parameter in model.named_parameters():
+        parameter.data.mul_(2 if "lora_B" in name else 1)
+    model.save_pretrained(tmp_path)
+    (plain,) = tmp_path.glob(f"{PLAIN}/*")
+    torch.testing.assert_close(
+        outputs(PeftModel.from_pretrained(tiny_llama(), plain)), outputs(model), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_averaged_directions_are_an_error_and_no_result(trained, tmp_path):
+    model = copy.deepcopy(trained[0])
+    for name, buffer in model.named_buffers():
+        buffer.mul_(0.5 if name.endswith("dash_V.default") else 1)
+    for use in (lambda: outputs(model), lambda: save_as_lora(model, tmp_path)):
+        with pytest.raises(RuntimeError, match="copy the buffers"):
+            use()
+
+
+def test_peft_does_not_combine_it_without_the_shifts(trained):
+    with pytest.raises(InputError, match="would leave out the shifts"):
+        trained[0].add_weighted_adapter(["default"], [0.5], "half")
+
+
 def test_peft_does_not_convert_it_without_the_shifts(trained):
     peft = pytest.importorskip("peft", minversion="0.19")
     if not hasattr(peft, "convert_to_lora"):

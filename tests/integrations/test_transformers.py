@@ -1,5 +1,6 @@
 """LoRA-Dash under transformers' Trainer: the launch's place in a step, checkpoints, resuming, what others read."""
 
+import copy
 import json
 import logging
 
@@ -215,3 +216,40 @@ def test_an_adapter_in_another_model_is_refused(tmp_path):
     inject(plain, DashConfig(rank=2, dash_k=0, target="llama-paper"))
     with pytest.raises(ValueError, match="no shifts"):
         dash_optimizer(plain, trainer.args, dash_lr=0.1)
+
+
+def test_a_copy_of_the_model_saves_its_own_adapter(finished, tmp_path):
+    """As of a library that keeps an average of the weights in a copy."""
+    model = copy.deepcopy(finished[1].model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.mul_(2 if name.endswith(".B") else 1)
+    model.save_pretrained(tmp_path)
+    other = tiny_llama()
+    load_adapter(other, tmp_path / "dash_adapter.safetensors")
+    assert torch.equal(outputs(other), outputs(model))
+
+
+class Forgetful(torch.nn.Module):
+    """Its second layer takes no part in the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.idle = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+    def forward(self, x, labels=None):
+        return {"loss": self.used(x).square().mean()}
+
+
+def test_tensors_that_the_trainer_does_not_reach_are_named(tmp_path, caplog):
+    model = Forgetful()
+    adapter = inject(model, DashConfig(rank=2, dash_k=2, target=["used", "idle"]))
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=3, save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    rows = [{"x": torch.ones(4), "labels": 0} for _ in range(8)]
+    callback = DashCallback(DashSchedule(adapter, prelaunch_steps=1))
+    with caplog.at_level(logging.WARNING, "dash_vision"):
+        Trainer(model, arguments, train_dataset=rows, callbacks=[callback]).train()
+    said = [record.getMessage() for record in caplog.records if "take no part" in record.getMessage()]
+    assert [("idle" in text, "used" in text) for text in said] == [(True, False), (True, False)]

@@ -1,5 +1,6 @@
 """Colours come out as sRGB, by arithmetic in float that is independent of the library that converts."""
 
+import io
 import struct
 import zlib
 
@@ -260,3 +261,62 @@ def test_a_camera_that_notes_adobe_rgb_is_believed(tmp_path):
     with Image.open(tmp_path / "a.jpg") as stored:
         assert stored.getexif().get_ifd(ExifTags.IFD.Interop)[1] == "R03"
         assert off(read_one(tmp_path), as_srgb(np.asarray(stored), ADOBE_TO_XYZ, 563 / 256)) <= 1.6
+
+
+def test_a_colour_space_of_2_in_exif_is_adobe_rgb(tmp_path):
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[0xA001] = 2
+    Image.fromarray(photo()).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    with Image.open(tmp_path / "a.jpg") as stored:
+        assert off(read_one(tmp_path), as_srgb(np.asarray(stored), ADOBE_TO_XYZ, 563 / 256)) <= 1.6
+
+
+# -- code points of ITU-T H.273: 12 are the primaries of Display P3, 13 the curve of sRGB, 9 and 16 BT.2020 and PQ
+
+
+def png_points(*points):
+    return b"cICP", bytes([*points, 0, 1])
+
+
+def avif_with_points(primaries, transfer):
+    out = io.BytesIO()
+    Image.fromarray(photo()).save(out, "AVIF", quality=100, subsampling="4:4:4")
+    data = out.getvalue()
+    at = data.index(b"colrnclx") + 8
+    return data[:at] + struct.pack(">HH", primaries, transfer) + data[at + 4 :]
+
+
+def test_a_png_that_states_code_points_is_converted_whatever_its_profile_says(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(noise(), png_points(12, 13), (b"sRGB", b"\0")))
+    assert off(read_one(tmp_path), as_srgb(noise(), P3_TO_XYZ)) <= 1.6
+
+
+@needs_avif
+def test_an_avif_that_states_code_points_is_converted(tmp_path):
+    (tmp_path / "a.avif").write_bytes(avif_with_points(12, 13))
+    with Image.open(tmp_path / "a.avif") as stored:
+        assert off(read_one(tmp_path), as_srgb(np.asarray(stored.convert("RGB")), P3_TO_XYZ)) <= 1.6
+
+
+@pytest.mark.parametrize("points", [(1, 13), (2, 2), (1, 1)], ids=["sRGB", "not specified", "television"])
+def test_code_points_of_srgb_keep_every_bit(tmp_path, points):
+    (tmp_path / "a.png").write_bytes(png(noise(), png_points(*points)))
+    assert np.array_equal(read_one(tmp_path), noise())
+    assert read(tmp_path).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("points", "words"), [((9, 16), "HDR screens"), ((9, 18), "HDR screens"), ((99, 13), "ignored the colour profile")]
+)
+def test_code_points_that_are_not_converted_are_said(tmp_path, points, words):
+    (tmp_path / "a.png").write_bytes(png(noise(), png_points(*points)))
+    assert np.array_equal(read_one(tmp_path), noise())
+    assert note(read(tmp_path), words)
+
+
+def test_a_picture_in_lab_has_no_profile_of_rgb(tmp_path):
+    to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    muted = photo() // 4 + 96
+    ImageCms.applyTransform(Image.fromarray(muted), to_lab).save(tmp_path / "a.tif")
+    assert off(read_one(tmp_path), muted) <= 4
+    assert not [text for text in read(tmp_path).notes if "profile" in text]

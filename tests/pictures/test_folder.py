@@ -26,6 +26,15 @@ def test_strays_are_skipped_counted_and_said(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_masks_of_other_trainers_are_said(tmp_path):
+    for name in ("01.png", "01-masklabel.png", "02.png", "gas_mask.png"):
+        save(tmp_path / name, photo())
+    pictures = read(tmp_path)
+    assert len(pictures) == 4
+    assert "1 picture named like the mask of another" in note(pictures, "mask")
+    assert "01-masklabel.png" in note(pictures, "mask")
+
+
 def test_a_pipe_is_not_waited_for(tmp_path):
     save(tmp_path / "a.png", photo())
     os.mkfifo(tmp_path / "b.jpg")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -187,3 +189,30 @@ def test_pixels_that_are_no_numbers_are_refused(tmp_path, value):
     values[3, 4] = value
     save(tmp_path / "a.tif", values)
     assert "a.tif (has pixels that are NaN or infinite)" in refusal(tmp_path)
+
+
+def test_the_see_through_grey_of_a_16_bit_png_is_laid_on_white(tmp_path):
+    values = np.full((32, 32), 20_000, np.uint16)
+    values[:, 16:] = 77  # would be nearly black
+    rows = b"".join(b"\0" + row.tobytes() for row in values.astype(">u2"))
+    data = png(32, 32, rows, depth=16, colour=0, chunks=((b"tRNS", struct.pack(">H", 77)),))
+    (tmp_path / "a.png").write_bytes(data)
+    pixels = read_one(tmp_path)
+    assert (pixels[:, :16] == round(20_000 / 257)).all()
+    assert (pixels[:, 16:] == 255).all()
+
+
+def test_a_see_through_colour_of_16_bits_is_not_applied_and_said(tmp_path):
+    colour = struct.pack(">HHH", 0x1234, 0x2000, 0x3000)
+    data = png(32, 32, 32 * (b"\0" + 32 * colour), depth=16, chunks=((b"tRNS", colour),))
+    (tmp_path / "a.png").write_bytes(data)
+    assert (read_one(tmp_path) == (0x12, 0x20, 0x30)).all()
+    assert note(read(tmp_path), "see-through")
+
+
+def test_a_bitmap_of_windows_whose_fourth_byte_is_zero_is_opaque(tmp_path):
+    size = struct.pack("<IiiHHIIiiII", 108, 32, 32, 1, 32, 3, 4096, 2835, 2835, 0, 0)
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b"BGRs" + bytes(48)
+    pixels = bytes([40, 50, 200, 0]) * 1024
+    (tmp_path / "a.bmp").write_bytes(b"BM" + struct.pack("<IHHI", 122 + 4096, 0, 0, 122) + size + masks + pixels)
+    assert (read_one(tmp_path) == (200, 50, 40)).all()

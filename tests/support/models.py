@@ -8,17 +8,18 @@ from dash_vision import inject
 
 
 def trained(model, config, launch=True, scale=0.3, name="default"):
-    """An adapter with random A, B and dsigma, launched: what training leaves, without the training."""
+    """An adapter with random A, B and, launched, dsigma: what training leaves, without the training."""
     adapter = inject(model, config, name)
     generator = torch.Generator().manual_seed(11)
+    values = {name: torch.randn(p.shape, generator=generator) * scale for name, p in adapter.named_parameters()}
+    shifts = {name for name in values if name.endswith(".dsigma")}
     with torch.no_grad():
-        for p in adapter.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * scale)
-    if launch and config.dash_k:
-        adapter.launch()
-        with torch.no_grad():
-            for _, w in adapter.weights():
-                w.dsigma.mul_(3)
+        for name, p in adapter.named_parameters():
+            p.copy_(torch.zeros(p.shape) if name in shifts else values[name])
+        if launch and config.dash_k:
+            adapter.launch()
+            for name, p in adapter.named_parameters():
+                p.copy_(3 * values[name] if name in shifts else values[name])
     return adapter
 
 

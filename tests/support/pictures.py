@@ -79,9 +79,14 @@ def refusal(folder: Path | str, **options: object) -> str:
 # Sizes
 
 
-def png(width: int, height: int, rows: bytes, depth: int = 8) -> bytes:
+def png(
+    width: int, height: int, rows: bytes, depth: int = 8, colour: int = 2, chunks: tuple[tuple[bytes, bytes], ...] = ()
+) -> bytes:
+    """A PNG file. rows: each with its filter byte. colour: 2 for RGB, 0 for grey. chunks: others, before the pixels."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in parts)
