@@ -11,6 +11,8 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 # Tiny models gain nothing from threads, and runs that are compared bit for bit have to use equally many.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# torch and what needs it are imported where they are used: the process that only hands tests out to others loads this
+# file first, and they would wait for it.
 import gc
 import json
 import signal
@@ -18,18 +20,13 @@ from contextlib import ExitStack
 from functools import cache
 
 import pytest
-import torch
 
-from tests.support.adapters import CONFIG, net
-from tests.support.bases import save_base
-from tests.support.models import trained
-from tests.support.pictures import save_pictures
-from tests.support.shared import shared, shared_run
-from tests.support.tiny import PIPELINES
-from tests.support.vtab import PEFT_CONFIGS, write_task
+gc.disable()  # while the tests' modules are imported: a collection looks through all that there is, in vain
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch
+
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is none"))
@@ -42,10 +39,20 @@ def imported_objects_are_not_collected() -> None:
     """What the imports made stays to the end: a collection that looks through it takes half a second."""
     gc.collect()
     gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def processes_have_a_folder(tmp_path_factory) -> None:
+    from tests.support import processes, shared
+
+    processes.keep_in(shared.common_folder(tmp_path_factory) / "processes")
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
+    import torch
+
     torch.manual_seed(0)
 
 
@@ -61,6 +68,10 @@ def handlers():
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory):
     """Bases sd, sd-v (v-prediction) and sdxl, five pictures in cat/, and the task cifar in data/; to be read only."""
+    from tests.support.bases import save_base
+    from tests.support.pictures import save_pictures
+    from tests.support.shared import shared
+    from tests.support.vtab import write_task
 
     def make(root):
         save_base(root / "sd")
@@ -76,6 +87,9 @@ def bases(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """Folders of tiny pipelines by their name in tests.support.tiny.PIPELINES; to be read only."""
+    from tests.support.shared import shared
+    from tests.support.tiny import PIPELINES
+
     with ExitStack() as stack:
 
         @cache
@@ -88,6 +102,8 @@ def tiny(tmp_path_factory):
 @pytest.fixture
 def data(tmp_path):
     """A folder with the task cifar in data/, for the test alone."""
+    from tests.support.vtab import write_task
+
     write_task(tmp_path / "data")
     return tmp_path
 
@@ -95,6 +111,11 @@ def data(tmp_path):
 @pytest.fixture
 def saved(tmp_path):
     """A trained adapter, its native file, an input and the model's output."""
+    import torch
+
+    from tests.support.adapters import CONFIG, net
+    from tests.support.models import trained
+
     model = net()
     adapter = trained(model, CONFIG)
     path = tmp_path / "dash_adapter.safetensors"
@@ -106,6 +127,9 @@ def saved(tmp_path):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """Finished VTAB runs by method: (folder with the data, run, what execute() returned); to be read only."""
+    from tests.support.shared import shared_run
+    from tests.support.vtab import PEFT_CONFIGS
+
     with ExitStack() as stack:
 
         @cache

@@ -3,18 +3,20 @@
 import dataclasses
 import os
 import signal
-import subprocess
-import sys
+import time
 
 import pytest
 import torch
 
+import train_vtab
+from dash_vision.classification.job import VtabJob
 from dash_vision.classification.run import CHECKPOINT, execute
 from dash_vision.classification.trained import load_trained
 from dash_vision.files.checkpoint import load_checkpoint
 from dash_vision.files.errors import InputError, Stopped
 from dash_vision.files.native import read_native
 from tests.support.paths import ROOT
+from tests.support.processes import Process
 from tests.support.shared import shared_run
 from tests.support.vtab import StopAt, Watching, cpu, one_run
 
@@ -140,6 +142,13 @@ def test_checkpoints_are_written_between_epochs(data, monkeypatch):
     assert saved == [(False, 6), (True, None), (True, 10)]
 
 
+def saying_so(words):
+    """train_vtab.py, which says when it begins to train."""
+    fit = VtabJob.fit
+    VtabJob.fit = lambda self, *rest: (print("training", flush=True), fit(self, *rest))[1]
+    return train_vtab.main(words)
+
+
 def test_a_signal_leaves_a_checkpoint_and_its_own_exit_status(data):
     words = [
         "--task",
@@ -162,24 +171,14 @@ def test_a_signal_leaves_a_checkpoint_and_its_own_exit_status(data):
         "--train_batch_size",
         "4",
     ]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    script = "import sys, train_vtab, dash_vision.classification.run as run\n"
-    script += "fit = run.VtabJob.fit\n"
-    script += "run.VtabJob.fit = lambda self, *a: (print('training', flush=True), fit(self, *a))[1]\n"
-    script += "sys.exit(train_vtab.main(sys.argv[1:]))"
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, *words],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline().startswith("1 run to do, ")
-    assert process.stdout.readline() == "training\n"
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 128 + signal.SIGTERM
+    process = Process(saying_so, (words,), ROOT)
+    deadline = time.monotonic() + 300
+    while "training\n" not in process.stdout and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.stdout.startswith("1 run to do, ")
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM
+    errors = process.stderr
     assert "run the same command again to go on" in errors
     assert "Traceback" not in errors
     assert (data / "runs/cifar/dash/seed-0" / CHECKPOINT).is_file()

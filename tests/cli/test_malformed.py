@@ -2,11 +2,8 @@
 
 import contextlib
 import io
-import os
 import pickle
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +20,7 @@ from tests.malformed.corpus import corpus
 from tests.malformed.files import Bomb
 from tests.malformed.pictures import odd_pictures
 from tests.support.bases import save_base
-from tests.support.paths import ROOT
+from tests.support.processes import run
 
 PROGRAMS = {
     "dreambooth": train_dreambooth.main,
@@ -196,17 +193,11 @@ def broken_dreambooth(tmp_path: Path) -> list[str]:
     return [*words, "--output_dir", str(tmp_path / "out"), "--num_crop_variants", "1"]
 
 
-def test_the_scripts_themselves_say_it_too(cases, tmp_path):
+def test_the_scripts_themselves_say_it_too(cases):
     """In processes of their own: nothing is added to the sentence on the way out."""
     for kind, script in (("settings", "train_vtab.py"), ("adapter", "-m dash_vision")):
         case = next(c for c in cases if c.kind == kind and c.program != "dreambooth" and c.expect == REFUSED)
-        done = subprocess.run(
-            [sys.executable, *script.split(), *case.words],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 2
+        done = run([*script.split(), *case.words])
+        assert done.poll() == 2
         assert case.named in done.stderr
         assert done.stderr.count("\n") == 1

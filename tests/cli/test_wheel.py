@@ -1,5 +1,6 @@
 """An install from the wheel, without the checkout: the command, a training, pictures, an evaluation."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -53,27 +54,57 @@ def test_the_command_lists_its_subcommands(installed):
     assert wrong.stderr.count("\n") == 1
 
 
+# Commands in one process, since each would import torch and diffusers for itself; how each ended, and what it said.
+COMMANDS = """
+import contextlib, io, json, sys
+from dash_vision.__main__ import main
+
+for words in json.loads(sys.argv[1]):
+    out, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        try:
+            status = main(words)
+        except SystemExit as end:
+            status = end.code
+    print(json.dumps([status, out.getvalue(), errors.getvalue()]), file=sys.__stdout__)
+"""
+
+
 def test_the_demo_trains_draws_and_is_evaluated(installed):
     work, run = installed
-    few = ("--max_train_steps", 2, "--prelaunch_steps", 1, "--num_inference_steps", 1, "--rank", 1, "--dash_k", 1)
-    done = run("demo", *few, "--validation_prompt", "a photo of sks cat")
-    assert done.returncode == 0, done.stderr
+    few = [
+        "--max_train_steps",
+        "2",
+        "--prelaunch_steps",
+        "1",
+        "--num_inference_steps",
+        "1",
+        "--rank",
+        "1",
+        "--dash_k",
+        "1",
+    ]
     out = work / "dash-demo/out"
+    commands = [
+        ["demo", *few, "--validation_prompt", "a photo of sks cat"],
+        ["demo", *few],
+        ["generate", str(out), "--prompts", "a {} in the snow", "--num_inference_steps", "1"],
+        ["eval", "curves", str(out), "-o", "curves.png"],
+        ["eval", "report", str(out), "-o", "report.html"],
+        ["inspect", str(out / "dash_adapter.safetensors")],
+    ]
+    done = run("-c", COMMANDS, json.dumps(commands), program=(sys.executable,))
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [status for status, _, _ in answers] == [0, 2, 0, 0, 0, 0], answers
     assert {"dash_adapter.safetensors", "pytorch_lora_weights.safetensors", "run.json", "samples.png"} <= {
         path.name for path in out.iterdir()
     }
-    again = run("demo", *few)
-    assert again.returncode == 2
-    assert "holds a finished run" in again.stderr
-    drawn = run("generate", out, "--prompts", "a {} in the snow", "--num_inference_steps", 1)
-    assert drawn.returncode == 0, drawn.stderr
-    assert "a sks cat in the snow" in drawn.stdout
-    assert (work / "generated/000-00.png").is_file()
-    curves = run("eval", "curves", out, "-o", "curves.png")
-    assert curves.returncode == 0, curves.stderr
-    report = run("eval", "report", out, "-o", "report.html")
-    assert report.returncode == 0, report.stderr
-    assert "step" in run("inspect", out / "dash_adapter.safetensors").stdout
+    _, again, drawn, _, _, inspected = answers
+    assert "holds a finished run" in again[2]
+    assert "a sks cat in the snow" in drawn[1]
+    assert all((work / name).is_file() for name in ("generated/000-00.png", "curves.png", "report.html"))
+    assert "step" in inspected[1]
 
 
 def test_every_package_is_installed():

@@ -3,17 +3,28 @@
 import pytest
 import timm
 import torch
+from diffusers import UNet2DConditionModel
 from torch._dynamo.testing import CompileCounter
 
 from dash_vision import DashConfig, inject
-from tests.support.models import sd_unet, unet_inputs
+from tests.support.models import unet_inputs
 
 
 @pytest.mark.parametrize("network", ["unet", "vit"])
 def test_a_compiled_model_has_no_graph_break_and_the_launch_recompiles_nothing(network):
     torch._dynamo.reset()
     if network == "unet":
-        model, inputs = sd_unet(), unet_inputs(sd_unet())
+        model = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(32,),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D",),
+            up_block_types=("CrossAttnUpBlock2D",),
+            cross_attention_dim=24,
+            attention_head_dim=4,
+            norm_num_groups=8,
+        )
+        inputs = unet_inputs(model)
     else:
         model = timm.create_model("vit_tiny_patch16_224", depth=2, img_size=32, num_classes=4)
         inputs = {"x": torch.randn(2, 3, 32, 32)}

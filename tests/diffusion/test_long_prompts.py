@@ -5,8 +5,9 @@ import torch
 
 from dash_vision.bases.loading import load_base
 from dash_vision.diffusion.long_prompts import count_chunks, encode_chunks, left_out, tokenize_chunks
+from dash_vision.diffusion.run import fit
 from dash_vision.files.errors import InputError
-from tests.support.dreambooth import settings, train
+from tests.support.dreambooth import prepare, settings
 
 # The tiny bases' tokenizer reads 12 tokens, 10 words between its beginning and its end.
 TEXT = "a cat in the snow a dog on the beach a red cat in a box with a ball a red dog"
@@ -77,7 +78,8 @@ def test_a_run_learns_from_the_end_of_a_long_caption(bases, tmp_path, kind, text
             }
             out = tmp_path / f"{end}{tokens}"
             lines = []
-            job = train(settings(bases, out, kind, max_train_steps=3, prelaunch_steps=1, **changes), lines)
+            job = prepare(settings(bases, out, kind, max_train_steps=3, prelaunch_steps=1, **changes), lines)
+            fit(job)
             losses[end, tokens] = job.training.losses
             assert any(f'it will not see: "a {end}"' in line for line in lines) == (tokens is None)
     assert losses["cat", None] == losses["dog", None]

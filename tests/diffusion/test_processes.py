@@ -1,9 +1,6 @@
 """DreamBooth on two processes: what one process trains, or a refusal."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,12 +14,36 @@ from dash_vision.files.errors import InputError
 from dash_vision.runs.runtime import make_runtime
 from tests.support.dreambooth import SCRIPT, prepare, settings, train
 from tests.support.paths import ROOT
+from tests.support.processes import free_port, run, start
 
 # accelerate launch starts several processes on a CPU by MPI, or by a configuration of FSDP; torchrun needs neither.
 LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
     "FSDP": ["accelerate.commands.launch", "--config_file", str(ROOT / "docs" / "fsdp.yaml")],
 }
+# A launched program that tells what the launcher has put into its environment.
+TELLS = """
+import json, os, sys
+with open(os.path.join(sys.argv[1], os.environ["RANK"] + ".json"), "w") as file:
+    json.dump(dict(os.environ), file)
+"""
+
+
+def launched(launcher, words, folder):
+    """The standard output of `words` on two processes, started by FSDP's launcher, or with torchrun's environment in
+    processes that start at once."""
+    if launcher == "FSDP":
+        done = run(["-m", *LAUNCHERS[launcher], *words])
+        assert done.poll() == 0, done.stderr
+        return done.stdout
+    (folder / "tells.py").write_text(TELLS)
+    done = run(["-m", *LAUNCHERS[launcher], folder / "tells.py", folder])
+    assert done.poll() == 0, done.stderr
+    changes = {"MASTER_PORT": str(free_port()), "TORCHELASTIC_USE_AGENT_STORE": "False"}  # that port is torchrun's own
+    environments = [{**json.loads((folder / f"{rank}.json").read_text()), **changes} for rank in range(2)]
+    processes = [start(words, **environment) for environment in environments]
+    assert [process.wait() for process in processes] == [0, 0], [process.stderr for process in processes]
+    return "".join(process.stdout for process in processes)
 
 
 LOWEST = tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 8)  # FSDP needs a gloo that averages
@@ -41,19 +62,16 @@ def test_two_processes_train_what_one_does(bases, tiny, tmp_path, launcher, name
     size = {"resolution": 16} | ({} if name == "sd" else {"max_sequence_length": 32})
     # Adam divides by the gradient's size: a tiny epsilon would blow the rounding of near-zero gradients up to whole
     # steps, and two orders of summation would be told apart by nothing but that.
-    common = {"pretrained_model_name_or_path": str(base), "adam_epsilon": 1e-2} | size
+    common = {"pretrained_model_name_or_path": str(base), "adam_epsilon": 1e-2, "num_inference_steps": 1} | size
     train(settings(bases, tmp_path / "one", train_batch_size=4, **common))
-    command = [
-        *(sys.executable, "-m", *LAUNCHERS[launcher]),
+    words = [
         *(str(SCRIPT), "--instance_data", str(bases / "cat"), "--output_dir", str(tmp_path / "two")),
         *("--pretrained_model_name_or_path", str(base), "--rank", "2", "--dash_k", "3"),
         *("--max_train_steps", "8", "--prelaunch_steps", "4", "--train_batch_size", "2", "--learning_rate", "1e-2"),
-        *("--num_inference_steps", "2", "--validation_prompt", "a photo of sks cat", "--adam_epsilon", "1e-2"),
+        *("--num_inference_steps", "1", "--validation_prompt", "a photo of sks cat", "--adam_epsilon", "1e-2"),
         *(text for option, value in size.items() for text in (f"--{option}", str(value))),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    said = launched(launcher, words, tmp_path)
     for name in ("dash_adapter.safetensors", "pytorch_lora_weights.safetensors", "kohya/{}.safetensors"):
         one, two = (load_file(tmp_path / out / name.format(out)) for out in ("one", "two"))
         assert one.keys() == two.keys()
@@ -62,7 +80,7 @@ def test_two_processes_train_what_one_does(bases, tiny, tmp_path, launcher, name
                 assert torch.equal(tensor, two[key])
             else:
                 assert torch.allclose(tensor, two[key], atol=1e-5, rtol=0), key
-    assert done.stdout.count("base: " + str(base)) == 1  # one process speaks
+    assert said.count("base: " + str(base)) == 1  # one process speaks
     report = json.loads((tmp_path / "two/run.json").read_text())
     assert (report["processes"], report["fsdp"]) == (2, launcher == "FSDP")
     difference = np.asarray(Image.open(tmp_path / "one/samples.png")) - np.asarray(

@@ -8,11 +8,14 @@ import sys
 import time
 
 import pytest
+import torch
 
-from dash_vision.diffusion.run import finish, fit
+from dash_vision.diffusion.run import fit
 from dash_vision.files.errors import Stopped
 from tests.support.dreambooth import SCRIPT, before_each_batch, prepare, settings, train
 from tests.support.paths import ROOT
+from tests.support.processes import run as run_process
+from tests.support.processes import start
 
 RESUMED = {
     "plain": {},
@@ -36,17 +39,19 @@ def test_resuming_before_at_and_after_the_launch_is_exact(bases, tmp_path, case)
     changes = {**RESUMED[case], "checkpointing_steps": 1, "checkpoints_total_limit": None}
     if "with_prior_preservation" in changes:
         changes["class_data_dir"] = str(tmp_path / "class")
-    whole = train(settings(bases, tmp_path / "whole" / "out", **changes))
-    expected = (tmp_path / "whole/out/dash_adapter.safetensors").read_bytes()
+    whole = prepare(settings(bases, tmp_path / "whole" / "out", **changes))
+    fit(whole)
+    assert len(whole.adapters) == 1 + ("train_text_encoder" in changes)
     for step in (3, 4, 6):  # the launch comes right after step 4
-        out = tmp_path / str(step) / "out"
         changes["resume_from_checkpoint"] = str(tmp_path / f"whole/out/checkpoint-{step}.safetensors")
-        run = prepare(settings(bases, out, **changes))
+        run = prepare(settings(bases, tmp_path / str(step) / "out", **changes))
         assert run.training.step == step
         assert run.training.schedule.launched == (step >= 4)
         fit(run)
-        finish(run)
-        assert (out / "dash_adapter.safetensors").read_bytes() == expected
+        for name, adapter in whole.adapters.items():
+            expected, found = adapter.state_dict(), run.adapters[name].state_dict()
+            assert expected.keys() == found.keys()
+            assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
         assert run.training.losses == whole.training.losses
 
 
@@ -74,15 +79,18 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_from_there(bases, tmp_path):
     ).read_bytes()
 
 
+def words_of(bases, out, *more):
+    return [
+        *(SCRIPT, "--instance_data", bases / "cat", "--output_dir", out, "--pretrained_model_name_or_path"),
+        *(bases / "sd", "--rank", 2, "--dash_k", 3, "--num_inference_steps", 1, "--checkpointing_steps", 1),
+        *("--validation_prompt", "a photo of sks cat", *more),
+    ]
+
+
 def test_a_run_outlives_the_shell_that_started_it(bases, tmp_path):
     """As under nohup: the shell goes while the run trains, and that is no reason to stop."""
     out, log = tmp_path / "out", tmp_path / "log.txt"
-    command = [
-        *(sys.executable, str(SCRIPT), "--instance_data", str(bases / "cat"), "--output_dir", str(out)),
-        *("--pretrained_model_name_or_path", str(bases / "sd"), "--rank", "2", "--dash_k", "3"),
-        *("--max_train_steps", "30", "--prelaunch_steps", "2", "--num_inference_steps", "2"),
-        *("--validation_prompt", "a photo of sks cat", "--checkpointing_steps", "1"),
-    ]
+    command = [sys.executable, *map(str, words_of(bases, out, "--max_train_steps", 15, "--prelaunch_steps", 2))]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     wait = f"until ls {shlex.quote(str(out))}/checkpoint-*; do kill -0 $! || break; sleep 0.05; done"
@@ -102,26 +110,20 @@ def steps_kept(out):
 
 def test_a_killed_process_loses_nothing(bases, tmp_path):
     """SIGKILL while it trains, three times, then to the end: the files of the run that nobody disturbed."""
-    train(settings(bases, tmp_path / "whole" / "out", max_train_steps=40))
+    train(settings(bases, tmp_path / "whole" / "out", max_train_steps=24))
     out = tmp_path / "out"
-    command = [
-        *(sys.executable, str(SCRIPT), "--instance_data", str(bases / "cat"), "--output_dir", str(out)),
-        *("--pretrained_model_name_or_path", str(bases / "sd"), "--rank", "2", "--dash_k", "3"),
-        *("--max_train_steps", "40", "--prelaunch_steps", "4", "--train_batch_size", "2", "--learning_rate", "1e-2"),
-        *("--num_inference_steps", "2", "--validation_prompt", "a photo of sks cat", "--checkpointing_steps", "1"),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    words = words_of(bases, out, "--max_train_steps", 24, "--prelaunch_steps", 4, "--train_batch_size", 2)
+    words += ["--learning_rate", "1e-2"]
     for _ in range(3):
         before = steps_kept(out)
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = start(words)
         while process.poll() is None and steps_kept(out) < before + 2:
             time.sleep(0.01)
-        process.kill()
-        _, errors = process.communicate()
-        assert process.returncode == -signal.SIGKILL, errors.decode()  # it was not at its end
-        assert before < steps_kept(out) < 40
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, process.stderr  # it was not at its end
+        assert before < steps_kept(out) < 24
+    done = run_process(words)
+    assert done.poll() == 0, done.stderr
     assert "resumed from" in done.stdout
     assert (out / "dash_adapter.safetensors").read_bytes() == (
         tmp_path / "whole/out/dash_adapter.safetensors"

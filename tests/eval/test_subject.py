@@ -1,10 +1,7 @@
 """The DreamBooth protocol: what is drawn when, and what is said about bad input."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,7 +15,7 @@ from eval.subject.jobs import FLOOR
 from tests.support.bases import save_base
 from tests.support.dreambooth import settings, train
 from tests.support.eval import PROMPTS, words
-from tests.support.paths import ROOT
+from tests.support.processes import free_port, place_of, start
 
 # -- drawing
 
@@ -114,28 +111,12 @@ def test_too_little_memory_is_one_sentence_and_keeps_what_is_made(runs, tmp_path
 
 
 def test_two_processes_draw_what_one_does(runs, done, tmp_path):
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "eval"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(
-        [*launch, *words(runs, tmp_path, "--batch_size", "1")],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count("sks cat: own prompts, 2 pictures each") == 1  # one process speaks
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
+    command = ["-m", "eval", *words(runs, tmp_path, "--batch_size", "1")]
+    processes = [start(command, **address, **place_of(rank, 2)) for rank in range(2)]
+    assert [process.wait() for process in processes] == [0, 0], [process.stderr for process in processes]
+    said = "".join(process.stdout for process in processes)
+    assert said.count("sks cat: own prompts, 2 pictures each") == 1  # one process speaks
     for path in done.rglob("*.png"):
         other = np.asarray(Image.open(tmp_path / path.relative_to(done))).astype(int)
         assert np.abs(other - np.asarray(Image.open(path))).max() <= 1

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from dash_vision import miniature
 from dash_vision.miniature.__main__ import main
+from dash_vision.miniature.train import data, vae
 from tests.support.miniature import load_weights
 
 
@@ -18,10 +22,24 @@ def test_a_work_folder_of_other_settings_is_refused(tmp_path: Path, capsys) -> N
     assert "another --work folder" in capsys.readouterr().err
 
 
-def test_a_build_that_goes_on_from_exported_weights_keeps_their_latents_and_words(tmp_path: Path) -> None:
+@pytest.fixture
+def few(monkeypatch) -> None:
+    """Twenty scenes are a chunk, eight a batch, and ten fresh ones tell how good the VAE is."""
+    monkeypatch.setattr(data, "CHUNK", 20)
+    # A process that is forked knows of that, and need not import torch again.
+    monkeypatch.setattr(multiprocessing, "get_context", lambda way: _CONTEXT("fork"))
+    monkeypatch.setattr(vae, "rendered", lambda scenes: data.rendered(scenes[:10]))
+    for name in ("vae", "unet", "clip"):
+        monkeypatch.setattr(data.Settings, name, replace(getattr(data.Settings, name), batch_size=8))
+
+
+_CONTEXT = multiprocessing.get_context
+
+
+def test_a_build_that_goes_on_from_exported_weights_keeps_their_latents_and_words(tmp_path: Path, few) -> None:
     counts = [word for name in ("vae", "unet", "clip") for word in (f"--{name}-steps", "1")]
     arguments = ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "out"), "--init", str(miniature.WEIGHTS)]
-    assert main(["build", *arguments, "--scenes", "500", "--processes", "1", *counts]) == 0
+    assert main(["build", *arguments, "--scenes", "20", "--processes", "1", *counts]) == 0
     before, after = (load_weights(folder) for folder in (miniature.WEIGHTS, tmp_path / "out"))
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}

@@ -1,5 +1,7 @@
 """The miniature's vision transformer: its questions, its losses and its build."""
 
+from functools import partial
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -87,7 +89,8 @@ def test_it_is_built_resumed_and_loaded(tmp_path, capsys, monkeypatch):
     assert describe("miniature").mean == (0.5, 0.5, 0.5)
 
 
-def test_the_miniatures_build_makes_it_too(tmp_path, capsys):
+def test_the_miniatures_build_makes_it_too(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(build_vit, "BuildPlan", partial(BuildPlan, heldout=60, batch_size=8))
     words = ["build", "--work", str(tmp_path / "work"), "--output", str(tmp_path / "out"), "--stages", "vit"]
     words += ["--scenes", "24", "--processes", "1"]
     assert main([*words, "--vit-steps", "1"]) == 0

@@ -2,7 +2,6 @@
 
 import io
 import os
-import subprocess
 import sys
 
 import pytest
@@ -11,7 +10,7 @@ import dash_vision.__main__
 import train_vtab
 from dash_vision.diffusion import command
 from dash_vision.runs import faults
-from tests.support.paths import ROOT
+from tests.support.processes import Process
 from tests.support.scripts import dreambooth, vtab
 
 TOKEN = "hf_" + "q" * 24
@@ -131,13 +130,7 @@ def test_a_reader_that_has_gone_ends_nothing(monkeypatch):
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_a_run_whose_words_a_console_lacks_ends_well(bases, tmp_path, encoding):
-    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom tests.support.scripts import dreambooth\n"
-        "bases, out = map(Path, sys.argv[1:])\n"
-        "sys.exit(dreambooth(bases, out, '--instance_prompt', 'a photo of sks \\u732b', '--checkpointing_steps', '0'))"
-    )
-    words = [sys.executable, "-c", code, str(bases), str(tmp_path / "out")]
-    done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    assert rb"sks \u732b" in done.stdout
+    more = ("--instance_prompt", "a photo of sks \u732b", "--checkpointing_steps", "0", "--max_train_steps", "3")
+    done = Process(dreambooth, (bases, tmp_path / "out", *more), tmp_path, PYTHONIOENCODING=encoding)
+    assert done.wait() == 0, done.stderr
+    assert r"sks \u732b" in done.stdout

@@ -1,23 +1,18 @@
-"""Runs killed, stopped, starved and spread over processes lose nothing: tests/soak, in short."""
+"""Runs without room on the disk, and runs that lose a process, lose nothing: two parts of tests/soak, in short.
 
-import os
+The other parts are those whose claims other tests make too: test_resume and test_sweep kill and stop runs,
+test_processes spreads them. `python -m tests.soak --short`, which .ci/run runs, has them all.
+"""
+
 import re
-import subprocess
-import sys
 
-from tests.support.paths import ROOT
+from tests.support.processes import run
 
 
 def test_nothing_is_lost():
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.soak", "--short"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run(["-m", "tests.soak", "--short", "--parts", "disk", "worker"])
+    assert done.poll() == 0, done.stdout + done.stderr
     parts = re.findall(r"^(\S.*): tried (\d+), survived (\d+), lost (\d+)", done.stdout, re.MULTILINE)
-    assert len(parts) == 13  # six for each trainer, and memory
+    assert len(parts) == 6  # three for each trainer
     for name, tried, survived, lost in parts:
         assert int(tried) == int(survived) > 0 == int(lost), name

@@ -55,7 +55,7 @@ def possible(ways: tuple[Way, ...]) -> tuple[Way, ...]:
     return tuple(way for way in ways if recent or not way.fsdp)
 
 
-PARTS = ("kill", "stop", "disk", "memory", "processes")
+PARTS = ("kill", "stop", "disk", "memory", "processes", "worker")
 
 
 def soak(folder: Path, parts: list[str], extent: Extent, minutes: float, seed: int) -> Iterator[Tally]:
@@ -76,6 +76,7 @@ def soak(folder: Path, parts: list[str], extent: Extent, minutes: float, seed: i
             yield read_only(trainer, place / "read-only")
         if "processes" in parts:
             yield spread(trainer, place / "processes", possible(extent.spread))
+        if "worker" in parts:
             yield worker_lost(trainer, place / "worker", possible(extent.lost))
     if "memory" in parts:
         (folder / "memory").mkdir()
@@ -88,7 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=0, help="go on killing for this long (default: 50 kills each)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
-    parser.add_argument("--short", action="store_true", help="a few of each, as the test suite does")
+    parser.add_argument("--short", action="store_true", help="a few of each, as .ci/run does")
     return parser
 
 

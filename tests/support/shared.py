@@ -7,7 +7,11 @@ import pickle
 import shutil
 from contextlib import contextmanager
 
-from tests.support.vtab import one_run, trained_run
+
+def common_folder(tmp_path_factory):
+    """The temporary folder of a test run, which all processes of pytest-xdist have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @contextmanager
@@ -16,9 +20,7 @@ def shared(tmp_path_factory, name, make):
 
     At the end it has to hold what it held at the beginning: a test that writes into it would change other tests.
     """
-    base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent
+    base = common_folder(tmp_path_factory)
     folder, listing = base / f"shared-{name}", base / f"shared-{name}.json"
     with open(base / f"shared-{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -36,6 +38,7 @@ def shared(tmp_path_factory, name, make):
 @contextmanager
 def shared_run(tmp_path_factory, name, settings):
     """(folder with the data, run, what execute() returned) of a VTAB run with `settings(folder)`."""
+    from tests.support.vtab import one_run, trained_run
 
     def make(root):
         _, returned = trained_run(root, **settings(root))
