@@ -224,8 +224,8 @@ def _check_patches(model: nn.Module, size: int) -> None:
     side = embed.patch_size[0]
     near = [n for n in (size // side * side, (size // side + 1) * side) if n]
     raise InputError(
-        f"--image_size {size} is no multiple of this model's patches of {side} pixels, which would leave out the edge of "
-        f"every picture; give {' or '.join(map(str, near))}"
+        f"--image_size {size} is no multiple of this model's patches of {side} pixels, which would leave out the "
+        f"edge of every picture; give {' or '.join(map(str, near))}"
     )
 
 

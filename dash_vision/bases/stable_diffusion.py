@@ -94,8 +94,8 @@ class StableDiffusion(Family):
         config = pipeline.scheduler.config
         if config.get("timestep_type", "discrete") != "discrete" or config.get("use_flow_sigmas"):
             raise InputError(
-                f"the base {name} has a noise process of its own: its {type(pipeline.scheduler).__name__} tells the UNet "
-                "noise levels instead of DDPM's times, as EDM and flow-matching models do, which is not trained here"
+                f"the base {name} has a noise process of its own: its {type(pipeline.scheduler).__name__} tells the "
+                "UNet noise levels instead of DDPM's times, as EDM and flow matching do, which is not trained here"
             )
         prediction = str(config.prediction_type)
         if prediction not in _PREDICTIONS:

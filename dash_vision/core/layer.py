@@ -114,7 +114,7 @@ class DashLinear(nn.Module):
     def _adding(self) -> list[DashWeights]:
         """The adapters that are added to the output: enabled ones that are not in the weight already."""
         weights = cast("Iterable[DashWeights]", self.adapters.values())
-        return [w for w in weights if w.phase.enabled and not w.phase.merged]
+        return [w for w in weights if (phase := w.phase).enabled and not phase.merged]
 
     @property
     def enabled(self) -> list[str]:

@@ -65,8 +65,8 @@ def note_unsaid(prompts: Prompts, captions: Sequence[str | None]) -> str | None:
     if not all(captions) or any(subject.lower() in str(caption).lower() for caption in captions):
         return None
     return (
-        f'every picture has a caption of its own and none says "{subject}", so that this is not learned; put it into the '
-        "captions, or give --use_captions false"
+        f'every picture has a caption of its own and none says "{subject}", so that this is not learned; put it into '
+        "the captions, or give --use_captions false"
     )
 
 

@@ -86,7 +86,7 @@ def test_the_configuration_beside_a_checkpoint_says_its_mean_and_size(tmp_path, 
 
 def test_a_size_that_patches_do_not_cover_is_refused(tmp_path):
     """timm's patches leave out what is beyond the last whole one."""
-    with pytest.raises(InputError, match="no multiple of this model's patches of 16 pixels.*give 96 or 112"):
+    with pytest.raises(InputError, match=r"no multiple of this model's patches of 16 pixels.*give 96 or 112"):
         build(describe("test_vit", 100, random=True), 3)
     with pytest.raises(InputError, match="give 64 or 72"):
         build(describe("miniature", 70, random=True), 3)

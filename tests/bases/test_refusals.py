@@ -200,5 +200,5 @@ def test_a_vae_of_another_class_than_the_pipelines_is_refused(bases, tiny, tmp_p
         num_decoder_blocks=(1, 1),
     )
     base = bases / "sd" if name == "sd" else tiny("flux")
-    with pytest.raises(InputError, match="has a AutoencoderTiny as its vae; .* takes a AutoencoderKL"):
+    with pytest.raises(InputError, match=r"has a AutoencoderTiny as its vae; .* takes a AutoencoderKL"):
         load_base(with_part(base, tmp_path / "base", "vae", small))
