@@ -19,7 +19,7 @@ def save(page: Image.Image, output: Path, story: dict[str, Any]) -> None:
         if output.suffix.lower() == ".png":
             notes = PngImagePlugin.PngInfo()
             notes.add_itxt("dash-vision", json.dumps(story))
-            page.save(temporary, format="PNG", pnginfo=notes, optimize=True)
+            page.save(temporary, format="PNG", pnginfo=notes)
         else:
             # Pillow stores RGB as lossy JPEG, but RGBA as JPEG 2000, which is exact.
             page.convert("RGBA").save(temporary, format="PDF", resolution=200, subject=json.dumps(story))

@@ -49,6 +49,14 @@ def processes_have_a_folder(tmp_path_factory) -> None:
     processes.keep_in(shared.common_folder(tmp_path_factory) / "processes")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_waits_for_the_disk():
+    """Files are there for the tests of a machine that does not lose its power; a sync takes tens of milliseconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     import torch

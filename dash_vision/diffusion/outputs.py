@@ -110,7 +110,7 @@ def track(runtime: Runtime, picture: Image.Image, step: int) -> None:
 def save_picture(picture: Image.Image, path: Path) -> None:
     """PNG, whole or not at all."""
     with replacing(path) as temporary:
-        picture.save(temporary, format="PNG", optimize=True)
+        picture.save(temporary, format="PNG")
 
 
 # -- words

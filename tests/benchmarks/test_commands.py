@@ -22,8 +22,14 @@ COMMANDS = {
 }
 
 
+@pytest.fixture
+def once(monkeypatch):
+    """A call a turn: what is measured here is nobody's number."""
+    monkeypatch.setattr("benchmarks.measure._repeats", lambda call, settings: 1)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
-def test_each_prints_and_stores_its_tables(name, tmp_path, capsys):
+def test_each_prints_and_stores_its_tables(name, tmp_path, capsys, once):
     file = tmp_path / "result.json"
     words, name = COMMANDS[name], name.split()[0]
     assert main([name, "--rounds", "1", "--json", str(file), *words]) == 0
@@ -39,7 +45,7 @@ def test_each_prints_and_stores_its_tables(name, tmp_path, capsys):
             assert all(value > 0 for value in row if not isinstance(value, str))
 
 
-def test_in_bfloat16_every_way_trains_float32_under_autocast(monkeypatch, capsys):
+def test_in_bfloat16_every_way_trains_float32_under_autocast(monkeypatch, capsys, once):
     from benchmarks import layer, models
 
     settings = Settings(torch.device("cpu"), torch.bfloat16, 1)
@@ -58,7 +64,7 @@ def test_in_bfloat16_every_way_trains_float32_under_autocast(monkeypatch, capsys
     assert "| SD 1.5 to_q, 320 |" in capsys.readouterr().out
 
 
-def test_a_base_in_the_shape_of_stable_diffusion_is_timed_too(monkeypatch, capsys):
+def test_a_base_in_the_shape_of_stable_diffusion_is_timed_too(monkeypatch, capsys, once):
     from benchmarks import trainers
 
     monkeypatch.setitem(trainers.VAE, "block_out_channels", (32, 32, 32, 32))
@@ -70,7 +76,7 @@ def test_a_base_in_the_shape_of_stable_diffusion_is_timed_too(monkeypatch, capsy
     assert all(float(row[1]) > 0 for row in rows)
 
 
-def test_a_whole_task_is_timed_beside_a_plain_loop(tmp_path, capsys):
+def test_a_whole_task_is_timed_beside_a_plain_loop(tmp_path, capsys, once):
     write_task(tmp_path / "data")
     words = ["--rounds", "1", "--epochs", "4", "--task", "cifar", "--data_root", str(tmp_path / "data")]
     assert main(["vtab", *words, "--model", "vtab_tiny"]) == 0
