@@ -1,5 +1,7 @@
 """Which checkpoints are resumed, put aside or refused."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -10,6 +12,20 @@ from tests.support.bases import save_base
 from tests.support.dreambooth import before_each_batch, prepare, settings, train
 
 
+@pytest.fixture(scope="module")
+def finished(bases, tmp_path_factory):
+    """The folder of a finished run of 8 steps with checkpoints after 4 and 8; to be copied."""
+    folder = tmp_path_factory.mktemp("finished") / "out"
+    train(settings(bases, folder, checkpointing_steps=4))
+    return folder
+
+
+@pytest.fixture
+def out(finished, tmp_path):
+    """A copy of that folder."""
+    return shutil.copytree(finished, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -18,51 +34,45 @@ from tests.support.dreambooth import before_each_batch, prepare, settings, train
         ({"pretrained_model_name_or_path": "other"}, "another base"),
     ],
 )
-def test_a_checkpoint_of_another_run_is_refused(bases, tmp_path, changes, words):
-    train(settings(bases, tmp_path / "out", checkpointing_steps=4))
+def test_a_checkpoint_of_another_run_is_refused(bases, out, tmp_path, changes, words):
     if "pretrained_model_name_or_path" in changes:
         changes = {"pretrained_model_name_or_path": str(save_base(tmp_path / "other", seed=9))}
-    config = settings(bases, tmp_path / "out", resume_from_checkpoint="checkpoint-4", **changes)
+    config = settings(bases, out, resume_from_checkpoint="checkpoint-4", **changes)
     with pytest.raises(InputError, match=words):
         prepare(config)
 
 
-def test_broken_and_missing_checkpoints(bases, tmp_path):
-    train(settings(bases, tmp_path / "out", checkpointing_steps=4))
-    whole = (tmp_path / "out/checkpoint-8.safetensors").read_bytes()
-    (tmp_path / "out/checkpoint-9.safetensors").write_bytes(whole[: len(whole) // 2])
+def test_broken_and_missing_checkpoints(bases, out):
+    whole = (out / "checkpoint-8.safetensors").read_bytes()
+    (out / "checkpoint-9.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"no complete \.safetensors file"):
-        prepare(settings(bases, tmp_path / "out", resume_from_checkpoint="latest"))
+        prepare(settings(bases, out, resume_from_checkpoint="latest"))
     with pytest.raises(InputError, match=r"no checkpoint checkpoint-5; .*checkpoint-4, checkpoint-8"):
-        prepare(settings(bases, tmp_path / "out", resume_from_checkpoint="checkpoint-5"))
-    path = str(tmp_path / "out/pytorch_lora_weights.safetensors")
+        prepare(settings(bases, out, resume_from_checkpoint="checkpoint-5"))
+    path = str(out / "pytorch_lora_weights.safetensors")
     with pytest.raises(InputError, match="of another kind"):
-        prepare(settings(bases, tmp_path / "out", resume_from_checkpoint=path))
+        prepare(settings(bases, out, resume_from_checkpoint=path))
 
 
-def test_going_on_with_another_number_of_processes_is_said(bases, tmp_path):
-    train(settings(bases, tmp_path / "out", checkpointing_steps=4))
-    path = tmp_path / "out/checkpoint-4.safetensors"
+def test_going_on_with_another_number_of_processes_is_said(bases, out):
+    path = out / "checkpoint-4.safetensors"
     save_checkpoint(path, load_checkpoint(path) | {"processes": 2})
     lines = []
-    assert prepare(settings(bases, tmp_path / "out", resume_from_checkpoint="checkpoint-4"), lines).training.step == 4
+    assert prepare(settings(bases, out, resume_from_checkpoint="checkpoint-4"), lines).training.step == 4
     assert any("written by 2 processes, this run has 1" in line for line in lines)
 
 
-def test_a_new_run_puts_old_checkpoints_aside(bases, tmp_path):
-    train(settings(bases, tmp_path / "out", checkpointing_steps=4))
+def test_a_new_run_puts_old_checkpoints_aside(bases, out, tmp_path):
     lines = []
-    train(settings(bases, tmp_path / "out", max_train_steps=2, prelaunch_steps=1, overwrite=True), lines)
-    assert (tmp_path / "out/earlier-1/checkpoint-8.safetensors").is_file()
+    train(settings(bases, out, max_train_steps=2, prelaunch_steps=1, overwrite=True), lines)
+    assert (out / "earlier-1/checkpoint-8.safetensors").is_file()
     assert any("earlier-1" in line for line in lines)
     lines = []
     prepare(settings(bases, tmp_path / "new", resume_from_checkpoint="latest"), lines)
     assert any("no checkpoint" in line for line in lines)
 
 
-def test_a_finished_run_is_replaced_only_on_demand(bases, tmp_path):
-    out = tmp_path / "out"
-    train(settings(bases, out, checkpointing_steps=4))
+def test_a_finished_run_is_replaced_only_on_demand(bases, out):
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     with pytest.raises(InputError, match=r"out holds a finished run; .*--overwrite"):
         prepare(settings(bases, out))
@@ -73,9 +83,7 @@ def test_a_finished_run_is_replaced_only_on_demand(bases, tmp_path):
         settings(bases, out, overwrite=True, resume_from_checkpoint="latest")
 
 
-def test_an_interrupted_run_goes_on_with_the_same_command(bases, tmp_path):
-    out = tmp_path / "out"
-    train(settings(bases, out, checkpointing_steps=4))
+def test_an_interrupted_run_goes_on_with_the_same_command(bases, out):
     (out / "run.json").unlink()  # which the end of a run writes
     (out / "checkpoint-8.safetensors").unlink()
     lines = []

@@ -12,7 +12,7 @@ from dash_vision.diffusion import setup
 from dash_vision.files.checkpoint import load_checkpoint, save_checkpoint
 from dash_vision.files.errors import InputError
 from dash_vision.runs.runtime import make_runtime
-from tests.support.dreambooth import SCRIPT, prepare, settings, train
+from tests.support.dreambooth import SCRIPT, fitted, prepare, settings, states, train
 from tests.support.paths import ROOT
 from tests.support.processes import free_port, run, start
 
@@ -100,8 +100,7 @@ def test_optimizers_that_take_no_split_model_are_refused(bases, tmp_path, optimi
 def test_the_same_batch_split_otherwise_goes_on_with_the_same_pictures(bases, tmp_path):
     """Half of the run with a batch of 4; then 2 x 2 accumulated, and as of two processes with 2 each."""
     common = {"adam_epsilon": 1e-2, "checkpointing_steps": 4, "checkpoints_total_limit": None}
-    train(settings(bases, tmp_path / "whole", train_batch_size=4, **common))
-    expected = load_file(tmp_path / "whole/dash_adapter.safetensors")
+    expected = states(fitted(settings(bases, tmp_path / "whole", train_batch_size=4, **common)))
     path = tmp_path / "whole/checkpoint-4.safetensors"
     state = load_checkpoint(path)
     of_two = tmp_path / "checkpoint-4.safetensors"
@@ -114,9 +113,9 @@ def test_the_same_batch_split_otherwise_goes_on_with_the_same_pictures(bases, tm
     ]
     for number, (checkpoint, split) in enumerate(ways):
         out, lines = tmp_path / f"out-{number}", []
-        train(settings(bases, out, resume_from_checkpoint=str(checkpoint), **split, **common), lines)
+        config = settings(bases, out, resume_from_checkpoint=str(checkpoint), **split, **common)
+        found = states(fitted(config, lines))
         assert any("the same batches, split otherwise" in line for line in lines) == (checkpoint == of_two)
-        found = load_file(out / "dash_adapter.safetensors")
         assert all(torch.allclose(t, found[key], atol=1e-5, rtol=0) for key, t in expected.items())
     config = settings(bases, tmp_path / "no", resume_from_checkpoint=str(path), train_batch_size=2, **common)
     with pytest.raises(InputError, match="--train_batch_size 4, this run has 2"):
@@ -125,7 +124,7 @@ def test_the_same_batch_split_otherwise_goes_on_with_the_same_pictures(bases, tm
 
 def test_pictures_of_several_sizes_depend_on_the_batch_of_each_process(bases, tmp_path):
     common = {"aspect_ratio_buckets": True, "checkpointing_steps": 4}
-    train(settings(bases, tmp_path / "out", train_batch_size=4, **common))
+    fitted(settings(bases, tmp_path / "out", train_batch_size=4, **common))
     changes = {"train_batch_size": 2, "gradient_accumulation_steps": 2, "resume_from_checkpoint": "checkpoint-4"}
     with pytest.raises(InputError, match="--train_batch_size 4, this run has 2"):
         prepare(settings(bases, tmp_path / "out", **changes, **common))

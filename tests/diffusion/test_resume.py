@@ -12,7 +12,7 @@ import torch
 
 from dash_vision.diffusion.run import fit
 from dash_vision.files.errors import Stopped
-from tests.support.dreambooth import SCRIPT, before_each_batch, prepare, settings, train
+from tests.support.dreambooth import SCRIPT, before_each_batch, prepare, settings, states, train
 from tests.support.paths import ROOT
 from tests.support.processes import run as run_process
 from tests.support.processes import start
@@ -48,10 +48,9 @@ def test_resuming_before_at_and_after_the_launch_is_exact(bases, tmp_path, case)
         assert run.training.step == step
         assert run.training.schedule.launched == (step >= 4)
         fit(run)
-        for name, adapter in whole.adapters.items():
-            expected, found = adapter.state_dict(), run.adapters[name].state_dict()
-            assert expected.keys() == found.keys()
-            assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
+        expected, found = states(whole), states(run)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
         assert run.training.losses == whole.training.losses
 
 

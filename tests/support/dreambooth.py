@@ -43,6 +43,20 @@ def train(config, lines=None, mixed_precision="no"):
     return job
 
 
+def fitted(config, lines=None, mixed_precision="no"):
+    """A run without its end: trained, with its checkpoints; no adapter is written and no picture drawn."""
+    job = prepare(config, lines, mixed_precision)
+    fit(job)
+    job.close()
+    return job
+
+
+def states(job):
+    """Every number of a job's adapters, by component and name."""
+    found = {name: adapter.state_dict() for name, adapter in job.adapters.items()}
+    return {f"{name}/{key}": tensor for name, state in found.items() for key, tensor in state.items()}
+
+
 def before_each_batch(job, action):
     """Do `action(number)` before the loss of every batch."""
     loss = job.loss
