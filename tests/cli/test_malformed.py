@@ -4,6 +4,8 @@ import contextlib
 import io
 import pickle
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from tests.malformed.corpus import corpus
 from tests.malformed.files import Bomb
 from tests.malformed.pictures import odd_pictures
 from tests.support.bases import save_base
+from tests.support.paths import ROOT
 from tests.support.processes import run
 
 PROGRAMS = {
@@ -193,11 +196,17 @@ def broken_dreambooth(tmp_path: Path) -> list[str]:
     return [*words, "--output_dir", str(tmp_path / "out"), "--num_crop_variants", "1"]
 
 
+def chosen(cases, kind):
+    return next(c for c in cases if c.kind == kind and c.program != "dreambooth" and c.expect == REFUSED)
+
+
 def test_the_scripts_themselves_say_it_too(cases):
-    """In processes of their own: nothing is added to the sentence on the way out."""
-    for kind, script in (("settings", "train_vtab.py"), ("adapter", "-m dash_vision")):
-        case = next(c for c in cases if c.kind == kind and c.program != "dreambooth" and c.expect == REFUSED)
-        done = run([*script.split(), *case.words])
-        assert done.poll() == 2
-        assert case.named in done.stderr
-        assert done.stderr.count("\n") == 1
+    """In processes of their own, the script's even started anew: nothing is added to the sentence on the way out."""
+    script, module = chosen(cases, "settings"), chosen(cases, "adapter")
+    words = [sys.executable, "train_vtab.py", *script.words]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    forked = run(["-m", "dash_vision", *module.words])
+    for case, status, errors in ((script, done.returncode, done.stderr), (module, forked.poll(), forked.stderr)):
+        assert status == 2
+        assert case.named in errors
+        assert errors.count("\n") == 1
