@@ -94,6 +94,7 @@ def _rewind(adapter: Adapter, folder: str | None) -> None:
     """Before the launch again, with nothing at hand but the files in `folder`."""
     for _, w in adapter.weights():
         w.indices.fill_(-1)
+        w.dsigma.detach().zero_()  # training steps were timed in between
     adapter.decompositions = Decompositions(folder)
 
 

@@ -76,10 +76,12 @@ def _dash(layer: nn.Module, rank: int, k: int) -> nn.Module:
     model = nn.Sequential(layer)
     adapter = inject(model, DashConfig(rank=rank, dash_k=k, target=["0"]))
     with torch.no_grad():
+        for _, w in adapter.weights():
+            w.B.normal_(std=0.01)
+        if k:
+            adapter.launch()
         for p in adapter.parameters():
             p.normal_(std=0.01)
-    if k:
-        adapter.launch()
     return model
 
 

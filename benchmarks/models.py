@@ -93,6 +93,7 @@ def dashed(model: nn.Module, target: str, rank: int, k: int) -> nn.Module:
     for _, w in adapter.weights():  # directions cost the same whichever they are: no need to decompose
         nn.init.orthogonal_(w.U)
         nn.init.orthogonal_(w.V)
+        w.indices.copy_(torch.arange(w.k))
     return model
 
 

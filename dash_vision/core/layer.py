@@ -113,8 +113,12 @@ class DashLinear(nn.Module):
 
     def _adding(self) -> list[DashWeights]:
         """The adapters that are added to the output: enabled ones that are not in the weight already."""
-        weights = cast("Iterable[DashWeights]", self.adapters.values())
-        return [w for w in weights if (phase := w.phase).enabled and not phase.merged]
+        active = []
+        for w in cast("Iterable[DashWeights]", self.adapters.values()):
+            phase = w.phase  # read once; an assignment inside a comprehension would break torch.compile's graph
+            if phase.enabled and not phase.merged:
+                active.append(w)
+        return active
 
     @property
     def enabled(self) -> list[str]:

@@ -59,7 +59,8 @@ def check_directions(launched: bool, V: Tensor, dsigma: Tensor) -> None:
             "instead of 1: they were averaged over time, or scaled; average the parameters A, B and dsigma alone and "
             "copy the buffers (torch's AveragedModel: use_buffers=False; timm's ModelEmaV3: exclude_buffers=True)"
         )
-    if not launched and not is_sharded(dsigma) and bool(dsigma.any()):
+    # Shifts that are no numbers come of a training that diverged, which is said elsewhere.
+    if not launched and not is_sharded(dsigma) and bool(dsigma[torch.isfinite(dsigma)].any()):
         raise RuntimeError(
             "an adapter has shifts of singular values and no directions for them: its parameters were loaded without "
             "its buffers U, V and indices; save and load the whole state dict, or the adapter's own (adapter.save)"

@@ -54,11 +54,16 @@ class Process:
 
     @property
     def stdout(self) -> str:
-        return self._files[0].read_text(errors="replace")
+        return _written(self._files[0])
 
     @property
     def stderr(self) -> str:
-        return self._files[1].read_text(errors="replace")
+        return _written(self._files[1])
+
+
+def _written(file: Path) -> str:
+    """What the process has written so far; it makes the file."""
+    return file.read_text(errors="replace") if file.exists() else ""
 
 
 def start(words: Sequence[object], folder: Path = ROOT, **environment: str) -> Process:

@@ -94,6 +94,7 @@ def program(words: tuple[str, ...]) -> None:
     """What `python WORDS` does, where the first word is a script, or is -m and the second one a module."""
     if words[0] == "-m":
         sys.argv = list(words[1:])
+        sys.modules.pop(f"{words[1]}.__main__", None)  # which the server may have imported
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = list(words)
