@@ -63,7 +63,7 @@ def serve(file: Path) -> None:
 
 
 def answer(client: Connection) -> int:
-    """Start the process that the client asks for; tell its id, then how it ended."""
+    """Start the process that the client asks for; tell its id, then how it ended. It does not outlive the client."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     request = client.recv()
     pid = os.fork()
@@ -71,7 +71,12 @@ def answer(client: Connection) -> int:
         client.close()
         _exit_with(lambda: work(**request))
     client.send(pid)
-    client.send(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        if client.poll(0.02):  # nothing is sent: the test is gone
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return 1
+    client.send(os.waitstatus_to_exitcode(ended[1]))
     return 0
 
 
