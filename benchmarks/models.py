@@ -13,7 +13,7 @@ from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from dash_vision import DashConfig, inject
+from dash_vision import Adapter, DashConfig, inject
 
 from .exactness import SD15, SDXL, build
 from .flows import FLOWS
@@ -89,12 +89,16 @@ def example(name: str, model: nn.Module, size: Size, settings: Settings) -> dict
 
 def dashed(model: nn.Module, target: str, rank: int, k: int) -> nn.Module:
     """`model` with a launched adapter."""
-    adapter = inject(model, DashConfig(rank=rank, dash_k=k, target=target))
-    for _, w in adapter.weights():  # directions cost the same whichever they are: no need to decompose
+    set_launched(inject(model, DashConfig(rank=rank, dash_k=k, target=target)))
+    return model
+
+
+def set_launched(adapter: Adapter) -> None:
+    """As after a launch; directions cost a step the same whichever they are, and these need no decompositions."""
+    for _, w in adapter.weights():
         nn.init.orthogonal_(w.U)
         nn.init.orthogonal_(w.V)
         w.indices.copy_(torch.arange(w.k))
-    return model
 
 
 def peft_lora(model: nn.Module, target: str, rank: int) -> nn.Module:

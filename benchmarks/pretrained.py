@@ -181,6 +181,10 @@ def by_seed(plan: Plan, arm: Arm, records: Records, measure: str) -> list[float]
     return [value(records.results[plan.command(arm, rate, seed)], measure) for seed in plan.seeds]
 
 
+def _digits(measure: str) -> int:
+    return 3 if "loss" in measure else 1
+
+
 def results_table(plan: Plan, arms: Sequence[Arm], records: Records) -> str:
     """Means and standard deviations over the seeds."""
     lines = [f"| arm | parameters | rate | {' | '.join(MEASURES)} |"]
@@ -191,7 +195,7 @@ def results_table(plan: Plan, arms: Sequence[Arm], records: Records) -> str:
         size = records.results[plan.command(arm, rate, plan.seeds[0])]["parameters"]
         cells = []
         for measure in MEASURES:
-            values, digits = by_seed(plan, arm, records, measure), 3 if "loss" in measure else 1
+            values, digits = by_seed(plan, arm, records, measure), _digits(measure)
             cells.append(f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}")
         lines.append(f"| {arm.name} | {size:,} | {rate:g} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -209,7 +213,7 @@ def differences_table(plan: Plan, arms: Sequence[Arm], records: Records) -> str:
             others = by_seed(plan, named[arm.against], records, measure)
             gaps = [a - b for a, b in zip(by_seed(plan, arm, records, measure), others, strict=True)]
             low, high = student(gaps)
-            digits = 3 if "loss" in measure else 1
+            digits = _digits(measure)
             cells.append(f"{statistics.fmean(gaps):+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})")
         lines.append(f"| {arm.name} | {arm.against} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dash_vision import Adapter, DashConfig, inject
+from dash_vision import DashConfig, inject
 from dash_vision.bases.backbones import build, head_names
 from dash_vision.bases.loading import Base, load_base
 from dash_vision.classification.config import Run, VtabConfig
@@ -35,6 +35,7 @@ from dash_vision.runs.signals import StopRequest
 from .exactness import SD15
 from .exactness import build as build_unet
 from .measure import Settings, Table, autocast, interleaved, ratio
+from .models import set_launched
 
 PICTURES = Path(__file__).resolve().parents[1] / "cat"
 # The public configurations of Stable Diffusion 1.5 beside its UNet's.
@@ -129,14 +130,6 @@ def plain_dreambooth(
     return run
 
 
-def _launched(adapter: Adapter) -> None:
-    """As after a launch; directions cost a step the same whichever they are, and these need no decompositions."""
-    for _, w in adapter.weights():
-        nn.init.orthogonal_(w.U)
-        nn.init.orthogonal_(w.V)
-        w.indices.copy_(torch.arange(w.k))
-
-
 def trainer_dreambooth(
     base: str | None, rank: int, k: int, steps: int, settings: Settings, folder: Path, compiled: bool
 ) -> tuple[Callable[[], None], int]:
@@ -153,7 +146,7 @@ def trainer_dreambooth(
     )
     job = prepare(config, make_runtime(config.mixed_precision, settings.device.type), lambda line: None)
     for adapter in job.adapters.values() if k else ():
-        _launched(adapter)
+        set_launched(adapter)
 
     for network in job.networks.values():
         network.train()
@@ -219,7 +212,7 @@ def _dreambooth(
         cast_training_params(unet)
 
     def dash(unet: nn.Module) -> None:
-        _launched(inject(unet, DashConfig(rank=rank, dash_k=k, target="unet-attention")))
+        set_launched(inject(unet, DashConfig(rank=rank, dash_k=k, target="unet-attention")))
 
     trainer = "train_dreambooth.py --compile" if compiled else "train_dreambooth.py"
     plain = "plain loop, PEFT LoRA"

@@ -358,7 +358,7 @@ def _read(files: NetworkFiles, kept: tuple[torch.dtype, ...]) -> nn.Module:
     """A network with its weights, in the dtype of its files if that is one of `kept`, else in float32. Raises
     InputError, for lacking tensors too: the libraries would leave random numbers there, with a warning."""
     with explained(lambda error: _refusal(files.base, _why(files, error))), _quiet():
-        stored = files.stored_dtype()
+        stored = files.stored_dtype() if kept else torch.float32
         network, missing = files.read(stored if stored in kept else torch.float32)
     if missing:
         raise InputError(_refusal(files.base, reasons.missing_tensors(files.folder.name, missing)))

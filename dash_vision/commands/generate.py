@@ -9,9 +9,8 @@ from typing import Any
 
 from ..files.errors import InputError
 from ..runs.settings import read_lines
+from .adapters import DTYPES
 from .recorded import load_recorded
-
-_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +59,7 @@ def _draw(args: argparse.Namespace, record: Any, prompts: Sequence[str]) -> None
     from ..files.lora import DIFFUSERS_NAME
 
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    usual = _DTYPES.get(record.mixed_precision, "float32") if device.type == "cuda" else "float32"
+    usual = DTYPES.get(record.mixed_precision, "float32") if device.type == "cuda" else "float32"
     dtype: torch.dtype = getattr(torch, args.dtype or usual)
     base = load_recorded(record.base, args.base, as_stored=dtype != torch.float32)
     base.denoiser.to(dtype)

@@ -74,16 +74,12 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
     _announce(plan, pictures, say)
     class_pictures, precise = tuple[InstanceImage, ...](), dict[str, dict[str, Tensor]]()
     if settings.with_prior_preservation:  # the base draws pictures, which takes all of its networks at once
-        with _timed(timings, "load"):
-            base.load()
-        precise = _ready_networks(plan, base, runtime)
+        precise = _ready_networks(plan, base, runtime, timings)
         with _timed(timings, "class images"):
             class_pictures = class_images(base, plan, runtime, say)
     material = _make_material(plan, base, pictures, class_pictures, runtime, say, timings)
     if not settings.with_prior_preservation:  # until now the memory was for the text encoders
-        with _timed(timings, "load"):
-            base.load()
-        precise = _ready_networks(plan, base, runtime)
+        precise = _ready_networks(plan, base, runtime, timings)
     base.denoiser.to(runtime.device)
     adapters = _inject(plan, base)
     for component, weights in precise.items():
@@ -323,9 +319,13 @@ def _precise_weights(plan: Plan, base: Base, runtime: Runtime) -> dict[str, dict
     return weights
 
 
-def _ready_networks(plan: Plan, base: Base, runtime: Runtime) -> dict[str, dict[str, Tensor]]:
-    """Cast the loaded networks that are trained, and set them up; returns the weights that this rounded, by component
-    and module."""
+def _ready_networks(
+    plan: Plan, base: Base, runtime: Runtime, timings: dict[str, float]
+) -> dict[str, dict[str, Tensor]]:
+    """Load what is not loaded yet, cast the networks that are trained, and set them up; returns the weights that this
+    rounded, by component and module."""
+    with _timed(timings, "load"):
+        base.load()
     precise = _precise_weights(plan, base, runtime)
     checkpointing = plan.settings.gradient_checkpointing
     if plan.settings.allow_tf32:

@@ -28,7 +28,7 @@ from ..core.sharding import is_sharded, whole
 from ..files.errors import InputError
 from ..files.lora import export_states
 from ..files.native import NATIVE_NAME, read_notes, write_native
-from ..runs.gradients import GradientWatch, untrained_sentence, watches
+from ..runs.gradients import GradientWatch, look_at, untrained_sentence, watches
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class DashCallback(TrainerCallback):
         self.schedule = schedule
         (self.adapter,) = schedule.adapters.values()
         self._news: dict[str, float] = {}
-        self._watches: tuple[GradientWatch, GradientWatch] | None = None
+        self._watches: tuple[GradientWatch, ...] = ()
         if isinstance(self.adapter.model, PreTrainedModel):
             self.adapter.model._keys_to_ignore_on_save = cast(Any, FrozenKeys(self.adapter))
             cast(Any, self.adapter.model).save_pretrained = _SaveAdapterToo(self.schedule, self.adapter)
@@ -96,13 +96,8 @@ class DashCallback(TrainerCallback):
     ) -> None:
         """Look at the gradients of the first updates, and at the shifts' of the first ones after the launch; warn of
         tensors without any."""
-        for of_shifts, watch in enumerate(self._watches or ()):
-            if watch.done or (of_shifts and not self.adapter.launched):
-                continue
-            watch.look(lambda seen: seen)
-            for names, unused in ((watch.unused if watch.looks == 1 else [], True), (watch.zero, False)):
-                if names:
-                    log.warning("%s", untrained_sentence(names, unused))
+        for names, unused in look_at(self._watches, self.adapter.launched, lambda seen: seen):
+            log.warning("%s", untrained_sentence(names, unused))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Count an update; the Trainer saves after this, so that the checkpoint of the launch's step is launched."""

@@ -6,7 +6,7 @@ still zero. The shifts of singular values have one of zero until the launch, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -68,6 +68,21 @@ def watches(networks: Iterable[nn.Module], parameters: Sequence[nn.Parameter]) -
     named = {names.get(id(p), f"parameter {i}"): p for i, p in enumerate(parameters) if p.requires_grad}
     shifts = {name: p for name, p in named.items() if any(part in name for part in _SHIFTS)}
     return GradientWatch({name: p for name, p in named.items() if name not in shifts}), GradientWatch(shifts)
+
+
+def look_at(
+    watches: Sequence[GradientWatch], launched: bool, total: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[list[str], bool]]:
+    """Look with each of `watches` whose turn it is, the shifts' after the launch; gives (names, whether they are
+    unused) where one has found something. total: see GradientWatch.look."""
+    for of_shifts, watch in enumerate(watches):
+        if watch.done or (of_shifts and not launched):
+            continue
+        watch.look(total)
+        if watch.looks == 1 and watch.unused:
+            yield watch.unused, True
+        if watch.zero:
+            yield watch.zero, False
 
 
 def _plain(name: str) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..core.schedule import DashSchedule
 from ..core.sharding import load_optimizer, whole_state
 from ..files.errors import RunError
-from .gradients import listed, watches
+from .gradients import listed, look_at, watches
 from .runtime import Runtime
 from .seeds import seed_everything
 from .signals import StopRequest
@@ -207,22 +207,18 @@ def train(job: Job, training: Training, runtime: Runtime, until: int, stop: Stop
 def _watch(job: Job, t: Training, runtime: Runtime) -> None:
     """Look at the gradients of the first updates, and at the shifts' of the first ones after the launch; tell the job
     of tensors without one."""
-    for of_shifts, watch in enumerate(t.watches):
-        if watch.done or (of_shifts and t.launch is None):
+    for names, unused in look_at(t.watches, t.launch is not None, runtime.total):
+        new = [name for name in names if name not in t.told]
+        if not new:
             continue
-        watch.look(runtime.total)
-        for names, unused in ((watch.unused, True), (watch.zero, False)):
-            new = [name for name in names if name not in t.told]
-            if not new:
-                continue
-            t.told.update(new)
-            t.untrained = sorted({*t.untrained, *new})
-            job.untrained(new, unused)
-            if unused and runtime.world > 1 and not runtime.sharded:
-                raise RunError(
-                    f"{listed(new)} take no part in the loss, and several processes would wait for their gradients; "
-                    "train with one process, or leave these layers out"
-                )
+        t.told.update(new)
+        t.untrained = sorted({*t.untrained, *new})
+        job.untrained(new, unused)
+        if unused and runtime.world > 1 and not runtime.sharded:
+            raise RunError(
+                f"{listed(new)} take no part in the loss, and several processes would wait for their gradients; "
+                "train with one process, or leave these layers out"
+            )
 
 
 def _count(t: Training) -> None:

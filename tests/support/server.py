@@ -21,14 +21,7 @@ from typing import Any
 
 IMPORTED = (
     *("torch.distributed.fsdp", "torch.distributed.tensor", "accelerate", "peft", "timm", "train_dreambooth"),
-    *(
-        "train_vtab",
-        "eval.__main__",
-        "eval.subject",
-        "eval.figure",
-        "dash_vision.__main__",
-        "dash_vision.diffusion.run",
-    ),
+    *("train_vtab", "eval.__main__", "eval.subject", "eval.figure", "dash_vision.__main__"),
     *("diffusers.guiders", "diffusers.optimization", "dash_vision.diffusion.early", "eval.curves", "eval.report"),
     *(
         "dash_vision.diffusion.run",
