@@ -169,9 +169,6 @@ class Family(Protocol):
         """What the denoiser says of noisy latents [N, C, h, w] at `times` [N] of the noise process, in the terms of
         that process's target."""
 
-    def prepare(self, network: nn.Module, device: torch.device, latent_side: int) -> None:
-        """Choose what makes the denoiser fast on a device, for latents of that side."""
-
     # -- prompts
 
     def check_prompts(self, pipeline: Any, options: PromptOptions) -> None:

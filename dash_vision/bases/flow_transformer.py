@@ -136,9 +136,6 @@ class FlowTransformer(Family):
         """The pipeline's mu for a picture of so many tokens, by which it shifts its steps."""
         return sized_mu(pipeline.scheduler.config, tokens)
 
-    def prepare(self, network: nn.Module, device: torch.device, latent_side: int) -> None:
-        """Nothing to choose."""
-
     # -- prompts
 
     def encode(self, pipeline: Any, prompts: list[str], device: torch.device, length: int) -> Conditions:

@@ -29,7 +29,6 @@ _OF_SD2 = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_
 _BIAS_OF_SD2 = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
 _PREDICTIONS = ("epsilon", "v_prediction")
 _OF_FEW_STEPS = ("LCMScheduler", "TCDScheduler")  # samplers of models that are distilled to a few steps
-_SHORT = 32  # latents along a side up to which plain attention is the faster one on a CPU
 
 
 class StableDiffusion(Family):
@@ -249,14 +248,6 @@ class StableDiffusion(Family):
     def denoise(self, network: nn.Module, noisy: Tensor, times: Tensor, conditions: Mapping[str, Any]) -> Tensor:
         """See Family."""
         return network(noisy, times, encoder_hidden_states=conditions["prompt_embeds"]).sample
-
-    def prepare(self, network: nn.Module, device: torch.device, latent_side: int) -> None:
-        """On the CPU the backward pass of PyTorch's fused attention is slow for short sequences: it took 40% of the
-        miniature's training step, the plain product a tenth of that."""
-        if device.type == "cpu" and latent_side <= _SHORT:
-            from diffusers.models.attention_processor import AttnProcessor
-
-            network.set_attn_processor(AttnProcessor())  # type: ignore[operator]
 
     # -- prompts
 

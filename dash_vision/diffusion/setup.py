@@ -333,7 +333,6 @@ def _ready_networks(
     _cast(base.denoiser, runtime)
     if checkpointing:
         cast(Any, base.denoiser).enable_gradient_checkpointing()
-    base.family.prepare(base.denoiser, runtime.device, plan.resolution // base.factor)
     if plan.settings.train_text_encoder:
         for encoder in base.text_encoders():
             _cast(encoder, runtime)
