@@ -42,6 +42,10 @@ _TURN = {
 }
 
 
+# Words of pillow's reasons that tell of the kind of a file and not of damage.
+_OF_KINDS = ("unknown pixel mode", "unknown data organization", "unsupported", "not available")
+_JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers; the three are tables and an extension
+_JPEG_DECODED = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)  # baseline, extended and progressive, by Huffman or arithmetic codes
 _ANIMATED = "used only the first frame of {n}"
 _TRANSPARENT = "put the transparent parts of {n} on white"
 _KEY = "ignored that one colour of {n} is see-through: it is given in 16 bits, of which 8 are read"
@@ -168,7 +172,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, list[str]]]:
         # On arbitrary bytes decoders raise SyntaxError, struct.error, KeyError, ...: here all mean the same.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a bad seek
             raise Refused(reason_of(error)) from error
-        raise Refused("truncated or damaged") from error
+        raise Refused(_not_decoded(str(error)) or "truncated or damaged") from error
 
 
 # Both switches below belong to the whole process: the first thread that decodes sets them, the last one puts them back.
@@ -227,6 +231,35 @@ def _check_kind(path: Path, head: bytes) -> None:
         raise Refused(f"not a picture but {kind}")
 
 
+def _why_not(file: BinaryIO) -> str:
+    """Why pillow knows no picture in a file, which may be whole and of a kind that it does not decode.
+
+    Raises:
+        Refused: a JPEG of such a kind.
+    """
+    file.seek(0)
+    kind = sniff(file.read(64))
+    if kind not in READABLE:
+        return "named like a picture but none inside"
+    file.seek(0)
+    if kind == "JPEG":
+        _check_jpeg(file.read())
+        file.seek(0)
+    try:
+        Image.OPEN[kind.upper()][0](file, "")  # `Image.open` keeps the plugin's reason to itself
+    except Exception as error:  # see `_opened`
+        return _not_decoded(str(error)) or "truncated or damaged"
+    return "truncated or damaged"
+
+
+def _not_decoded(reason: str) -> str | None:
+    """What a file is whose kind pillow does not decode, by its reason; None where the reason tells of damage."""
+    if any(word in reason.lower() for word in _OF_KINDS) or reason.isdigit():  # a TIFF's compression is a number
+        what = f"compression {reason}" if reason.isdigit() else reason
+        return f"of a kind that cannot be decoded here ({what}), which has to be converted to PNG first"
+    return None
+
+
 def _decode(file: BinaryIO, limits: Limits, upright: bool, warned: list[str]) -> Picture:
     image = _open_header(file, limits)
     _check_end(image, file, limits)
@@ -260,7 +293,9 @@ def _check_end(image: Image.Image, file: BinaryIO, limits: Limits) -> None:
         _open_header(file, limits).verify()  # checksums, which are not looked at when pixels are read
     elif image.format in ("JPEG", "MPO"):
         file.seek(0)
-        if not _jpeg_ends(file.read()):
+        data = file.read()
+        _check_jpeg(data)
+        if not _jpeg_ends(data):
             raise Refused("truncated or damaged")
     elif image.format == "TIFF":
         tiles = getattr(image, "tile", [])  # an attribute of files that pillow opened, not of images in general
@@ -271,14 +306,33 @@ def _check_end(image: Image.Image, file: BinaryIO, limits: Limits) -> None:
     file.seek(place)
 
 
-def _jpeg_ends(data: bytes) -> bool:
-    """Whether an end-of-image marker follows the first scan; one before it belongs to the EXIF thumbnail."""
+def _jpeg_segments(data: bytes) -> Iterator[int]:
+    """Where the segments of a JPEG begin, up to its first scan, which is the last of them."""
     at = 2
-    while at < len(data) - 1 and data[at : at + 2] != b"\xff\xda":
+    while at < len(data) - 1:
         # A segment is 0xff, its kind, and a length that counts itself; libjpeg skips what is in between.
         segment = data[at] == 0xFF and data[at + 1] not in (0x00, 0xFF)
+        if segment:
+            yield at
+        if data[at : at + 2] == b"\xff\xda":
+            return
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big") if segment else 1
-    return data.find(b"\xff\xd9", at) >= 0
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Whether an end-of-image marker follows the first scan; one before it belongs to the EXIF thumbnail."""
+    scan = max(_jpeg_segments(data), default=len(data))
+    return data[scan : scan + 2] == b"\xff\xda" and data.find(b"\xff\xd9", scan) >= 0
+
+
+def _check_jpeg(data: bytes) -> None:
+    """Refuse the kinds of JPEG that pillow does not decode: they are whole, and it calls them broken."""
+    for at in _jpeg_segments(data):
+        kind, bits = data[at + 1], data[at + 4] if at + 4 < len(data) else 8
+        if kind == 0xF7 or (kind in _JPEG_FRAMES and kind not in _JPEG_DECODED):
+            raise Refused("a lossless or hierarchical JPEG, which has to be converted to a usual one or PNG first")
+        if kind in _JPEG_FRAMES and bits in (12, 16):
+            raise Refused(f"a JPEG of {bits} bits a colour, which has to be converted to 8 bits or PNG first")
 
 
 def _open_header(file: BinaryIO, limits: Limits) -> Image.Image:
@@ -286,9 +340,7 @@ def _open_header(file: BinaryIO, limits: Limits) -> Image.Image:
     try:
         image = Image.open(file, formats=PILLOW_FORMATS)
     except UnidentifiedImageError as error:
-        file.seek(0)
-        known = sniff(file.read(64)) in READABLE
-        raise Refused("truncated or damaged" if known else "named like a picture but none inside") from error
+        raise Refused(_why_not(file)) from error
     except Image.DecompressionBombError as error:
         raise Refused(f"claims more than {MAX_PIXELS / 1e6:.0f} megapixels; scale it down") from error
     width, height = image.size

@@ -17,6 +17,7 @@ Knows pillow, numpy and torch; no diffusers. Sizes are in pixels throughout.
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ __all__ = [
     "to_tensor",
     "variants",
 ]
+
+_TWICE = "{n} the same as another one, which so counts more than once (remove copies)"
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ def decode_files(
     images: list[InstanceImage] = []
     remarks: dict[str, list[str]] = defaultdict(list)
     bad: list[str] = []
+    first: dict[bytes, str] = {}  # by pixels
     for file in listing.files:
         try:
             picture = read_picture(file.path, limits)
@@ -140,6 +144,9 @@ def decode_files(
             bad.append(f"{shown(file.name)} ({reason})")
             continue
         size = picture.original_size
+        pixels = hashlib.sha256(repr(picture.image.size).encode() + picture.image.tobytes()).digest()
+        if first.setdefault(pixels, file.name) != file.name:
+            remarks[_TWICE].append(f"{shown(file.name)} (as {shown(first[pixels])})")
         images.append(InstanceImage(file.path, picture.image, file.caption, size, file.name, file.repeats))
         for remark in picture.remarks:
             remarks[remark].append(shown(file.name))

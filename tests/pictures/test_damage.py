@@ -109,6 +109,36 @@ def test_kinds_that_need_converting_are_named(tmp_path, name, head, kind):
     assert f"{name} ({kind}, which has to be converted to JPEG or PNG first)" in refusal(tmp_path)
 
 
+def jpeg_of(frame: int, bits: int) -> bytes:
+    """A JPEG whose frame header says that it is of that kind and depth."""
+    data = bytearray(encoded(noise(), "JPEG"))
+    at = data.index(b"\xff\xc0")
+    data[at + 1], data[at + 4] = frame, bits
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("12.jpg", jpeg_of(0xC1, 12), "a JPEG of 12 bits a colour, which has to be converted to 8 bits or PNG first"),
+        ("lossless.jpg", jpeg_of(0xC3, 8), "a lossless or hierarchical JPEG, which has to be converted to"),
+        ("ls.jpg", jpeg_of(0xF7, 8), "a lossless or hierarchical JPEG, which has to be converted to"),
+        ("99.jpg", jpeg_of(0xC0, 99), "truncated or damaged"),
+    ],
+)
+def test_a_jpeg_of_a_rare_kind_is_not_called_damaged(tmp_path, name, data, reason):
+    (tmp_path / name).write_bytes(data)
+    assert f"{name} ({reason}" in refusal(tmp_path)
+
+
+def test_a_tiff_of_a_rare_kind_is_not_called_damaged(tmp_path):
+    data = bytearray(encoded(noise(), "TIFF"))
+    at = data.index(struct.pack("<HHI", 259, 3, 1))  # its compression
+    data[at + 8 : at + 10] = struct.pack("<H", 34887)  # LERC
+    (tmp_path / "a.tif").write_bytes(data)
+    assert "a.tif (of a kind that cannot be decoded here (compression 34887), which has to" in refusal(tmp_path)
+
+
 def test_all_bad_files_are_named_in_one_sentence(tmp_path):
     save(tmp_path / "good.png", photo())
     for i in range(11):

@@ -25,16 +25,36 @@ def test_strays_are_skipped_counted_and_said(tmp_path):
     assert note(pictures, "subfolder") == "did not look into 1 subfolder: more"
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_masks_of_other_trainers_are_said(tmp_path):
-    for name in ("01.png", "01-masklabel.png", "02.png", "gas_mask.png"):
-        save(tmp_path / name, photo())
+    for number, name in enumerate(("01.png", "01-masklabel.png", "02.png", "gas_mask.png")):
+        save(tmp_path / name, photo(48 + number))
     pictures = read(tmp_path)
     assert len(pictures) == 4
     assert "1 picture named like the mask of another" in note(pictures, "mask")
     assert "01-masklabel.png" in note(pictures, "mask")
 
 
+def test_copies_of_a_picture_are_said(tmp_path):
+    save(tmp_path / "a.png", photo())
+    save(tmp_path / "b.bmp", photo())  # other bytes, the same pixels
+    save(tmp_path / "c.png", photo()[:, ::-1])
+    (tmp_path / "d.png").write_bytes((tmp_path / "a.png").read_bytes())
+    pictures = read(tmp_path)
+    assert len(pictures) == 4
+    assert note(pictures, "same") == (
+        "2 pictures the same as another one, which so counts more than once (remove copies): b.bmp (as a.png), d.png "
+        "(as a.png)"
+    )
+
+
+def test_repeats_in_a_folder_name_are_no_copies(tmp_path):
+    for folder, pixels in (("10_cat", photo()), ("2_dog", photo()[::-1])):
+        (tmp_path / folder).mkdir()
+        save(tmp_path / folder / "a.png", pixels)
+    assert not any("same as another" in text for text in read(tmp_path).notes)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_a_pipe_is_not_waited_for(tmp_path):
     save(tmp_path / "a.png", photo())
     os.mkfifo(tmp_path / "b.jpg")
