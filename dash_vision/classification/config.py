@@ -214,9 +214,9 @@ class VtabConfig(MachineArgs, OutputArgs, OptimArgs, RecipeArgs, DashArgs, TaskA
         _require(not self.tag or plain(self.tag) != "", f"tag needs letters or digits, got {self.tag!r}")
         for run in self.runs():
             _require(
-                run.warmup_epochs <= run.epochs,
-                f"--warmup_epochs {run.warmup_epochs} is longer than the {run.epochs} epochs of {run.task.name}; "
-                "shorten it, or raise --epochs",
+                run.warmup_epochs < run.epochs,
+                f"--warmup_epochs {run.warmup_epochs} leaves nothing of the {run.epochs} epochs of {run.task.name} at "
+                "the full rate; shorten it, or raise --epochs",
             )
 
     def _check_kept_adapters(self) -> None:

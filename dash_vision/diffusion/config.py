@@ -467,8 +467,8 @@ def check_lengths(settings: DreamBoothConfig, steps: int) -> None:
             f"--prelaunch_steps {prelaunch} leaves nothing of --max_train_steps {steps} for the dash; give fewer of "
             "the first, more of the second, or --dash_k 0 for plain LoRA"
         )
-    if settings.lr_warmup_steps > steps:
+    if settings.lr_warmup_steps >= steps:
         raise InputError(
-            f"--lr_warmup_steps {settings.lr_warmup_steps} is longer than the run, --max_train_steps {steps}; give "
-            "fewer of the first, or more of the second"
+            f"--lr_warmup_steps {settings.lr_warmup_steps} leaves nothing of --max_train_steps {steps} at the full "
+            "rate; give fewer of the first, or more of the second"
         )

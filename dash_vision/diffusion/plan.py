@@ -83,6 +83,9 @@ class Plan:
                 f"the run has no more than {PRELAUNCH_STEPS} steps, so the dash comes after a fifth of them, "
                 f"{self.prelaunch_steps}; --prelaunch_steps gives another number"
             )
+        if settings.dash_k and settings.lr_warmup_steps >= self.prelaunch_steps:
+            lengths = f"--lr_warmup_steps {settings.lr_warmup_steps}, --prelaunch_steps {self.prelaunch_steps}"
+            notes.append(f"the learning rate still rises when the dash is launched: {lengths}")
         return notes
 
 

@@ -61,13 +61,20 @@ def test_a_short_run_launches_after_a_fifth_of_its_steps_unless_told_otherwise(b
 def test_lengths_are_checked_before_a_base_is_there_where_they_are_given():
     with pytest.raises(InputError, match="--prelaunch_steps 9 leaves nothing"):
         DreamBoothConfig(instance_data_dir="x", max_train_steps=9, prelaunch_steps=9)
-    with pytest.raises(InputError, match="--lr_warmup_steps 10 is longer than the run"):
-        DreamBoothConfig(instance_data_dir="x", max_train_steps=9, lr_warmup_steps=10)
+    with pytest.raises(InputError, match="--lr_warmup_steps 9 leaves nothing of --max_train_steps 9"):
+        DreamBoothConfig(instance_data_dir="x", max_train_steps=9, lr_warmup_steps=9)
 
 
 def test_a_warm_up_longer_than_the_bases_own_steps_is_refused(base, bases):
-    with pytest.raises(InputError, match="--lr_warmup_steps 501 is longer than the run, --max_train_steps 500"):
-        plan(base, bases, lr_warmup_steps=501)
+    with pytest.raises(InputError, match="--lr_warmup_steps 500 leaves nothing of --max_train_steps 500"):
+        plan(base, bases, lr_warmup_steps=500)
+
+
+def test_a_launch_while_the_rate_still_rises_is_said(base, bases):
+    assert not plan(base, bases, lr_warmup_steps=99).notes()[1:]
+    assert plan(base, bases, lr_warmup_steps=100).notes()[-1] == (
+        "the learning rate still rises when the dash is launched: --lr_warmup_steps 100, --prelaunch_steps 100"
+    )
 
 
 def test_a_constant_rate_with_warm_up_is_the_schedule_of_that_name():
