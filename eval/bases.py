@@ -8,7 +8,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dash_vision.bases.identity import difference
-from dash_vision.bases.loading import Base, load_again
+from dash_vision.bases.loading import Base
+from dash_vision.bases.recorded import load_lora, load_recorded
 from dash_vision.core.loading import probe_weight, read_adapters
 from dash_vision.files.errors import InputError
 from dash_vision.files.fingerprints import compare_probes
@@ -45,25 +46,7 @@ def load_base(run: DreamBoothRun, place: str | None = None, dtype: str = "float3
     is in half precision on disk is read as it is for one of these.
     """
     no_loading_bars()
-    try:
-        return load_again(run.record.base.specification, place, as_stored=dtype != "float32")
-    except InputError as error:
-        raise InputError(f"{error} (of {run.folder}; --base says where its base is now)") from None
-
-
-def check_identity(base: Base, run: DreamBoothRun, place: str | None = None) -> list[str]:
-    """A note where a base that the user named, at `place`, is not in all its parts the one that a run was trained on.
-
-    Ask before a network of it is cast. Raises InputError where nobody named it: what the run's record names has
-    changed since.
-    """
-    part = difference(run.record.base.identity, base.identity())
-    if part is None:
-        return []
-    found = f"{base.name} is not the base that {run.folder} was trained on: its {part} differs"
-    if place is None:
-        raise InputError(f"{found}; --base says where that base is now, or names another one to draw with all the same")
-    return [f"note: {found}"]
+    return load_recorded(run.record.base, run.folder, place, as_stored=dtype != "float32")
 
 
 def fitting_runs(base: Base, runs: Mapping[str, DreamBoothRun]) -> tuple[dict[str, DreamBoothRun], list[str]]:
@@ -73,7 +56,7 @@ def fitting_runs(base: Base, runs: Mapping[str, DreamBoothRun]) -> tuple[dict[st
     for name, run in runs.items():
         try:
             _check_layers(base, run)
-            load_lora(base, run)
+            load_lora(base, run.folder)
             fitting[name] = run
         except InputError as error:
             problems.append(f"{name}: {error}")
@@ -129,13 +112,3 @@ def check_files(run: DreamBoothRun) -> None:
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"{path} is no complete .safetensors file ({error}); copy it again") from None
     native_adapters(run)
-
-
-def load_lora(base: Base, run: DreamBoothRun) -> None:
-    """Load a run's adapter in the base's stock pipeline, as diffusers does. Raises InputError."""
-    path = run.folder / DIFFUSERS_NAME
-    try:
-        base.pipeline.load_lora_weights(str(run.folder), weight_name=DIFFUSERS_NAME)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"cannot load {path} in the base ({reason}); export it anew or make the run again") from None

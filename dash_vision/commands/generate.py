@@ -10,7 +10,6 @@ from typing import Any
 from ..files.errors import InputError
 from ..runs.settings import read_lines
 from .adapters import DTYPES
-from .recorded import load_recorded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,19 +54,17 @@ def _prompts(args: argparse.Namespace) -> list[str]:
 def _draw(args: argparse.Namespace, record: Any, prompts: Sequence[str]) -> None:
     import torch
 
+    from ..bases.recorded import check_recorded, load_lora, load_recorded
     from ..bases.sampling import Sampling, sample
-    from ..files.lora import DIFFUSERS_NAME
 
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     usual = DTYPES.get(record.mixed_precision, "float32") if device.type == "cuda" else "float32"
     dtype: torch.dtype = getattr(torch, args.dtype or usual)
-    base = load_recorded(record.base, args.base, as_stored=dtype != torch.float32)
+    base = load_recorded(record.base, args.run, args.base, as_stored=dtype != torch.float32)
+    for note in check_recorded(base, record.base, args.run, args.base):
+        print(note)
     base.denoiser.to(dtype)
-    try:
-        base.pipeline.load_lora_weights(str(args.run), weight_name=DIFFUSERS_NAME)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"cannot load {args.run / DIFFUSERS_NAME} in the base ({reason}); train it again") from None
+    load_lora(base, args.run)
     if args.scale != 1:
         base.pipeline.set_adapters(base.pipeline.get_active_adapters(), args.scale)
     asked = record.arguments

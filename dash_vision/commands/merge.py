@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from ..files.errors import InputError
 from . import adapters
-from .recorded import load_recorded
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +34,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _merge_pipeline(folder: Path, adapter: Path, out: Path, place: str | None) -> None:
+    from ..bases.recorded import check_recorded, load_recorded
     from ..files.atomic import new_folder
     from ..files.native import NATIVE_NAME
     from ..runs.record import RUN, DreamBoothRecord, read_record
@@ -44,7 +44,9 @@ def _merge_pipeline(folder: Path, adapter: Path, out: Path, place: str | None) -
         raise InputError(f"{folder / RUN} is of no DreamBooth run; give the output folder of one")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise InputError(f"{out} is there already; give a new folder for the merged pipeline")
-    base = load_recorded(record.base, place)
+    base = load_recorded(record.base, folder, place)
+    for note in check_recorded(base, record.base, folder, place):
+        print(note)
     merged = _put_in(base.components(), adapter if adapter.is_file() else adapter / NATIVE_NAME)
     with new_folder(out) as temporary:
         base.pipeline.save_pretrained(temporary)

@@ -8,10 +8,11 @@ from typing import Any
 
 from PIL import Image
 
+from dash_vision.bases.recorded import check_recorded, load_lora
 from dash_vision.files.errors import InputError
 from dash_vision.runs.versions import installed_versions
 
-from ..bases import check_identity, fitting_runs, load_base, load_lora
+from ..bases import fitting_runs, load_base
 from ..blocks import Block, Sampler
 from ..checks import check_block, check_prompts, check_sampling, read_inputs, sampler_notes
 from ..runs import DreamBoothRun
@@ -85,7 +86,7 @@ def _sample(
     first = next(iter(runs.values()))
     prompts = [prompt.replace("{}", first.subject) for prompt in block.prompts]
     base = load_base(first, sampler.base, sampler.dtype)
-    notes = check_identity(base, first, sampler.base)
+    notes = check_recorded(base, first.record.base, first.folder, sampler.base)
     runs, problems = fitting_runs(base, runs)
     move(base, usable_device(sampler.device), sampler.dtype)
     kept = next(iter(runs.values()))
@@ -98,7 +99,7 @@ def _sample(
     for name, run in methods.items():
         say(f"{first.subject}: {name}, {len(prompts)} pictures")
         if run is not None:
-            load_lora(base, run)
+            load_lora(base, run.folder)
         for number, prompt in enumerate(prompts):
             tiles[number] += generate(base, [prompt], sampler.seed, [number], side, settings)
         if run is not None:

@@ -13,12 +13,13 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from dash_vision.bases.loading import Base
+from dash_vision.bases.recorded import load_lora
 from dash_vision.files.atomic import replacing
 from dash_vision.files.errors import InputError
 from dash_vision.files.lora import DIFFUSERS_NAME
 from dash_vision.pictures.decode import Refused, read_picture
 
-from ..bases import load_lora, prompt_length
+from ..bases import prompt_length
 from ..blocks import Sampler
 from ..runs import DreamBoothRun, read_json
 from ..sampling import generate, sampler_settings
@@ -171,7 +172,7 @@ def draw_missing(
         if not missing:
             continue
         if job.run is not None:
-            load_lora(base, job.run)
+            load_lora(base, job.run.folder)
         with tqdm(total=len(missing), desc=job.name, disable=not bars) as bar:
             for start in range(0, len(missing), how.batch_size):
                 batch = missing[start : start + how.batch_size]

@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 
 from dash_vision.bases.loading import Base
+from dash_vision.bases.recorded import check_recorded
 from dash_vision.files.atomic import write_json, write_text
 from dash_vision.files.errors import InputError
 from dash_vision.miniature import MINIATURE
 from dash_vision.runs.versions import installed_versions
 
-from ..bases import check_identity, fitting_runs, load_base
+from ..bases import fitting_runs, load_base
 from ..blocks import Block
 from ..checks import check_block, check_prompts, check_sampling, check_whole, read_inputs, sampler_notes
 from ..intervals import interval_method
@@ -80,7 +81,7 @@ def _load(
     others."""
     first = next(iter(runs.values()))
     base = load_base(first, how.sampler.base, how.sampler.dtype)
-    notes += check_identity(base, first, how.sampler.base)
+    notes += check_recorded(base, first.record.base, first.folder, how.sampler.base)
     runs, unfit = fitting_runs(base, runs)
     problems += unfit
     return base, runs

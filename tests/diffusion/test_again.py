@@ -1,5 +1,6 @@
 """Whatever loads a run's base again loads it as the run had it: the model card, eval, `dash-vision generate`."""
 
+import json
 import os
 import shutil
 
@@ -78,7 +79,33 @@ def test_generate_says_where_the_base_is_another_one_now(run, bases, tmp_path, c
         text.replace('"model_max_length": 12', '"model_max_length": 9')
     )
     assert not main([*command, "--base", str(moved)])
-    assert "is not the base that the run was trained on: its tokenizer differs" in capsys.readouterr().out
+    assert f"is not the base that {run[0]} was trained on: its tokenizer differs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words", [("generate", "{run}", "--prompts", "a {}", "-o", "{out}"), ("merge", "{run}", "{out}")]
+)
+def test_a_base_that_changed_since_is_refused_unless_it_is_named(run, bases, tmp_path, capsys, words):
+    copy, moved = shutil.copytree(run[0], tmp_path / "run"), shutil.copytree(bases / "sd", tmp_path / "moved")
+    record = json.loads((copy / "run.json").read_text())
+    record["base"]["specification"]["name"] = str(moved)
+    (copy / "run.json").write_text(json.dumps(record))
+    config = moved / "tokenizer/tokenizer_config.json"
+    config.write_text(config.read_text().replace('"model_max_length": 12', '"model_max_length": 9'))
+    command = [word.replace("{run}", str(copy)).replace("{out}", str(tmp_path / "out")) for word in words]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert f"{moved} is not the base that {copy} was trained on: its tokenizer differs; --base says where" in said
+    assert not (tmp_path / "out").exists()
+    assert main([*command, "--base", str(moved)]) == 0
+    assert "note:" in capsys.readouterr().out
+
+
+def test_generate_says_that_the_adapters_file_is_cut_short(run, tmp_path, capsys):
+    copy = shutil.copytree(run[0], tmp_path / "run")
+    (copy / "pytorch_lora_weights.safetensors").write_bytes(b"0123456789")
+    assert main(["generate", str(copy), "--prompts", "a {}", "-o", str(tmp_path / "out")]) == 2
+    assert "pytorch_lora_weights.safetensors in the base" in capsys.readouterr().err
 
 
 def test_generate_in_half_precision_draws_nearly_the_same(run, tmp_path):

@@ -113,6 +113,23 @@ def test_class_pictures_are_of_one_base(bases, tmp_path, other_vae):
             prepare(settings(bases, tmp_path / part, **option, **prior))
 
 
+def test_class_pictures_of_other_settings_of_the_sampler_are_said_and_not_mixed(bases, tmp_path):
+    prior = {"with_prior_preservation": True, "class_data_dir": str(tmp_path / "class"), "max_train_steps": 5}
+    prepare(settings(bases, tmp_path / "out", num_class_images=2, **prior))
+    for options, words in (
+        ({"guidance_scale": 1.5}, "were generated with guidance_scale 7.5, this run has guidance_scale 1.5"),
+        ({"num_inference_steps": 3}, "were generated with num_inference_steps 2, this run has num_inference_steps 3"),
+    ):
+        lines = []
+        prepare(settings(bases, tmp_path / "kept", num_class_images=2, **options, **prior), lines)
+        assert any(words in line and "they are kept" in line for line in lines)
+        with pytest.raises(InputError, match=f"{words}; give another --class_data_dir"):
+            prepare(settings(bases, tmp_path / "mixed", num_class_images=3, **options, **prior))
+    lines = []
+    prepare(settings(bases, tmp_path / "same", num_class_images=2, **prior), lines)
+    assert not any("were generated with" in line for line in lines)
+
+
 def test_kept_latents_are_of_one_vae(bases, tmp_path, other_vae):
     cache = {"latent_cache_dir": str(tmp_path / "latents"), "num_crop_variants": 1}
     first = prepare(settings(bases, tmp_path / "out", **cache))
