@@ -83,13 +83,13 @@ def _check_layers(base: Base, run: DreamBoothRun) -> None:
 def compare_bases(first: DreamBoothRun, second: DreamBoothRun) -> str | None:
     """In what the bases of two runs differ, in words; None where they are the same, wherever they were loaded from.
 
-    The digests of their parts tell, and beside these how much of a prompt is read.
+    The digests of their parts tell, and beside these how prompts are read.
     """
     part = difference(first.record.base.identity, second.record.base.identity)
     if part is not None:
         return f"the {part} of {_named(first, part)} and that of {_named(second, part)}"
-    lengths = prompt_length(first), prompt_length(second)
-    return None if lengths[0] == lengths[1] else f"max_sequence_length {lengths[0]} and {lengths[1]}"
+    told, other = prompt_options(first), prompt_options(second)
+    return next((f"{name} {told[name]} and {other[name]}" for name in told if told[name] != other[name]), None)
 
 
 def _named(run: DreamBoothRun, part: str) -> str:
@@ -98,9 +98,9 @@ def _named(run: DreamBoothRun, part: str) -> str:
     return f"{run.base} with {other}" if other else run.base
 
 
-def prompt_length(run: DreamBoothRun) -> int | None:
-    """Tokens of a prompt that were read; None where the base decided."""
-    return run.record.base.specification.get("max_sequence_length")
+def prompt_options(run: DreamBoothRun) -> dict[str, int | None]:
+    """How prompts were told to the denoiser, by the settings' names; None where the base decided."""
+    return {name: run.record.base.specification.get(name) for name in ("max_sequence_length", "clip_skip")}
 
 
 def check_files(run: DreamBoothRun) -> None:

@@ -31,11 +31,12 @@ class PromptOptions:
     """What a run may choose about how prompts are told to the denoiser; None leaves it to the family.
 
     length: tokens of a prompt that are read. guidance: the scale that a guidance-distilled denoiser is told in
-    training.
+    training. clip_skip: last layers of CLIP that are left out, as diffusers' pipelines count them.
     """
 
     length: int | None = None
     guidance: float | None = None
+    clip_skip: int | None = None
 
 
 AS_THE_PIPELINE = PromptOptions()
@@ -198,10 +199,12 @@ class Family(Protocol):
     def tokenize(self, pipeline: Any, prompts: Sequence[str]) -> list[Tensor]:
         """What `encode_tokens` takes for each text encoder: whole numbers [N, ...]."""
 
-    def encode_tokens(self, encoders: Sequence[nn.Module], ids: Sequence[Tensor]) -> Conditions:
+    def encode_tokens(
+        self, encoders: Sequence[nn.Module], ids: Sequence[Tensor], options: PromptOptions = AS_THE_PIPELINE
+    ) -> Conditions:
         """Conditions of tokenized prompts, with gradients if the encoders have any."""
 
-    def text_target(self, name: str, encoder: Any) -> Target:
+    def text_target(self, name: str, encoder: Any, options: PromptOptions = AS_THE_PIPELINE) -> Target:
         """The layers of a text encoder to adapt: those that the conditions depend on."""
 
     # -- pictures

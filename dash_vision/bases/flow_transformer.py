@@ -153,6 +153,10 @@ class FlowTransformer(Family):
                 f"--max_sequence_length is {options.length}; {self.name} takes 1 to {self.longest} (by itself "
                 f"{self.usual_length})"
             )
+        if options.clip_skip is not None:
+            raise InputError(
+                f"--clip_skip is for Stable Diffusion 1.x, 2.x and SDXL, and this base is {self.name}; leave it out"
+            )
         if options.guidance is not None and not self.guided(pipeline):
             raise InputError(
                 f"--training_guidance_scale: {self.name} here is told no guidance (its transformer has no guidance "
@@ -199,11 +203,13 @@ class FlowTransformer(Family):
         """Refused: see trains_text_encoders."""
         raise InputError(self._no_text_training())
 
-    def encode_tokens(self, encoders: Sequence[nn.Module], ids: Sequence[Tensor]) -> Conditions:
+    def encode_tokens(
+        self, encoders: Sequence[nn.Module], ids: Sequence[Tensor], options: PromptOptions = AS_THE_PIPELINE
+    ) -> Conditions:
         """Refused: see trains_text_encoders."""
         raise InputError(self._no_text_training())
 
-    def text_target(self, name: str, encoder: Any) -> Target:
+    def text_target(self, name: str, encoder: Any, options: PromptOptions = AS_THE_PIPELINE) -> Target:
         """Refused: see trains_text_encoders."""
         raise InputError(self._no_text_training())
 

@@ -178,6 +178,7 @@ def load_base(
     vae_revision: str | None = None,
     zero_terminal_snr: bool = False,
     max_sequence_length: int | None = None,
+    clip_skip: int | None = None,
     *,
     waits: bool = False,
     as_stored: bool = False,
@@ -187,12 +188,12 @@ def load_base(
     revision, variant: of a hub id's files; variant: of a folder's too. vae, vae_revision: another VAE and its revision.
     single_file_config: hub id or folder with the configuration of a single file. prediction_type: what the base
     predicts, where its files do not say it. zero_terminal_snr: it was trained up to pure noise, and its files do not
-    say it. max_sequence_length: tokens of a prompt that are read, where there is a choice. waits: the networks of a
-    folder or hub id have no weights until `Base.load` reads them, so that they need not be in memory all at once.
-    as_stored: the denoiser keeps the half precision of its files, and the text encoders bfloat16, where these have one
-    dtype; else networks are in float32, as those of a single file are. Weights are read from safetensors only. Raises
-    InputError in plain words when there is no such base, it cannot be fetched, or is of a kind that this package does
-    not train.
+    say it. max_sequence_length: tokens of a prompt that are read, where there is a choice. clip_skip: last layers of
+    CLIP that are left out. waits: the networks of a folder or hub id have no weights until `Base.load` reads them, so
+    that they need not be in memory all at once. as_stored: the denoiser keeps the half precision of its files, and the
+    text encoders bfloat16, where these have one dtype; else networks are in float32, as those of a single file are.
+    Weights are read from safetensors only. Raises InputError in plain words when there is no such base, it cannot be
+    fetched, or is of a kind that this package does not train.
     """
     name = name or MINIATURE
     specification: dict[str, Any] = {
@@ -205,8 +206,9 @@ def load_base(
         "vae_revision": vae_revision,
         "zero_terminal_snr": zero_terminal_snr,
     }
-    if max_sequence_length is not None:
-        specification["max_sequence_length"] = max_sequence_length
+    # Only where they are given: not every family has them.
+    told = {"max_sequence_length": max_sequence_length, "clip_skip": clip_skip}
+    specification |= {key: value for key, value in told.items() if value is not None}
     single_file_config, vae = _expanded(single_file_config), _expanded(vae)
     path = pipeline_path() if name == MINIATURE else Path(name).expanduser()
     marks = Marks()
@@ -222,7 +224,7 @@ def load_base(
     _check_classes(name, family, pipeline)
     _set_process(family, pipeline, marks, prediction_type, zero_terminal_snr)
     family.check(name, pipeline)
-    options = PromptOptions(length=max_sequence_length)
+    options = PromptOptions(length=max_sequence_length, clip_skip=clip_skip)
     family.check_prompts(pipeline, options)
     base = Base(name, family, pipeline, family.suited(pipeline), specification, family.note(pipeline), options)
     base.waiting = waiting

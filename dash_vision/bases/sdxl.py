@@ -66,28 +66,32 @@ class StableDiffusionXL(StableDiffusion):
                 "does; give the base model"
             )
 
-    def _encode(self, pipeline: Any, prompt: str, device: torch.device) -> Conditions:
+    def skipped(self, options: PromptOptions) -> int:
+        """See StableDiffusion: the last layer's states are never read."""
+        return 1 + super().skipped(options)
+
+    def _encode(self, pipeline: Any, prompt: str, device: torch.device, options: PromptOptions) -> Conditions:
         """See StableDiffusion."""
-        states = pipeline.encode_prompt([prompt], device=device, do_classifier_free_guidance=False)
+        told = {"do_classifier_free_guidance": False, "clip_skip": options.clip_skip}
+        states = pipeline.encode_prompt([prompt], device=device, **told)
         return {"prompt_embeds": states[0], "text_embeds": states[2]}
 
-    def encode_tokens(self, encoders: Sequence[nn.Module], ids: Sequence[Tensor]) -> Conditions:
+    def encode_tokens(
+        self, encoders: Sequence[nn.Module], ids: Sequence[Tensor], options: PromptOptions = AS_THE_PIPELINE
+    ) -> Conditions:
         """See Family; "text_embeds" is the second encoder's projected state."""
         states = [encoder(i[:, 0], output_hidden_states=True) for encoder, i in zip(encoders, ids, strict=True)]
-        joined = torch.cat([state.hidden_states[-2] for state in states], dim=-1)
+        joined = torch.cat([state.hidden_states[-1 - self.skipped(options)] for state in states], dim=-1)
         return {"prompt_embeds": joined, "text_embeds": states[-1][0]}
 
-    def text_target(self, name: str, encoder: Any) -> Target:
-        """All but the first encoder's last layer, which the penultimate state does not pass: it would never get a
-        gradient, and DDP would wait for one."""
-        if name != "text_encoder":
-            return "clip-text"
-        used = "|".join(str(i) for i in range(int(encoder.config.num_hidden_layers) - 1))
-        return rf"(?:.*\.)?layers\.(?:{used})\.self_attn\.(?:q_proj|k_proj|v_proj|out_proj)"
+    def text_target(self, name: str, encoder: Any, options: PromptOptions = AS_THE_PIPELINE) -> Target:
+        """As of Stable Diffusion; of the second encoder all layers, which its pooled state passes."""
+        return "clip-text" if name != "text_encoder" else super().text_target(name, encoder, options)
 
     def sampler_inputs(
         self, pipeline: Any, prompts: Sequence[str], device: torch.device, options: PromptOptions = AS_THE_PIPELINE
     ) -> Conditions:
         """See Family."""
         names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-        return dict(zip(names, pipeline.encode_prompt(list(prompts), device=device), strict=True))
+        states = pipeline.encode_prompt(list(prompts), device=device, clip_skip=options.clip_skip)
+        return dict(zip(names, states, strict=True))

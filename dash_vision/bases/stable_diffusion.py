@@ -252,7 +252,7 @@ class StableDiffusion(Family):
     # -- prompts
 
     def check_prompts(self, pipeline: Any, options: PromptOptions) -> None:
-        """See Family: there is nothing to choose."""
+        """See Family: the layers of CLIP are all there is to choose."""
         if options.length is not None:
             raise InputError(
                 f"--max_sequence_length: {self.name} always reads {pipeline.tokenizer.model_max_length} tokens of a "
@@ -260,6 +260,17 @@ class StableDiffusion(Family):
             )
         if options.guidance is not None:
             raise InputError(f"--training_guidance_scale: {self.name} is told no guidance; leave it out")
+        layers = min(int(getattr(pipeline, part).config.num_hidden_layers) for part in self.text_encoders)
+        most = layers - 1 - self.skipped(AS_THE_PIPELINE)
+        if options.clip_skip is not None and options.clip_skip > most:
+            raise InputError(
+                f"--clip_skip is {options.clip_skip}; this base takes 0 to {most}, since its text encoder has {layers} "
+                "layers"
+            )
+
+    def skipped(self, options: PromptOptions) -> int:
+        """Last layers of the text encoders whose states are not read."""
+        return options.clip_skip or 0
 
     @torch.no_grad()
     def encode_prompts(
@@ -270,12 +281,16 @@ class StableDiffusion(Family):
         result = {}
         with placed(encoders, device):
             for prompt in dict.fromkeys(prompts):
-                conditions = self._encode(pipeline, prompt, device)
+                conditions = self._encode(pipeline, prompt, device, options)
                 result[prompt] = {key: value.float().cpu() for key, value in conditions.items()}
         return result
 
-    def _encode(self, pipeline: Any, prompt: str, device: torch.device) -> Conditions:
-        """The pipeline's own encoding of a prompt."""
+    def _encode(self, pipeline: Any, prompt: str, device: torch.device, options: PromptOptions) -> Conditions:
+        """The pipeline's own encoding of a prompt. With layers of CLIP left out it would ask the text encoder for a
+        part that transformers 5 does not have."""
+        if self.skipped(options):
+            ids = [i.to(device) for i in self.tokenize(pipeline, [prompt])]
+            return self.encode_tokens([pipeline.text_encoder], ids, options)
         return {"prompt_embeds": pipeline.encode_prompt([prompt], device, 1, False)[0]}
 
     def left_out(self, pipeline: Any, prompt: str, options: PromptOptions = AS_THE_PIPELINE) -> str:
@@ -308,13 +323,20 @@ class StableDiffusion(Family):
         masked = encoder == "text_encoder" and getattr(pipeline.text_encoder.config, "use_attention_mask", False)
         return torch.stack([tokens.input_ids, tokens.attention_mask] if masked else [tokens.input_ids], 1)
 
-    def encode_tokens(self, encoders: Sequence[nn.Module], ids: Sequence[Tensor]) -> Conditions:
+    def encode_tokens(
+        self, encoders: Sequence[nn.Module], ids: Sequence[Tensor], options: PromptOptions = AS_THE_PIPELINE
+    ) -> Conditions:
         """See Family."""
-        return {"prompt_embeds": encoders[0](*ids[0].unbind(1))[0]}
+        (encoder,), skipped = encoders, self.skipped(options)
+        if not skipped:
+            return {"prompt_embeds": encoder(*ids[0].unbind(1))[0]}
+        states = encoder(*ids[0].unbind(1), output_hidden_states=True).hidden_states
+        inner: Any = getattr(encoder, "module", encoder)  # of DistributedDataParallel
+        return {"prompt_embeds": getattr(inner, "text_model", inner).final_layer_norm(states[-1 - skipped])}
 
-    def text_target(self, name: str, encoder: Any) -> Target:
-        """See Family."""
-        return "clip-text"
+    def text_target(self, name: str, encoder: Any, options: PromptOptions = AS_THE_PIPELINE) -> Target:
+        """All but the last layers, which are left out: they would never get a gradient, and DDP would wait for one."""
+        return first_layers(int(encoder.config.num_hidden_layers) - self.skipped(options), encoder)
 
     # -- pictures
 
@@ -339,6 +361,9 @@ class StableDiffusion(Family):
     ) -> Conditions:
         """See Family."""
         with_prompt, without = pipeline.encode_prompt(list(prompts), device, 1, True)
+        if self.skipped(options):  # of prompts alone, as in the pipeline
+            encoded = [self._encode(pipeline, prompt, device, options)["prompt_embeds"] for prompt in prompts]
+            with_prompt = torch.cat(encoded).to(with_prompt.dtype)
         return {"prompt_embeds": with_prompt, "negative_prompt_embeds": without}
 
     def sample(
@@ -355,3 +380,11 @@ class StableDiffusion(Family):
             generator=generator,
             output_type="latent",
         ).images
+
+
+def first_layers(count: int, encoder: Any) -> Target:
+    """DashConfig's target for the attention of the first `count` layers of a CLIP text encoder."""
+    if count == int(encoder.config.num_hidden_layers):
+        return "clip-text"
+    numbers = "|".join(map(str, range(count)))
+    return rf"(?:.*\.)?layers\.(?:{numbers})\.self_attn\.(?:q_proj|k_proj|v_proj|out_proj)"

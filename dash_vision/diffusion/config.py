@@ -150,6 +150,13 @@ class TrainArgs:
     max_sequence_length: int | None = option(
         None, TRAIN, "tokens of a prompt that a flow-matching base reads", shown_default="the pipeline's own"
     )
+    clip_skip: int | None = option(
+        None,
+        TRAIN,
+        "last layers of CLIP that are left out, counted as diffusers' pipelines do: 1 reads the layer before the last "
+        "one, which kohya and A1111 call 2 (of SDXL they leave it as it is)",
+        shown_default="the pipeline's own layer",
+    )
     training_guidance_scale: float | None = option(
         None,
         TRAIN,
@@ -335,6 +342,7 @@ class DreamBoothConfig(
         at_least(self, 1, "repeats", "max_token_length")
         at_least(self, 0, "lr_warmup_steps", "checkpointing_steps", "validation_steps", "seed", "save_lora_every")
         at_least(self, 1, "max_sequence_length")
+        at_least(self, 0, "clip_skip")
         at_least(self, 0, "text_encoder_lr", "prior_loss_weight", "lr_power", "guidance_scale", "noise_offset")
         at_least(self, 0, "training_guidance_scale")
         at_least(self, -100, "logit_mean", "mode_scale")
@@ -405,6 +413,12 @@ class DreamBoothConfig(
         ):
             if idle and getattr(self, name) != usual:
                 self.notes.append(f"--{name} makes no difference, since it {why}")
+        self.clip_skip = self.clip_skip or None  # none left out is the pipeline's own way
+        if self.clip_skip is not None:
+            self.notes.append(
+                f"--clip_skip {self.clip_skip} counts as diffusers' pipelines do; kohya and A1111 call it "
+                f"{self.clip_skip + 1}"
+            )
         if self.learning_rate == 0:
             self.notes.append("--learning_rate 0 trains nothing, or nothing but what has a rate of its own")
         if self.max_train_steps is not None and self.num_train_epochs is not None:

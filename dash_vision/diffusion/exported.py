@@ -54,7 +54,10 @@ def load_other(job: DreamBoothJob, name: str) -> Base:
     """The base of --sample_with, which has loaded the file of the run's folder. Raises InputError where it does not
     fit."""
     half = job.runtime.dtype != torch.float32
-    other = load_base(name, max_sequence_length=job.plan.settings.max_sequence_length, as_stored=half)
+    settings = job.plan.settings
+    other = load_base(
+        name, max_sequence_length=settings.max_sequence_length, clip_skip=settings.clip_skip, as_stored=half
+    )
     for network in (job.base.denoiser, *job.base.text_encoders()):
         network.to("cpu")  # the device's memory is for the one that draws
     try:
@@ -119,7 +122,8 @@ def _answer(job: DreamBoothJob, base: Base) -> Tensor:
     family, entry = base.family, job.material.conditions[example.prompt]
     with job.runtime.autocast():
         if job.plan.settings.train_text_encoder:
-            entry = join_chunks(family.encode_tokens(base.text_encoders(), entry), job.plan.chunks)
+            tokens = family.encode_tokens(base.text_encoders(), entry, base.prompt_options)
+            entry = join_chunks(tokens, job.plan.chunks)
         pictures = {k: v.to(device) for k, v in family.picture_conditions([view.info], view.size).items()}
         noisy = job.process.noisy(latents, noise[None].to(device), times)
         return family.denoise(base.denoiser, noisy, times, family.join([entry]) | pictures).float()

@@ -122,7 +122,7 @@ class DreamBoothJob:
             return family.join(entries) | pictures
         encoders = [self.networks[name] for name in family.text_encoders]
         ids = [torch.cat([entry[i] for entry in entries]) for i in range(len(encoders))]
-        return join_chunks(family.encode_tokens(encoders, ids), self.plan.chunks) | pictures
+        return join_chunks(family.encode_tokens(encoders, ids, self.base.prompt_options), self.plan.chunks) | pictures
 
     # -- progress
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..bases.devices import placed
-from ..bases.family import Conditions, Family
+from ..bases.family import AS_THE_PIPELINE, Conditions, Family, PromptOptions
 from ..files.errors import InputError
 
 _STATES = "prompt_embeds"  # what the denoiser attends to; the other conditions of a prompt are pooled
@@ -52,7 +52,12 @@ def left_out(family: Family, pipeline: Any, prompt: str, chunks: int) -> str:
 
 @torch.no_grad()
 def encode_chunks(
-    family: Family, pipeline: Any, prompts: Sequence[str], chunks: int, device: torch.device
+    family: Family,
+    pipeline: Any,
+    prompts: Sequence[str],
+    chunks: int,
+    device: torch.device,
+    options: PromptOptions = AS_THE_PIPELINE,
 ) -> dict[str, Conditions]:
     """Prompt -> its conditions (a batch of 1, float32, on the CPU). Encoders are on `device` only for it."""
     encoders = [getattr(pipeline, name) for name in family.text_encoders]
@@ -60,7 +65,7 @@ def encode_chunks(
     with placed(encoders, device):
         for prompt in dict.fromkeys(prompts):
             ids = [i.to(device) for i in tokenize_chunks(family, pipeline, prompt, chunks)]
-            conditions = join_chunks(family.encode_tokens(encoders, ids), chunks)
+            conditions = join_chunks(family.encode_tokens(encoders, ids, options), chunks)
             result[prompt] = {key: value.float().cpu() for key, value in conditions.items()}
     return result
 

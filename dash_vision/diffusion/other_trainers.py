@@ -132,7 +132,6 @@ _KOHYA = {
     "caption_suffix": Foreign(_CAPTIONS),
     "caption_tag_dropout_rate": _unless("0|0.0", f"no tag is dropped here; {_CAPTIONS}"),
     "clip_l": Foreign("the text encoders are those of the base"),
-    "clip_skip": _unless("1", "the layer that the base's pipeline reads is read; for another, change the base's files"),
     "color_aug": Foreign("colours are not changed; --random_flip and random crops are what is done"),
     "conditioning_data_dir": Foreign(_EDIT),
     "config_file": _here("--config", ", a YAML or JSON file of the settings that --help lists"),

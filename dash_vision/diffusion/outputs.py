@@ -166,6 +166,7 @@ def _rows(record: DreamBoothRecord) -> dict[str, str]:
         "method": f"{METHODS[record.method]}, rank {a['rank']}" + (f", k = {a['dash_k']}" if a["dash_k"] else ""),
         "instance prompt": record.instance_prompt,
         "steps": f"{record.steps}" + (f", dash launched after {record.launch.step}" if record.launch else ""),
+        **({"clip skip": f"{a['clip_skip']} (A1111: {a['clip_skip'] + 1})"} if a["clip_skip"] else {}),
         "learning rate": f"{a['learning_rate']:g} ({a['lr_scheduler']})",
         "batch": batch,
         "resolution": f"{a['resolution']}",
@@ -183,12 +184,22 @@ def _dash_words(k: int) -> str:
 def _snippet(record: DreamBoothRecord, loading: Sequence[str]) -> str:
     prompt, how = record.validation_prompts[-1], record.arguments
     settings = f"num_inference_steps={how['num_inference_steps']}, guidance_scale={how['guidance_scale']:g}"
+    if how["clip_skip"]:
+        settings += f", clip_skip={how['clip_skip']}"
     lines = [
         *loading,
         f"pipe.load_lora_weights('.', weight_name='{DIFFUSERS_NAME}')",
+        *(_CLIP_SKIP if how["clip_skip"] else ()),
         f"pipe({prompt!r}, {settings}).images[0].save('out.png')",
     ]
     return "\n".join(lines)
+
+
+# diffusers asks CLIP for a part of that name, which it has no longer since transformers 5; it is the model itself now.
+_CLIP_SKIP = (
+    "if not hasattr(pipe.text_encoder, 'text_model'):  # clip_skip asks for it, and transformers 5 has none",
+    "    vars(pipe.text_encoder)['text_model'] = pipe.text_encoder",
+)
 
 
 def _cell(text: str) -> str:

@@ -27,7 +27,8 @@ from .plan import Plan
 
 GENERATED = "generated"
 RECORD_NAME = "made_for.json"
-_SAMPLER = ("num_inference_steps", "guidance_scale")  # of the plan; other values make other pictures of the class
+# Settings of which other values make other pictures of the class.
+_SAMPLER = ("num_inference_steps", "guidance_scale", "max_sequence_length", "clip_skip")
 _FIRST_NOISE = 1_000_000  # the numbers below are those of samples.png
 
 
@@ -54,7 +55,7 @@ def class_images(base: Base, plan: Plan, runtime: Runtime, say: Callable[[str], 
         "resolution": plan.resolution,
         "base": base.name,
         "identity": base.identity(),
-        "sampler": {name: getattr(plan, name) for name in _SAMPLER},
+        "sampler": {name: value for name, value in plan.arguments().items() if name in _SAMPLER},
     }
     missing = [number for number, file in enumerate(files) if not file.is_file()]
     if files:
@@ -125,8 +126,12 @@ def _drawn_otherwise(was: dict[str, Any], now: dict[str, Any]) -> str | None:
     different = [name for name in _SAMPLER if was[name] != now[name]]
     if not different:
         return None
-    then, here = (", ".join(f"{name} {values[name]:g}" for name in different) for values in (was, now))
+    then, here = (", ".join(f"{name} {_said(values[name])}" for name in different) for values in (was, now))
     return f"were generated with {then}, this run has {here}"
+
+
+def _said(value: float | None) -> str:
+    return "none" if value is None else f"{value:g}"
 
 
 def _generate(base: Base, plan: Plan, folder: Path, numbers: Sequence[int], runtime: Runtime) -> None:

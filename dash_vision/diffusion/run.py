@@ -143,7 +143,9 @@ def _write_adapters(job: DreamBoothJob, states: dict[str, AdapterState], folder:
     plan, family = job.plan, job.base.family
     notes = {"base": job.base.name, "family": family.name, "prompt": plan.prompts.instance, "step": job.training.step}
     subject = plan.prompts.subject or plan.prompts.instance
-    about = replace(family.about(job.base.pipeline), resolution=plan.resolution, trigger=subject)
+    clip_skip = plan.settings.clip_skip or 0
+    about = family.about(job.base.pipeline)
+    about = replace(about, resolution=plan.resolution, trigger=subject, clip_skip=clip_skip)
     notices = write_adapters(states, folder, notes, family.layouts, about)
     for notice in notices if folder == plan.output else ():
         job.say(f"note: {notice}")

@@ -124,6 +124,8 @@ def _check_split(settings: DreamBoothConfig, runtime: Runtime) -> None:
         return
     if settings.compile:
         raise InputError("--compile does not go with FSDP, which hooks into the blocks; leave one of them out")
+    if settings.clip_skip and settings.train_text_encoder:
+        raise InputError("--clip_skip and --train_text_encoder together do not go with FSDP; leave one of them out")
     if settings.optimizer != "adamw" or settings.use_8bit_adam:
         wanted = "--use_8bit_adam" if settings.use_8bit_adam else f"--optimizer {settings.optimizer}"
         raise InputError(f"FSDP splits the optimizer's numbers too, which {wanted} does not take; leave it out")
@@ -172,6 +174,7 @@ def _load(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> Base:
             settings.vae_revision,
             zero_terminal_snr=settings.zero_terminal_snr,
             max_sequence_length=settings.max_sequence_length,
+            clip_skip=settings.clip_skip,
             waits=True,
             as_stored=runtime.dtype != torch.float32,
         )
@@ -278,7 +281,7 @@ def _encode_prompts(plan: Plan, base: Base, prompts: list[str], runtime: Runtime
         ids = family.tokenize(pipeline, prompts)
         return {p: [i[n : n + 1].to(device) for i in ids] for n, p in enumerate(prompts)}
     if plan.chunks > 1:
-        encoded = encode_chunks(family, pipeline, prompts, plan.chunks, device)
+        encoded = encode_chunks(family, pipeline, prompts, plan.chunks, device, base.prompt_options)
     else:
         encoded = family.encode_prompts(pipeline, prompts, device, base.prompt_options)
     return {prompt: moved(conditions, device) for prompt, conditions in encoded.items()}
@@ -300,7 +303,7 @@ def _targets(plan: Plan, base: Base) -> dict[str, Target]:
     targets = {base.family.denoiser: plan.target}
     if plan.settings.train_text_encoder:
         for name, encoder in zip(base.family.text_encoders, base.text_encoders(), strict=True):
-            targets[name] = base.family.text_target(name, encoder)
+            targets[name] = base.family.text_target(name, encoder, base.prompt_options)
     return targets
 
 

@@ -23,6 +23,7 @@ class About:
     base_version: sd-scripts' ss_base_model_version, by which A1111 and Forge tell SDXL. v2: whether it is Stable
     Diffusion 2. architecture, implementation: ModelSpec's. prediction: "epsilon", "v" or "" where there is none.
     resolution: pixels along a side; 0 where unknown. title: of the adapter. trigger: words that call it up.
+    clip_skip: last layers of CLIP that are left out.
     """
 
     base_version: str
@@ -33,6 +34,7 @@ class About:
     resolution: int = 0
     title: str = ""
     trigger: str = ""
+    clip_skip: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; About(**values) is its inverse."""
@@ -60,6 +62,8 @@ class About:
             found["modelspec.resolution"] = f"{self.resolution}x{self.resolution}"
         if self.prediction:
             found["modelspec.prediction_type"] = self.prediction
+        if self.clip_skip:
+            found["ss_clip_skip"] = str(self.clip_skip + 1)  # sd-scripts counts the last layer as 1
         if self.trigger:
             found["modelspec.trigger_phrase"] = self.trigger
         return found

@@ -19,7 +19,7 @@ from dash_vision.files.errors import InputError
 from dash_vision.files.lora import DIFFUSERS_NAME
 from dash_vision.pictures.decode import Refused, read_picture
 
-from ..bases import prompt_length
+from ..bases import prompt_options
 from ..blocks import Sampler
 from ..runs import DreamBoothRun, read_json
 from ..sampling import generate, sampler_settings
@@ -93,7 +93,7 @@ def make_plan(
         "dtype": how.sampler.dtype,
     }
     jobs = _jobs(runs, asked, output)
-    drawn_by = {"base": dict(base), "max_sequence_length": prompt_length(first)}
+    drawn_by = {"base": dict(base), **prompt_options(first)}
     records = [_claim(job, settings | drawn_by) for job in jobs]
     return Plan(settings, jobs, records, [_missing(job, how.images_per_prompt) for job in jobs])
 
