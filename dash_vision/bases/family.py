@@ -140,6 +140,10 @@ class Family(Protocol):
             f"--zero_terminal_snr is of bases that predict v; {self.name} has no such choice: leave it out"
         )
 
+    def serve_zero_terminal_snr(self, name: str, pipeline: Any) -> None:
+        """See to it that samples are drawn up to pure noise where the base's files say that it was trained so. name: of
+        the base. Raises InputError for files that contradict themselves."""
+
     # -- sizes
 
     def resolution(self, pipeline: Any) -> int:

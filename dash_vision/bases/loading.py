@@ -69,7 +69,8 @@ class Base:
     name: as the user gave it, or MINIATURE. defaults: of settings. specification: the arguments of load_base that load
     it again from anywhere on this machine. note: what a user of it should know. prompt_options: how prompts are told to
     the denoiser, in training and when pictures are drawn. inputs: what the sampler is told, by prompts that are encoded
-    already. waiting: what loads each network that has no weights yet, by its name in the pipeline.
+    already. waiting: what loads each network that has no weights yet, by its name in the pipeline. sampler: class of
+    the base's own one, which the pipeline has unless it cannot draw as the base was trained.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Base:
     prompt_options: PromptOptions = AS_THE_PIPELINE
     inputs: dict[str, Conditions] = field(default_factory=dict, repr=False)
     waiting: dict[str, Callable[[], nn.Module]] = field(default_factory=dict, repr=False)
+    sampler: str = ""
     _digests: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -222,12 +224,17 @@ def load_base(
         pipeline.register_modules(vae=_load_vae(pipeline.vae, vae, vae_revision))
         waiting.pop("vae", None)
     _check_classes(name, family, pipeline)
+    sampler = type(pipeline.scheduler).__name__
     _set_process(family, pipeline, marks, prediction_type, zero_terminal_snr)
+    family.serve_zero_terminal_snr(name, pipeline)
     family.check(name, pipeline)
     options = PromptOptions(length=max_sequence_length, clip_skip=clip_skip)
     family.check_prompts(pipeline, options)
     base = Base(name, family, pipeline, family.suited(pipeline), specification, family.note(pipeline), options)
-    base.waiting = waiting
+    base.waiting, base.sampler = waiting, sampler
+    drawn_by = type(pipeline.scheduler).__name__
+    if drawn_by != sampler:
+        base.note = base.note or f"its {sampler} cannot draw up to pure noise, so samples are drawn by {drawn_by}"
     if base.embedded:
         base.defaults, base.note = DEFAULTS, NOTE
     for network in base.components().values():

@@ -72,13 +72,15 @@ def _is_file(name: str) -> bool:
 
 
 def _changed_scheduler(base: Base) -> dict[str, Any]:
-    """Settings of the sampler that the base's own files do not have: from flags, or from marks of a single file."""
+    """Settings of the sampler that the base's own files do not have: from flags, from marks of a single file,
+    or because their own sampler cannot draw as the base was trained."""
     if "prediction_type" not in base.pipeline.scheduler.config:
         return {}
-    said, config = base.specification, base.pipeline.scheduler.config
+    said, scheduler = base.specification, base.pipeline.scheduler
+    config, other = scheduler.config, type(scheduler).__name__ != base.sampler
     options: dict[str, Any] = {}
     if said["prediction_type"] or _is_file(said["name"]):
         options["prediction_type"] = config.prediction_type
-    if config.get("rescale_betas_zero_snr") and (said["zero_terminal_snr"] or _is_file(said["name"])):
+    if config.get("rescale_betas_zero_snr") and (said["zero_terminal_snr"] or _is_file(said["name"]) or other):
         options |= {"rescale_betas_zero_snr": True, "timestep_spacing": config.timestep_spacing}
     return options

@@ -209,11 +209,23 @@ class StableDiffusion(Family):
                 "--zero_terminal_snr is of bases that predict v, since pure noise says nothing about noise; add "
                 "--prediction_type v_prediction, or leave it out"
             )
-        takes = "rescale_betas_zero_snr" in inspect.signature(type(scheduler).__init__).parameters
-        kind = type(scheduler) if takes else EulerDiscreteScheduler
+        kind = type(scheduler) if _takes_zero_snr(scheduler) else EulerDiscreteScheduler
         pipeline.scheduler = kind.from_config(
             scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing"
         )
+
+    def serve_zero_terminal_snr(self, name: str, pipeline: Any) -> None:
+        """See Family: PNDM and others read nothing of it in their configuration, and would begin below pure noise."""
+        scheduler = pipeline.scheduler
+        if not scheduler.config.get("rescale_betas_zero_snr") or _takes_zero_snr(scheduler):
+            return
+        if scheduler.config.prediction_type != "v_prediction":
+            raise InputError(
+                f"the base {name} is marked as trained up to pure noise (rescale_betas_zero_snr) and as predicting "
+                f"{scheduler.config.prediction_type}, which pure noise says nothing about; add --prediction_type "
+                "v_prediction, or take the mark out of its scheduler_config.json"
+            )
+        self.set_zero_terminal_snr(pipeline)
 
     # -- sizes
 
@@ -336,7 +348,7 @@ class StableDiffusion(Family):
 
     def text_target(self, name: str, encoder: Any, options: PromptOptions = AS_THE_PIPELINE) -> Target:
         """All but the last layers, which are left out: they would never get a gradient, and DDP would wait for one."""
-        return first_layers(int(encoder.config.num_hidden_layers) - self.skipped(options), encoder)
+        return _first_layers(int(encoder.config.num_hidden_layers) - self.skipped(options), encoder)
 
     # -- pictures
 
@@ -382,7 +394,12 @@ class StableDiffusion(Family):
         ).images
 
 
-def first_layers(count: int, encoder: Any) -> Target:
+def _takes_zero_snr(scheduler: Any) -> bool:
+    """Whether a sampler has a setting for a terminal signal-to-noise ratio of zero."""
+    return "rescale_betas_zero_snr" in inspect.signature(type(scheduler).__init__).parameters
+
+
+def _first_layers(count: int, encoder: Any) -> Target:
     """DashConfig's target for the attention of the first `count` layers of a CLIP text encoder."""
     if count == int(encoder.config.num_hidden_layers):
         return "clip-text"

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from dash_vision.bases.loading import load_base
 from dash_vision.bases.noise import denoising_loss
+from dash_vision.bases.snippet import loading_lines
 from dash_vision.files.errors import InputError
 from tests.support.single_file import save_single_file
 
@@ -124,6 +125,35 @@ def test_the_sampler_of_a_zero_terminal_snr_begins_at_pure_noise(bases, tmp_path
     assert loaded.pipeline.scheduler.timesteps.tolist() == [999, 749, 499, 249]
     assert loaded.specification["zero_terminal_snr"]
     assert load_base(**loaded.specification).identity() == loaded.identity()
+
+
+def marked(bases, folder, sampler, prediction):
+    """The base `sd` with another sampler, whose files say themselves that it was trained up to pure noise."""
+    base = shutil.copytree(bases / "sd", folder)
+    for file in (base / "model_index.json", base / "scheduler/scheduler_config.json"):
+        file.write_text(file.read_text().replace("DDIMScheduler", sampler))
+    config = json.loads(file.read_text()) | {"rescale_betas_zero_snr": True, "prediction_type": prediction}
+    file.write_text(json.dumps(config))
+    return str(base)
+
+
+@pytest.mark.parametrize("sampler", ["PNDMScheduler", "HeunDiscreteScheduler", "DEISMultistepScheduler"])
+def test_a_sampler_that_ignores_the_bases_own_mark_is_replaced_and_the_card_says_so(bases, tmp_path, sampler):
+    loaded, scope = load_base(marked(bases, tmp_path / "base", sampler, "v_prediction")), {}
+    assert said(loaded) == ("v_prediction", True, "trailing")
+    assert loaded.note == f"its {sampler} cannot draw up to pure noise, so samples are drawn by EulerDiscreteScheduler"
+    exec(compile("\n".join(loading_lines(loaded)), "card", "exec"), scope)
+    drawn_by = scope["pipe"].scheduler
+    assert type(drawn_by) is EulerDiscreteScheduler
+    assert torch.equal(drawn_by.alphas_cumprod, loaded.pipeline.scheduler.alphas_cumprod)
+    assert loaded.noise().alphas_cumprod[-1] == 0
+    drawn_by.set_timesteps(4)
+    assert drawn_by.timesteps.tolist() == [999, 749, 499, 249]
+
+
+def test_pure_noise_and_epsilon_contradict_each_other(bases, tmp_path):
+    with pytest.raises(InputError, match="which pure noise says nothing about; add --prediction_type v_prediction"):
+        load_base(marked(bases, tmp_path / "base", "PNDMScheduler", "epsilon"))
 
 
 def test_a_zero_terminal_snr_is_of_bases_that_predict_v(bases):
