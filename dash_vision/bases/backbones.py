@@ -6,7 +6,7 @@ import difflib
 import logging
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -37,12 +37,22 @@ _LARGEST = 4096  # pixels; above it the positions alone would fill the memory
 _BEYOND_TRUNK = ("head", "fc.", "pre_logits", "mask_token", "decoder", "norm.", "fc_norm.")
 
 
+# How a model sums its tokens up, as timm calls it, by the last layer that this takes: and in words.
+_POOLED_BY = {
+    "attn_pool.": ("map", "attention"),
+    "fc_norm.": ("avg", "the mean of all tokens"),
+    "norm.": ("token", "the class token"),
+}
+POOLS = tuple(pool for pool, _ in _POOLED_BY.values())
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A base model before any weight is loaded: what its input looks like and where its weights come from.
 
     mean and std are of RGB in 0..1. checkpoint: a local file of weights; random: leave it untrained; revision: of the
-    weights on the hub. source: what mean and std were read from.
+    weights on the hub. source: what mean and std were read from. global_pool: one of POOLS, where it is not the model's
+    own.
     """
 
     name: str
@@ -53,6 +63,7 @@ class Backbone:
     random: bool = False
     revision: str | None = None
     source: str = ""
+    global_pool: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; Backbone.from_dict is its inverse."""
@@ -73,6 +84,8 @@ class Backbone:
         texts = (found.checkpoint, found.revision, found.source)
         if type(found.image_size) is not int or not all(isinstance(text, str | None) for text in texts):
             raise InputError("its image size, checkpoint or revision is of the wrong kind")
+        if found.global_pool not in (None, *POOLS):
+            raise InputError(f"it sums tokens up by {found.global_pool!r}, which is none of {', '.join(POOLS)}")
         if found.name != MINIATURE:
             _check_name(found.name)
         if found.checkpoint:
@@ -87,6 +100,7 @@ def describe(
     checkpoint: str | None = None,
     random: bool = False,
     revision: str | None = None,
+    global_pool: str | None = None,
 ) -> Backbone:
     """The Backbone called `name`; loads nothing.
 
@@ -106,10 +120,13 @@ def describe(
         native, hub = found.size or info.input_size[-1], info.hf_hub_id
     if revision and not hub:
         raise InputError(f"--revision is of weights from the hub, and those of {name} are not from there; leave it out")
+    if global_pool and name == MINIATURE:
+        raise InputError(f"--global_pool is for timm's models; {MINIATURE} reads its class token: leave it out")
     if normalization != "checkpoint":
         source = f"--normalization {normalization}"
         found = _Normalization(_MEANS[normalization], _STDS[normalization], source)
-    return Backbone(name, image_size or native, found.mean, found.std, checkpoint, random, revision, found.source)
+    size = image_size or native
+    return Backbone(name, size, found.mean, found.std, checkpoint, random, revision, found.source, global_pool)
 
 
 def _present(name: str) -> tuple[str, Any]:
@@ -286,6 +303,8 @@ def _timm(backbone: Backbone, classes: int, drop_path: float) -> nn.Module:
     options: dict[str, Any] = {"num_classes": classes, "drop_path_rate": drop_path or None}
     if native != backbone.image_size:
         options["img_size"] = backbone.image_size
+    if backbone.global_pool:
+        options["global_pool"] = backbone.global_pool
     fetch = not (backbone.random or backbone.checkpoint)
     if backbone.revision and info:
         options["pretrained_cfg_overlay"] = {"hf_hub_id": f"{info.hf_hub_id}@{backbone.revision}"}
@@ -314,6 +333,9 @@ def _no_model(backbone: Backbone, error: Exception, fetch: bool, options: dict[s
     if general:
         return f"cannot build {name}: {general}"
     hub = reasons.of_hub(error)
+    if backbone.global_pool and "state_dict" in str(error):
+        pool = f"--global_pool {backbone.global_pool}"
+        return f"the published weights of {name} are not of a model with {pool}; leave it out"
     if isinstance(error, TypeError | AssertionError) or not fetch:
         return (
             f"{name} cannot be built with {', '.join(k for k in options if options[k] is not None)} "
@@ -353,9 +375,30 @@ def _load_safetensors(model: nn.Module, path: Path) -> None:
     strange = [key for key in outcome.unexpected_keys if not key.startswith(_BEYOND_TRUNK)]
     if missing or strange:
         raise InputError(
-            f"{path} holds no weights of this model: {len(missing)} tensors are missing in it "
+            _pooled_otherwise(path, model, state, [*missing, *strange])
+            or f"{path} holds no weights of this model: {len(missing)} tensors are missing in it "
             f"({', '.join(missing[:2])}), {len(strange)} are unknown ({', '.join(strange[:2])}); check --model"
         )
+
+
+def _pooled_otherwise(path: Path, model: nn.Module, state: dict[str, Tensor], different: list[str]) -> str | None:
+    """What to say of a file whose model sums its tokens up in another way than this one; None where that is not all
+    that differs."""
+    if not all(key.startswith(tuple(_POOLED_BY)) for key in different):
+        return None
+    file, here = _pooling(state), _pooling(model.state_dict())
+    if file is None or here is None or file == here:
+        return None
+    (pool, read), (_, reads) = _POOLED_BY[file], _POOLED_BY[here]
+    return (
+        f"the classifier of {path} reads {read} (its last layer is {file[:-1]}), this model's {reads} ({here[:-1]}); "
+        f"give --global_pool {pool}, or the --model that the file is of"
+    )
+
+
+def _pooling(state: Iterable[str]) -> str | None:
+    """The beginning of the names of the last layer before the classifier; None for one that is not known."""
+    return next((start for start in _POOLED_BY if any(key.startswith(start) for key in state)), None)
 
 
 def weights_digest(backbone: Backbone) -> str:

@@ -33,6 +33,7 @@ from .other_trainers import FOREIGN
 
 METHODS = ("dash", "lora", "linear", "full", "bitfit")
 OURS = ("dash", "lora")  # with a native adapter
+POOLS = ("token", "avg", "map")
 NORMALIZATIONS = ("checkpoint", "imagenet", "half", "none")
 RULES = ("best_val", "last")
 DEFAULT_MODEL = "vit_base_patch16_224.augreg_in21k"
@@ -100,6 +101,13 @@ class TaskArgs:
         None, BASE, "hub revision (branch, tag or commit) of --model's weights", shown_default="the newest"
     )
     random_weights: bool = option(False, BASE, "leave the base untrained: for tests of speed and plumbing only")
+    global_pool: str | None = option(
+        None,
+        BASE,
+        "what the classifier reads, as timm calls it: the class token, the mean of all tokens (avg), or attention (map)",
+        choices=POOLS,
+        shown_default="the model's own",
+    )
     image_size: int | None = option(None, BASE, "side of the model's input in pixels", shown_default="the model's own")
     normalization: str = option(
         "checkpoint",

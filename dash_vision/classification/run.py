@@ -68,7 +68,7 @@ def directions_folder(run: Run) -> Path | None:
 def backbone_of(run: Run) -> Backbone:
     """The run's base, not loaded. Raises InputError as `describe`."""
     s = run.settings
-    return describe(run.model, s.image_size, s.normalization, s.checkpoint, s.random_weights, s.revision)
+    return describe(run.model, s.image_size, s.normalization, s.checkpoint, s.random_weights, s.revision, s.global_pool)
 
 
 def open_data(run: Run) -> TaskData:

@@ -196,6 +196,42 @@ def test_position_embeddings_of_another_size_are_resampled(tmp_path):
     assert torch.equal(model.blocks[0].attn.qkv.weight, source.blocks[0].attn.qkv.weight)
 
 
+@pytest.mark.parametrize(
+    ("file", "asked", "words"),
+    [
+        (
+            "avg",
+            None,
+            r"reads the mean of all tokens \(its last layer is fc_norm\), .* class token .* give --global_pool avg,",
+        ),
+        ("token", "avg", r"reads the class token \(its last layer is norm\), .* give --global_pool token,"),
+        ("map", None, r"reads attention \(its last layer is attn_pool\), .* give --global_pool map,"),
+    ],
+)
+def test_a_checkpoint_of_another_pooling_says_what_to_pass(tmp_path, file, asked, words):
+    torch.manual_seed(5)
+    source = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, global_pool=file)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    told = {"image_size": 32, "normalization": "half", "checkpoint": str(tmp_path / "w.safetensors")}
+    create = timm.create_model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timm, "create_model", lambda name, **options: create(name, depth=1, **options))
+        with pytest.raises(InputError, match=words):
+            build(describe("vit_tiny_patch16_224", global_pool=asked, **told), 5)
+        model = build(describe("vit_tiny_patch16_224", global_pool=file, **told), 5)
+    assert model.global_pool == file
+    for key, value in trunk(source).items():
+        assert torch.equal(model.state_dict()[key], value)
+
+
+def test_what_a_pooling_does_not_go_with_is_refused():
+    with pytest.raises(InputError, match="--global_pool is for timm's models"):
+        describe("miniature", global_pool="avg")
+    with pytest.raises(InputError, match="sums tokens up by 'all', which is none of"):
+        Backbone.from_dict({**describe("test_vit").to_dict(), "global_pool": "all"})
+    assert Backbone.from_dict(describe("test_vit", global_pool="avg").to_dict()).global_pool == "avg"
+
+
 def google_npz(model, path):
     """The trunk of a VisionTransformer under the names and in the shapes of Google's ViT checkpoints."""
     state = {k: v.numpy() for k, v in model.state_dict().items()}
