@@ -104,7 +104,7 @@ class TaskArgs:
     global_pool: str | None = option(
         None,
         BASE,
-        "what the classifier reads, as timm calls it: the class token, the mean of all tokens (avg), or attention (map)",
+        "what the classifier reads: the class token, the mean of all tokens (avg), or attention over them (map)",
         choices=POOLS,
         shown_default="the model's own",
     )

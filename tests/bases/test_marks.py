@@ -127,7 +127,7 @@ def test_the_sampler_of_a_zero_terminal_snr_begins_at_pure_noise(bases, tmp_path
     assert load_base(**loaded.specification).identity() == loaded.identity()
 
 
-def marked(bases, folder, sampler, prediction):
+def with_mark(bases, folder, sampler, prediction):
     """The base `sd` with another sampler, whose files say themselves that it was trained up to pure noise."""
     base = shutil.copytree(bases / "sd", folder)
     for file in (base / "model_index.json", base / "scheduler/scheduler_config.json"):
@@ -139,7 +139,7 @@ def marked(bases, folder, sampler, prediction):
 
 @pytest.mark.parametrize("sampler", ["PNDMScheduler", "HeunDiscreteScheduler", "DEISMultistepScheduler"])
 def test_a_sampler_that_ignores_the_bases_own_mark_is_replaced_and_the_card_says_so(bases, tmp_path, sampler):
-    loaded, scope = load_base(marked(bases, tmp_path / "base", sampler, "v_prediction")), {}
+    loaded, scope = load_base(with_mark(bases, tmp_path / "base", sampler, "v_prediction")), {}
     assert said(loaded) == ("v_prediction", True, "trailing")
     assert loaded.note == f"its {sampler} cannot draw up to pure noise, so samples are drawn by EulerDiscreteScheduler"
     exec(compile("\n".join(loading_lines(loaded)), "card", "exec"), scope)
@@ -153,7 +153,7 @@ def test_a_sampler_that_ignores_the_bases_own_mark_is_replaced_and_the_card_says
 
 def test_pure_noise_and_epsilon_contradict_each_other(bases, tmp_path):
     with pytest.raises(InputError, match="which pure noise says nothing about; add --prediction_type v_prediction"):
-        load_base(marked(bases, tmp_path / "base", "PNDMScheduler", "epsilon"))
+        load_base(with_mark(bases, tmp_path / "base", "PNDMScheduler", "epsilon"))
 
 
 def test_a_zero_terminal_snr_is_of_bases_that_predict_v(bases):
