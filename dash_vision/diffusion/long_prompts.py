@@ -24,15 +24,20 @@ def count_chunks(family: Family, pipeline: Any, tokens: int | None) -> int:
     """Chunks that hold so many tokens; 1 for None. Raises InputError for a base that is not read in chunks."""
     if tokens is None:
         return 1
-    from transformers import CLIPTokenizer
-
-    tokenizers = _tokenizers(family, pipeline)
-    if not tokenizers or not all(isinstance(tokenizer, CLIPTokenizer) for tokenizer in tokenizers):
+    if not takes_chunks(family, pipeline):
         raise InputError(
             f"--max_token_length is for bases whose text encoders are all CLIP, which those of {family.name} are not; "
             "leave it out"
         )
-    return math.ceil(tokens / min(tokenizer.model_max_length - 2 for tokenizer in tokenizers))
+    return math.ceil(tokens / min(tokenizer.model_max_length - 2 for tokenizer in _tokenizers(family, pipeline)))
+
+
+def takes_chunks(family: Family, pipeline: Any) -> bool:
+    """Whether captions of the base can be read in chunks: its text encoders are all CLIP."""
+    from transformers import CLIPTokenizer
+
+    tokenizers = _tokenizers(family, pipeline)
+    return bool(tokenizers) and all(isinstance(tokenizer, CLIPTokenizer) for tokenizer in tokenizers)
 
 
 def tokenize_chunks(family: Family, pipeline: Any, prompt: str, chunks: int) -> list[Tensor]:

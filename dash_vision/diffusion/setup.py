@@ -37,12 +37,13 @@ from .config import DreamBoothConfig
 from .dataset import dataset_pictures
 from .job import DreamBoothJob, Material
 from .latents import Example, Framing, encode_examples, prompts_of
-from .long_prompts import encode_chunks, left_out, tokenize_chunks
+from .long_prompts import encode_chunks, left_out, takes_chunks, tokenize_chunks
 from .plan import Plan, make_plan
 from .prior import check_class_pictures, class_images
 from .prompts import derive_prompts, folder_prompt, note_unsaid
 
 Say = Callable[[str], None]
+_TOLD = 3  # prompts whose end is quoted
 
 
 def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoothJob:
@@ -266,14 +267,7 @@ def _encode(
 def _encode_prompts(plan: Plan, base: Base, prompts: list[str], runtime: Runtime, say: Say) -> dict[str, Any]:
     """Conditions of every training prompt, or its token ids when the text encoders are trained."""
     family, pipeline, device = base.family, base.pipeline, runtime.device
-    for prompt in dict.fromkeys([*prompts, *plan.settings.validation_prompt]):
-        trained = prompt in prompts and plan.chunks > 1  # samples are drawn by the base's own pipeline
-        if trained:
-            cut = left_out(family, pipeline, prompt, plan.chunks)
-        else:
-            cut = family.left_out(pipeline, prompt, base.prompt_options)
-        if cut:
-            say(f'note: "{prompt}" is longer than this base reads; it will not see: "{cut}"')
+    _tell_cut(plan, base, prompts, say)
     if plan.settings.train_text_encoder:
         if plan.chunks > 1:
             chunked = {p: tokenize_chunks(family, pipeline, p, plan.chunks) for p in prompts}
@@ -285,6 +279,30 @@ def _encode_prompts(plan: Plan, base: Base, prompts: list[str], runtime: Runtime
     else:
         encoded = family.encode_prompts(pipeline, prompts, device, base.prompt_options)
     return {prompt: moved(conditions, device) for prompt, conditions in encoded.items()}
+
+
+def _tell_cut(plan: Plan, base: Base, prompts: list[str], say: Say) -> None:
+    """Say of prompts which end of them is not read. prompts: of the training."""
+    family, pipeline = base.family, base.pipeline
+    more = "; --max_token_length 225 reads more" if plan.chunks == 1 and takes_chunks(family, pipeline) else ""
+    lines = []
+    for prompt in dict.fromkeys([*prompts, *plan.settings.validation_prompt]):
+        if prompt in prompts and plan.chunks > 1:  # samples are drawn by the base's own pipeline
+            cut = left_out(family, pipeline, prompt, plan.chunks)
+        else:
+            cut = family.left_out(pipeline, prompt, base.prompt_options)
+        if cut:
+            hint = more if prompt in prompts else ""
+            lines.append(f'"{_begun(prompt)}" is longer than this base reads; it will not see: "{_begun(cut)}"{hint}')
+    for line in lines[:_TOLD]:
+        say(f"note: {line}")
+    if len(lines) > _TOLD:
+        say(f"note: {len(lines) - _TOLD} more prompts are longer than this base reads")
+
+
+def _begun(text: str) -> str:
+    """The beginning of a text that may be as long as a file."""
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _drop_text_encoders(plan: Plan, base: Base, runtime: Runtime) -> None:

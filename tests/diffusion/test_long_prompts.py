@@ -8,6 +8,7 @@ from dash_vision.diffusion.long_prompts import count_chunks, encode_chunks, left
 from dash_vision.diffusion.run import fit
 from dash_vision.files.errors import InputError
 from tests.support.dreambooth import prepare, settings
+from tests.support.pictures import save_pictures
 
 # The tiny bases' tokenizer reads 12 tokens, 10 words between its beginning and its end.
 TEXT = "a cat in the snow a dog on the beach a red cat in a box with a ball a red dog"
@@ -84,3 +85,15 @@ def test_a_run_learns_from_the_end_of_a_long_caption(bases, tmp_path, kind, text
             assert any(f'it will not see: "a {end}"' in line for line in lines) == (tokens is None)
     assert losses["cat", None] == losses["dog", None]
     assert losses["cat", 30] != losses["dog", 30]
+
+
+def test_what_is_cut_is_told_in_short_lines_and_few(bases, tmp_path):
+    pictures = save_pictures(tmp_path / "cat", 5)
+    for number in range(5):
+        (pictures / f"{number}.txt").write_text(f"a {'cat' if number % 2 else 'dog'} " * (100 + number))
+    lines = []
+    prepare(settings(bases, tmp_path / "out", instance_data_dir=str(pictures), max_train_steps=5), lines)
+    told = [line for line in lines if "longer than this base reads" in line]
+    assert len(told) == 4
+    assert all("--max_token_length 225 reads more" in line and len(line) < 300 for line in told[:3])
+    assert told[3] == "note: 2 more prompts are longer than this base reads"
