@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dash_vision.runs.settings import typed_prompts
+
 
 @dataclass(frozen=True)
 class Block:
@@ -73,9 +75,9 @@ def add_sampling(parser: argparse.ArgumentParser, prompts: str) -> None:
 
 
 def blocks_of(arguments: argparse.Namespace) -> list[Block]:
-    """The blocks that were given."""
+    """The blocks that were given. Raises InputError for prompts without quotes, and a file of them that is none."""
     given: Sequence[Mapping[str, Any]] = arguments.blocks or []
-    return [Block(b["subject"], tuple(b["adapters"]), tuple(b["prompts"])) for b in given]
+    return [Block(b["subject"], tuple(b["adapters"]), tuple(typed_prompts(b["prompts"], "--prompts"))) for b in given]
 
 
 def sampler_of(arguments: argparse.Namespace) -> Sampler:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from dash_vision.bases.devices import usable_device
 from dash_vision.files.errors import InputError
 from dash_vision.pictures.decode import Refused, read_picture
 from dash_vision.pictures.folder import picture_files, picture_notes
@@ -15,7 +16,6 @@ from dash_vision.pictures.folder import picture_files, picture_notes
 from .bases import check_files, compare_bases
 from .blocks import Block, Sampler
 from .runs import DreamBoothRun, read_run
-from .sampling import usable_device
 
 
 def check_sampling(sampler: Sampler) -> None:

@@ -58,20 +58,6 @@ def move(base: Base, device: str, dtype: str) -> None:
         base.pipeline.to(device)
 
 
-def usable_device(name: str | None = None) -> str:
-    """The device of that name; None: the GPU where there is one. Raises InputError where torch cannot use it."""
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(
-            f"--device is {name}, which cannot be used here ({reason}); give cpu, or leave it out"
-        ) from None
-    return name
-
-
 def sampler_settings(run: DreamBoothRun, sampler: Sampler) -> dict[str, Any]:
     """The sampler's steps and guidance: those given, else the run's."""
     steps, guidance = sampler.steps, sampler.guidance

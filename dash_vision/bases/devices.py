@@ -1,4 +1,4 @@
-"""Networks on a device for a while."""
+"""A device by its name, and networks on one for a while."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+
+from ..files.errors import InputError
 
 
 @contextmanager
@@ -21,3 +23,17 @@ def placed(networks: Sequence[nn.Module], device: torch.device) -> Iterator[None
     finally:
         for network, home in zip(networks, before, strict=True):
             network.to(home)
+
+
+def usable_device(name: str | None = None) -> str:
+    """The device of that name; None: the GPU where there is one. Raises InputError where torch cannot use it."""
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"--device is {name}, which cannot be used here ({reason}); give cpu, or leave it out"
+        ) from None
+    return name

@@ -176,6 +176,10 @@ class Family(Protocol):
 
     # -- prompts
 
+    def guided(self, pipeline: Any) -> bool:
+        """Whether the denoiser is told a guidance scale, because it was distilled from guidance."""
+        return False
+
     def check_prompts(self, pipeline: Any, options: PromptOptions) -> None:
         """Raises InputError for options that this base does not have, or out of its range."""
 

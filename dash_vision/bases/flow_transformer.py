@@ -164,7 +164,7 @@ class FlowTransformer(Family):
             )
 
     def guided(self, pipeline: Any) -> bool:
-        """Whether the denoiser is told a guidance scale, because it was distilled from guidance."""
+        """See Family."""
         return bool(getattr(getattr(pipeline, self.denoiser).config, "guidance_embeds", False))
 
     def length(self, options: PromptOptions) -> int:

@@ -8,14 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from ..files.errors import InputError
-from ..runs.settings import read_lines
+from ..runs.settings import at_least, read_lines, typed_prompts
 from .adapters import DTYPES
+from .folders import run_folder
+
+_LARGEST_SCALE = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `generate`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="output folder of a DreamBooth run")
-    parser.add_argument("--prompts", nargs="+", metavar="PROMPT", default=[], help="{} stands for the subject")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="output folder of a DreamBooth run, or of it adapters/NAME"
+    )
+    parser.add_argument(
+        "--prompts", nargs="+", metavar="PROMPT", default=[], help="or a text file of them; {} stands for the subject"
+    )
     parser.add_argument("--prompts_file", type=Path, metavar="FILE", help="a text file with a prompt on every line")
     parser.add_argument("-o", "--out", type=Path, metavar="DIR", default=Path("generated"), help="default: generated")
     parser.add_argument("--num_images", type=int, metavar="N", default=1, help="pictures a prompt (default: 1)")
@@ -32,20 +39,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw every prompt and write OUT/PROMPT-PICTURE.png. Raises InputError."""
+    from ..files.lora import DIFFUSERS_NAME
+    from ..files.native import NATIVE_NAME
     from ..runs.record import RUN, DreamBoothRecord, read_record
 
-    record = read_record(args.run / RUN)
+    at_least(args, 1, "num_images", "num_inference_steps")
+    at_least(args, 0, "seed", "guidance_scale")
+    at_least(args, -_LARGEST_SCALE, "scale")
+    if args.run.is_file() and args.run.name not in (DIFFUSERS_NAME, NATIVE_NAME):
+        raise InputError(
+            f"{args.run} is not what is drawn with; give the run's folder, or one of its adapters/ (--save_lora_every)"
+        )
+    folder = run_folder(args.run)
+    record = read_record(folder / RUN)
     if not isinstance(record, DreamBoothRecord):
-        raise InputError(f"{args.run} is no DreamBooth run; give the output folder of one")
+        raise InputError(f"{folder} is no DreamBooth run; give the output folder of one")
     prompts = [prompt.replace("{}", record.subject) for prompt in _prompts(args)]
-    if args.num_images < 1:
-        raise InputError(f"--num_images is {args.num_images}; it takes a whole number of 1 or more")
     _draw(args, record, prompts)
 
 
 def _prompts(args: argparse.Namespace) -> list[str]:
     lines = read_lines(args.prompts_file, "--prompts_file") if args.prompts_file is not None else []
-    prompts = [prompt.strip() for prompt in [*args.prompts, *lines] if prompt.strip()]
+    prompts = [prompt.strip() for prompt in [*typed_prompts(args.prompts, "--prompts"), *lines] if prompt.strip()]
     if not prompts:
         raise InputError('there is no prompt; give --prompts "a {} in the snow" ... or --prompts_file FILE')
     return prompts
@@ -54,17 +69,18 @@ def _prompts(args: argparse.Namespace) -> list[str]:
 def _draw(args: argparse.Namespace, record: Any, prompts: Sequence[str]) -> None:
     import torch
 
+    from ..bases.devices import usable_device
     from ..bases.recorded import check_recorded, load_lora, load_recorded
     from ..bases.sampling import Sampling, sample
 
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(usable_device(args.device))
     usual = DTYPES.get(record.mixed_precision, "float32") if device.type == "cuda" else "float32"
     dtype: torch.dtype = getattr(torch, args.dtype or usual)
     base = load_recorded(record.base, args.run, args.base, as_stored=dtype != torch.float32)
     for note in check_recorded(base, record.base, args.run, args.base):
         print(note)
     base.denoiser.to(dtype)
-    load_lora(base, args.run)
+    load_lora(base, args.run if args.run.is_dir() else args.run.parent)
     if args.scale != 1:
         base.pipeline.set_adapters(base.pipeline.get_active_adapters(), args.scale)
     asked = record.arguments

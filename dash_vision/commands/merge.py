@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..files.errors import InputError
 from . import adapters
+from .folders import find_run
 
 if TYPE_CHECKING:
     import torch
@@ -24,10 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the pipeline of a DreamBooth run, or the classifier of a VTAB run. Raises InputError."""
-    from ..runs.record import RUN
-
-    folder = args.adapter if args.adapter.is_dir() else args.adapter.parent
-    if (folder / RUN).is_file():
+    folder = find_run(args.adapter)
+    if folder is not None:
         _merge_pipeline(folder, args.adapter, args.out, args.checkpoint)
     else:
         adapters.classify(args)

@@ -18,7 +18,7 @@ from ..runs.settings import (
     at_least,
     option,
     positive,
-    read_lines,
+    read_prompts,
 )
 from ..runs.words import Foreign
 from .folders import check_folders
@@ -268,7 +268,7 @@ class ShowArgs:
     validation_prompt: list[str] = option(  # noqa: RUF009 (it makes a field)
         [],
         SHOW,
-        "prompts of samples.png, its columns; or a text file with one a line",
+        "prompts of samples.png, its columns; or a text file with one a line; {} stands for the subject",
         shown_default="the subject in four settings",
         sentences=True,
     )
@@ -369,11 +369,7 @@ class DreamBoothConfig(
 
     def _read_prompts(self) -> None:
         """--validation_prompt prompts.txt stands for the lines of that file."""
-        prompts: list[str] = []
-        for prompt in self.validation_prompt:
-            is_file = prompt.endswith(".txt") and " " not in prompt.strip()
-            prompts += read_lines(Path(prompt).expanduser(), "--validation_prompt") if is_file else [prompt]
-        self.validation_prompt = prompts
+        self.validation_prompt = read_prompts(self.validation_prompt, "--validation_prompt")
 
     def _take_warmup(self) -> None:
         """A constant rate with a warm-up is a schedule of its own name."""

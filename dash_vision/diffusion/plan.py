@@ -108,13 +108,14 @@ def make_plan(settings: DreamBoothConfig, prompts: Prompts, base: Base, pictures
         given = getattr(settings, name)
         values[name] = values["learning_rate"] if given is None else given
     output = Path(settings.output_dir).expanduser()
+    shown = settings.validation_prompt or default_validation_prompts(prompts)
     names = settings.lora_target or [base.family.default_target]
     plan = Plan(
         settings=settings,
         prompts=prompts,
         output=output,
         class_folder=Path(settings.class_data_dir or output / "class_images").expanduser(),
-        validation_prompts=tuple(settings.validation_prompt or default_validation_prompts(prompts)),
+        validation_prompts=tuple(prompt.replace("{}", prompts.subject or prompts.instance) for prompt in shown),
         lora_target=names,
         prelaunch_steps=prelaunch_steps(settings, values["max_train_steps"]),
         validation_steps=(settings.validation_epochs or 0) * epoch or settings.validation_steps,

@@ -189,6 +189,12 @@ def _load(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> Base:
     )
     if base.note:
         say(f"      {base.note}")
+    told = settings.training_guidance_scale is not None or not base.family.guided(base.pipeline)
+    if settings.guidance_scale is not None and not told:
+        say(
+            "note: --guidance_scale is of the pictures here, and in diffusers' script of this base of the training; "
+            "that is --training_guidance_scale, which stays at 1"
+        )
     return base
 
 
@@ -286,7 +292,8 @@ def _tell_cut(plan: Plan, base: Base, prompts: list[str], say: Say) -> None:
     family, pipeline = base.family, base.pipeline
     more = "; --max_token_length 225 reads more" if plan.chunks == 1 and takes_chunks(family, pipeline) else ""
     lines = []
-    for prompt in dict.fromkeys([*prompts, *plan.settings.validation_prompt]):
+    asked = plan.validation_prompts if plan.settings.validation_prompt else ()
+    for prompt in dict.fromkeys([*prompts, *asked]):
         if prompt in prompts and plan.chunks > 1:  # samples are drawn by the base's own pipeline
             cut = left_out(family, pipeline, prompt, plan.chunks)
         else:

@@ -24,13 +24,14 @@ from typing import Any, NoReturn, TypeVar, cast
 from ..core.config import SELECTIONS, DashConfig
 from ..files.errors import InputError
 from .faults import fail
-from .words import Flag, check_words, underscored, unknown_settings
+from .words import Flag, check_words, underscored, unknown_settings, unquoted
 
 Settings = TypeVar("Settings")
 EXIT_STATUS = """\
 exit status: 0 done; 1 a run could not go on, or data has faults; 2 something cannot be used as given;
 128 + n stopped by signal number n (130: Ctrl-C) after writing a checkpoint, from which the same command goes on
 (accelerate launch itself reports every failure as 1)"""
+_WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -194,7 +195,7 @@ def _add(group: Any, cls: type, field: dataclasses.Field[Any]) -> None:
         settings |= {"nargs": "?", "const": True, "type": _boolean, "metavar": "true|false"}
         shown = "off" if default is False else "on" if default is True else shown
     else:
-        convert = _optional(kind) if optional and kind is not str else kind
+        convert = kind if kind is str else _number(kind, optional)
         settings |= {"type": convert, "metavar": meta["metavar"] or _placeholder(kind)}
         if meta["choices"]:
             settings |= {"choices": meta["choices"], "metavar": None, "type": _spelling(meta["choices"])}
@@ -235,11 +236,17 @@ def _boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"it takes true or false, got {text!r}")
 
 
-def _optional(kind: type) -> Any:
-    def convert(text: str) -> Any:
-        return None if text.lower() == "none" else kind(text)
+def _number(kind: type, optional: bool) -> Callable[[str], Any]:
+    """Gives the number that a text is; None for "none" where that is a value."""
 
-    convert.__name__ = kind.__name__  # argparse names it in its error
+    def convert(text: str) -> Any:
+        if optional and text.lower() == "none":
+            return None
+        try:
+            return kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"it takes {_WANTED[kind]}, got {_short.repr(text)}") from None
+
     return convert
 
 
@@ -272,8 +279,7 @@ def _one(kind: type, value: Any, where: str) -> Any:
         raise InputError(f"{where} holds a zero byte; remove it")
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
-    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-    raise InputError(f"{where} is {_short.repr(value)}; it takes {wanted}")
+    raise InputError(f"{where} is {_short.repr(value)}; it takes {_WANTED[kind]}")
 
 
 # -- the settings that both trainers have: their configurations are made of these classes
@@ -417,6 +423,23 @@ def below_one(settings: Any, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(settings, name) < 1:
             raise InputError(f"--{name} is {getattr(settings, name)}; it takes a number from 0 to below 1")
+
+
+def read_prompts(prompts: Sequence[str], flag: str) -> list[str]:
+    """Prompts, with the lines of a text file in the place of its name. Raises InputError."""
+    found: list[str] = []
+    for prompt in prompts:
+        is_file = prompt.endswith(".txt") and " " not in prompt.strip()
+        found += read_lines(Path(prompt).expanduser(), flag) if is_file else [prompt]
+    return found
+
+
+def typed_prompts(prompts: Sequence[str], flag: str) -> list[str]:
+    """The same of prompts on a command line that argparse has read. Raises InputError where quotes are missing too."""
+    fault = unquoted(flag, prompts)
+    if fault:
+        raise InputError(fault)
+    return read_prompts(prompts, flag)
 
 
 def read_lines(path: Path, flag: str) -> list[str]:

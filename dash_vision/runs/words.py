@@ -152,15 +152,22 @@ def _is_same(group: _Group, foreign: Foreign) -> bool:
     return bool(foreign.same) and " ".join(group.values).lower() in foreign.same
 
 
+def unquoted(flag: str, prompts: Sequence[str]) -> str | None:
+    """A sentence where the prompts behind a flag are the words of one that lacks its quotes."""
+    if len(prompts) < 2 or any(" " in prompt for prompt in prompts):
+        return None
+    return (
+        f"{flag} got {len(prompts)} prompts of one word each; put a prompt in quotes: "
+        f'{flag} "{" ".join(prompts)}"; prompts that really are single words go into a text file, one a line: '
+        f"{flag} prompts.txt"
+    )
+
+
 def _misused(group: _Group, flag: Flag) -> str | None:
     """A sentence where more words follow a flag than it takes, which a text without quotes does."""
     values = group.values
-    if flag.sentences and len(values) > 1 and not any(" " in value for value in values):
-        return (
-            f"{group.typed} got {len(values)} prompts of one word each; put a prompt in quotes: "
-            f'{group.typed} "{" ".join(values)}"; prompts that really are single words go into a text file, one a '
-            f"line: {group.typed} prompts.txt"
-        )
+    if flag.sentences and (fault := unquoted(group.typed, values)):
+        return fault
     if flag.many or len(values) < 2:
         return None
     if flag.kind is str:

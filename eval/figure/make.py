@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from dash_vision.bases.devices import usable_device
 from dash_vision.bases.recorded import check_recorded, load_lora
 from dash_vision.files.errors import InputError
 from dash_vision.runs.versions import installed_versions
@@ -16,7 +17,7 @@ from ..bases import fitting_runs, load_base
 from ..blocks import Block, Sampler
 from ..checks import check_block, check_prompts, check_sampling, read_inputs, sampler_notes
 from ..runs import DreamBoothRun
-from ..sampling import generate, move, sampler_settings, usable_device
+from ..sampling import generate, move, sampler_settings
 from ..saving import check_output, check_picture_name, save
 from .page import BASE, Sampled, draw
 

@@ -8,12 +8,12 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from dash_vision.bases.devices import usable_device
 from dash_vision.files.errors import InputError
 from dash_vision.miniature import MINIATURE
 
 from ..intervals import differences, intervals
 from ..runs import DreamBoothRun
-from ..sampling import usable_device
 from .encoders import ClipEncoder, DinoEncoder
 from .jobs import FLOOR, Job, Protocol, load_picture
 from .prompts import CLIP, DINO

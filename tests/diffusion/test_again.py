@@ -108,6 +108,47 @@ def test_generate_says_that_the_adapters_file_is_cut_short(run, tmp_path, capsys
     assert "pytorch_lora_weights.safetensors in the base" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--num_inference_steps", "0"], "--num_inference_steps is 0; it takes a number of 1 or more"),
+        (["--guidance_scale", "nan"], "--guidance_scale is nan; it takes a number of 0 or more"),
+        (["--scale", "inf"], "--scale is inf; it takes a number up to"),
+        (["--seed", "-1"], "--seed is -1; it takes a number of 0 or more"),
+        (["--device", "nowhere"], "--device is nowhere, which cannot be used here"),
+        (
+            ["--prompts", "a", "sks", "cat"],
+            '--prompts got 3 prompts of one word each; put a prompt in quotes: --prompts "a',
+        ),
+        (["--prompts", "absent.txt"], "cannot read --prompts absent.txt"),
+    ],
+)
+def test_generate_checks_what_it_is_given(run, tmp_path, capsys, words, sentence):
+    assert main(["generate", str(run[0]), "--prompts", "a {}", "-o", str(tmp_path / "out"), *words]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_generate_takes_files_of_prompts_and_the_adapters_that_a_run_kept(run, tmp_path, capsys):
+    kept = shutil.copytree(run[0], tmp_path / "run") / "adapters" / "run-000003"
+    kept.mkdir(parents=True)
+    for name in ("pytorch_lora_weights.safetensors", "dash_adapter.safetensors"):
+        shutil.copy(run[0] / name, kept)
+    (tmp_path / "p.txt").write_text("a {} in the snow\n\na red {}\n")
+    out = ["--prompts", str(tmp_path / "p.txt"), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    drawn = []
+    for place in (run[0], kept, kept / "dash_adapter.safetensors"):
+        assert main(["generate", str(place), *out]) == 0
+        assert "001-00.png: a red sks cat" in capsys.readouterr().out
+        drawn.append((tmp_path / "out/000-00.png").read_bytes())
+    assert drawn[0] == drawn[1] == drawn[2]
+    (checkpoint,) = tmp_path.glob("run/checkpoint-*.safetensors")
+    assert main(["generate", str(checkpoint), *out]) == 2
+    assert "is not what is drawn with; give the run's folder" in capsys.readouterr().err
+    assert main(["generate", str(tmp_path / "absent"), *out]) == 2
+    assert "absent is not there (no run.json); give the --output_dir of a run" in capsys.readouterr().err
+    assert main(["merge", str(kept), str(tmp_path / "merged")]) == 0
+
+
 def test_generate_in_half_precision_draws_nearly_the_same(run, tmp_path):
     command = ["generate", str(run[0]), "--prompts", "a {}", "--device", "cpu", "--guidance_scale", "1"]
     drawn = []

@@ -191,6 +191,9 @@ def test_buckets_keep_the_shapes_of_pictures(bases, tiny, tmp_path):
 
 def test_a_guidance_distilled_base_is_told_the_guidance(bases, tiny, tmp_path):
     """1 unless the user gives another one: test_the_loss_is_the_formula_s has it so."""
+    lines = []
+    prepare(of(bases, tiny, "flux2-dev", tmp_path / "pictures", guidance_scale=3.5), lines).close()
+    assert any("that is --training_guidance_scale, which stays at 1" in line for line in lines)
     job = prepare(of(bases, tiny, "flux2-dev", tmp_path / "out", training_guidance_scale=4.0))
     (batch,) = job.batches(3)
     with torch.no_grad():

@@ -18,7 +18,7 @@ from tests.support.paths import ROOT
     [
         ([], "--instance_data is missing"),
         (["--instance_data", "x", "--max_train_step", "5"], "did you mean --max_train_steps"),
-        (["--instance_data", "x", "--rank", "two"], "argument --rank: invalid int value: 'two'"),
+        (["--instance_data", "x", "--rank", "two"], "argument --rank: it takes a whole number, got 'two'"),
         (["--instance_data", "x", "--rank", "-1"], "--rank is -1; it takes a number of 0 or more"),
         (["--instance_data", "x", "--rank", "0", "--dash_k", "0"], "--rank and --dash_k are both 0"),
         (["--instance_data", "x", "--learning_rate", "nan"], "--learning_rate is nan"),

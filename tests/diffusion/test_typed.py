@@ -204,3 +204,8 @@ def test_the_hub_library_keeps_what_it_fetches_in_the_folder_given(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == str(tmp_path), done.stderr
+
+
+def test_a_sample_prompt_may_leave_a_place_for_the_subject(base, bases):
+    made = plan(base, bases, validation_prompt=["a {} in the snow"], instance_prompt="a photo of sks cat")
+    assert made.validation_prompts == ("a sks cat in the snow",)
