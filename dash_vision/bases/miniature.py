@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ..miniature import MINIATURE, pipeline_path
+from ..miniature import MINIATURE, STEPS, pipeline_path
 from .family import Defaults
 
 __all__ = ["DEFAULTS", "MINIATURE", "NOTE", "pipeline_path"]
 
 DEFAULTS = Defaults(
-    learning_rate=1e-3, rank=4, max_train_steps=700, train_batch_size=4, guidance_scale=2.0, num_inference_steps=25
+    learning_rate=1e-3, rank=4, max_train_steps=STEPS, train_batch_size=4, guidance_scale=2.0, num_inference_steps=25
 )
 NOTE = (
     "it knows a small rendered world; for photographs name another base: --pretrained_model_name_or_path with a hub "

@@ -92,7 +92,9 @@ def _explained(error: Exception) -> str:
 
 def train(config: VtabConfig) -> int:
     """Do every run that is asked for and not done, and print the table of all results."""
-    # Late, so that --help and wrong settings do not wait for torch and timm.
+    if not config.print_commands:
+        _look(config)
+    # Late, so that --help, wrong settings and missing data do not wait for torch and timm.
     from ..runs.signals import catching_signals
     from .run import finished
     from .sweep import command, runtime_of, sweep, sweep_on_ray, write_summary
@@ -114,6 +116,19 @@ def train(config: VtabConfig) -> int:
         print("\n".join(write_summary(Path(config.output_dir))))
         print("\n".join(f"failed: {text}" for text in tally.failed), file=sys.stderr, end="\n" if tally.failed else "")
     return 1 if tally.failed else 0
+
+
+def _look(config: VtabConfig) -> None:
+    """Raises InputError where runs that have no record yet lack the data of their task, as far as a glance tells."""
+    from ..runs.record import record_file
+    from .layout import data_root, task_folder
+
+    if config.executor == "ray":  # whose machines have data of their own
+        return
+    wanting = {run.task.name: run.task for run in config.runs() if record_file(run.folder) is None}
+    for task in wanting.values():
+        if not task.embedded:
+            task_folder(data_root(config.data_root), task)
 
 
 def report(config: VtabConfig) -> int:

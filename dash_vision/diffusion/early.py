@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 from ..files.errors import InputError
-from ..miniature import MINIATURE, pipeline_path
+from ..miniature import MINIATURE, STEPS, pipeline_path
 from ..pictures.listing import list_folder
 from .checkpoints import starting_point
-from .config import DreamBoothConfig
+from .config import DreamBoothConfig, check_lengths
 from .hub import check_token
 from .prompts import derive_prompts
 
@@ -21,6 +21,8 @@ def look(settings: DreamBoothConfig) -> None:
         derive_prompts(settings)
     starting_point(Path(settings.output_dir).expanduser(), settings.resume_from_checkpoint, settings.overwrite)
     _check_resolution(settings)
+    if settings.pretrained_model_name_or_path in (None, MINIATURE) and settings.num_train_epochs is None:
+        check_lengths(settings, settings.max_train_steps or STEPS)
     if settings.push_to_hub:
         check_token(settings)
 

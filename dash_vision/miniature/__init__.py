@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import CLIPModel
 
 MINIATURE = "miniature"  # what settings and records call the embedded models
+STEPS = 700  # of a DreamBooth run on it, where the user gives no number
 WEIGHTS = Path(__file__).parent / "weights"
 
 

@@ -102,9 +102,9 @@ def find_task(name: str) -> Task:
     if task:
         return TASKS[task]
     near = list(dict.fromkeys(_SPELLINGS[s] for s in difflib.get_close_matches(plain(name), _SPELLINGS, n=4)))
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
     raise InputError(
-        f"unknown task {name!r}{hint} The tasks are {', '.join(VTAB)}; embedded: {', '.join(EMBEDDED)}; or one of "
+        f"unknown task {name!r}{hint}; the tasks are {', '.join(VTAB)}; embedded: {', '.join(EMBEDDED)}; or one of "
         "all, embedded, natural, specialized, structured"
     )
 

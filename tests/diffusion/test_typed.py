@@ -206,6 +206,19 @@ def test_the_hub_library_keeps_what_it_fetches_in_the_folder_given(tmp_path):
     assert done.stdout.strip() == str(tmp_path), done.stderr
 
 
+def test_lengths_on_the_miniature_are_checked_without_torch(bases):
+    """Its own number of steps is 700."""
+    code = (
+        "import sys, dash_vision.diffusion.early as e\nfrom dash_vision.diffusion.config import DreamBoothConfig as C\n"
+    )
+    code += "try:\n    e.look(C(instance_data_dir=sys.argv[1], output_dir='absent', prelaunch_steps=700))\n"
+    code += "except Exception as error:\n    print(error, 'torch' in sys.modules)"
+    words = [sys.executable, "-c", code, str(bases / "cat")]
+    said = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert said.startswith("--prelaunch_steps 700 leaves nothing of --max_train_steps 700")
+    assert said.rstrip().endswith("False")
+
+
 def test_a_sample_prompt_may_leave_a_place_for_the_subject(base, bases):
     made = plan(base, bases, validation_prompt=["a {} in the snow"], instance_prompt="a photo of sks cat")
     assert made.validation_prompts == ("a sks cat in the snow",)
