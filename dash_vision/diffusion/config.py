@@ -477,6 +477,10 @@ def check_lengths(settings: DreamBoothConfig, steps: int) -> None:
             f"--prelaunch_steps {prelaunch} leaves nothing of --max_train_steps {steps} for the dash; give fewer of "
             "the first, more of the second, or --dash_k 0 for plain LoRA"
         )
+    if settings.lr_scheduler == "cosine_with_restarts" and settings.lr_num_cycles > steps:
+        raise InputError(
+            f"--lr_num_cycles {settings.lr_num_cycles} is more than the {steps} steps of the run; give fewer"
+        )
     if settings.lr_warmup_steps >= steps:
         raise InputError(
             f"--lr_warmup_steps {settings.lr_warmup_steps} leaves nothing of --max_train_steps {steps} at the full "

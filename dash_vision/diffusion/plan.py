@@ -86,7 +86,19 @@ class Plan:
         if settings.dash_k and settings.lr_warmup_steps >= self.prelaunch_steps:
             lengths = f"--lr_warmup_steps {settings.lr_warmup_steps}, --prelaunch_steps {self.prelaunch_steps}"
             notes.append(f"the learning rate still rises when the dash is launched: {lengths}")
+        for name, every in self._periods():
+            if every > self.max_train_steps:
+                unit = f" ({self.validation_steps} steps)" if name == "validation_epochs" else ""
+                longer = (
+                    f"--{name} {getattr(settings, name)}{unit} is longer than the run of {self.max_train_steps} steps"
+                )
+                notes.append(f"{longer}, so that nothing comes of it")
         return notes
+
+    def _periods(self) -> list[tuple[str, int]]:
+        """Settings that ask for something every so many steps, and the steps."""
+        validation = "validation_epochs" if self.settings.validation_epochs is not None else "validation_steps"
+        return [("save_lora_every", self.settings.save_lora_every), (validation, self.validation_steps)]
 
 
 def make_plan(settings: DreamBoothConfig, prompts: Prompts, base: Base, pictures: int = 1, processes: int = 1) -> Plan:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..bases.loading import Base
 from ..bases.snippet import loading_lines
+from ..core.analysis import largest_share
 from ..core.loading import adapter_state
 from ..files.errors import RunError, Stopped
 from ..files.fingerprints import fingerprint
@@ -27,6 +28,7 @@ from .exported import compare, load_exported, load_other
 from .job import DreamBoothJob
 from .outputs import PACKAGES, Sheet, draw_samples, save_picture, track, write_adapters, write_card
 
+_NEXT_TO_NOTHING = 1e-6  # of the weights; a step of AdamW at 1e-4 leaves some hundred times as much
 KEPT = "adapters"  # of earlier steps, by --save_lora_every
 
 
@@ -98,6 +100,18 @@ def _validate(job: DreamBoothJob) -> None:
 # -- the end
 
 
+def _tell_next_to_nothing(job: DreamBoothJob) -> None:
+    """Say where an adapter learned so little that float32 hardly holds it beside the weights: it was trained, by a rate
+    or by other settings that leave nothing of its gradients."""
+    for name, adapter in job.adapters.items():
+        share = largest_share(adapter)
+        if share < _NEXT_TO_NOTHING:
+            job.say(
+                f"warning: the adapter of the {name} is next to nothing, at most {share:.0e} of the weights; look at "
+                "the learning rate, the gradients' clipping and the number of steps"
+            )
+
+
 def finish(job: DreamBoothJob) -> None:
     """Write the adapters first, then everything that could still fail: model card, run.json, samples.
 
@@ -107,6 +121,8 @@ def finish(job: DreamBoothJob) -> None:
     states = _states(job)
     if runtime.main:
         _write_adapters(job, states, plan.output)
+        if not runtime.sharded:  # of a split model no process holds whole weights
+            _tell_next_to_nothing(job)
         record = describe(job)
         write_card(plan.output, record, loading_lines(job.base), job.base.family)
         write_record(plan.output / RUN, record)  # before the pictures, which may take long or fail

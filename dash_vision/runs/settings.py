@@ -285,6 +285,7 @@ def _one(kind: type, value: Any, where: str) -> Any:
 # -- the settings that both trainers have: their configurations are made of these classes
 
 DASH, OPTIM, OUTPUT, MACHINE = "LoRA-Dash", "optimizer", "output", "machine"
+_LEAST_FACTOR = 0.01  # diffusers' scripts warn below 0.1
 _LARGEST = 1e30  # far beyond any use, and far from where float32 overflows
 
 
@@ -365,6 +366,11 @@ class OptimArgs:
         at_least(self, 0, "learning_rate", "adam_weight_decay")
         positive(self, "max_grad_norm", "adam_epsilon")
         below_one(self, "adam_beta1", "adam_beta2")
+        if self.optimizer == "prodigy" and self.learning_rate is not None and self.learning_rate < _LEAST_FACTOR:
+            rate = f"--learning_rate is {self.learning_rate:g}"
+            raise InputError(
+                f"{rate}, which with --optimizer prodigy is a factor on the rate that it finds by itself, and leaves nothing of it; leave it out, or give 1"
+            )
         if self.use_8bit_adam and self.optimizer != "adamw":
             raise InputError(f"--use_8bit_adam is a kind of adamw; leave it out, or --optimizer {self.optimizer}")
 

@@ -6,6 +6,7 @@ import torch
 
 from dash_vision.core.analysis import (
     LowRank,
+    largest_share,
     matches,
     norm,
     null_pairs,
@@ -15,6 +16,8 @@ from dash_vision.core.analysis import (
     update_rates,
 )
 from dash_vision.core.directions import singular_directions
+from tests.support.adapters import CONFIG, net
+from tests.support.models import trained
 
 
 def matrix(*shape, seed=0):
@@ -133,3 +136,14 @@ def test_the_null_of_updates_that_began_with_one_a_shares_it(rank, extra):
     assert drawn(0) == pytest.approx(simulated(0), abs=0.045)
     if not extra:
         assert drawn(rank).min() > 0.02 + drawn(0).min()
+
+
+def test_the_largest_share_is_that_of_the_dense_update_to_within_its_cross_term():
+    model = net()
+    adapter, shares = trained(model, CONFIG), []
+    for module, w in adapter.weights():
+        low, shift = CONFIG.alpha / CONFIG.rank * w.B @ w.A, w.U * w.dsigma @ w.V
+        shares.append(
+            (low.square().sum() + shift.square().sum()).sqrt() / model.get_submodule(module).base.weight.norm()
+        )
+    assert largest_share(adapter) == pytest.approx(max(shares).item(), rel=1e-5)

@@ -222,3 +222,32 @@ def test_lengths_on_the_miniature_are_checked_without_torch(bases):
 def test_a_sample_prompt_may_leave_a_place_for_the_subject(base, bases):
     made = plan(base, bases, validation_prompt=["a {} in the snow"], instance_prompt="a photo of sks cat")
     assert made.validation_prompts == ("a sks cat in the snow",)
+
+
+def test_what_never_comes_in_the_run_is_said(base, bases):
+    made = plan(base, bases, max_train_steps=50, save_lora_every=60, validation_epochs=20)
+    assert made.notes()[-2:] == [
+        "--save_lora_every 60 is longer than the run of 50 steps, so that nothing comes of it",
+        "--validation_epochs 20 (60 steps) is longer than the run of 50 steps, so that nothing comes of it",
+    ]
+    assert len(plan(base, bases, max_train_steps=150, save_lora_every=150, validation_steps=150).notes()) == 0
+    with pytest.raises(InputError, match="--lr_num_cycles 60 is more than the 50 steps"):
+        plan(base, bases, max_train_steps=50, lr_scheduler="cosine_with_restarts", lr_num_cycles=60)
+
+
+@pytest.mark.parametrize("changes", [{"learning_rate": 1e-12}, {"max_grad_norm": 1e-16}])
+def test_an_adapter_that_learned_next_to_nothing_is_said(bases, tmp_path, changes):
+    lines = []
+    train(settings(bases, tmp_path / "out", max_train_steps=5, **changes), lines)
+    assert any("warning: the adapter of the unet is next to nothing, at most" in line for line in lines)
+
+
+def test_a_run_of_few_steps_at_a_usual_rate_learned_something(bases, tmp_path):
+    lines = []
+    train(settings(bases, tmp_path / "out", max_train_steps=2, prelaunch_steps=1, learning_rate=1e-4), lines)
+    assert not any("next to nothing" in line for line in lines)
+
+
+def test_prodigy_is_not_given_the_rate_of_adamw():
+    with pytest.raises(InputError, match=r"--learning_rate is 0\.0001, which with --optimizer prodigy is a factor"):
+        DreamBoothConfig(instance_data_dir="x", optimizer="prodigy", learning_rate=1e-4)
