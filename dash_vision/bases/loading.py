@@ -181,6 +181,7 @@ def load_base(
     zero_terminal_snr: bool = False,
     max_sequence_length: int | None = None,
     clip_skip: int | None = None,
+    cache_dir: str | None = None,
     *,
     waits: bool = False,
     as_stored: bool = False,
@@ -191,11 +192,11 @@ def load_base(
     single_file_config: hub id or folder with the configuration of a single file. prediction_type: what the base
     predicts, where its files do not say it. zero_terminal_snr: it was trained up to pure noise, and its files do not
     say it. max_sequence_length: tokens of a prompt that are read, where there is a choice. clip_skip: last layers of
-    CLIP that are left out. waits: the networks of a folder or hub id have no weights until `Base.load` reads them, so
-    that they need not be in memory all at once. as_stored: the denoiser keeps the half precision of its files, and the
-    text encoders bfloat16, where these have one dtype; else networks are in float32, as those of a single file are.
-    Weights are read from safetensors only. Raises InputError in plain words when there is no such base, it cannot be
-    fetched, or is of a kind that this package does not train.
+    CLIP that are left out. cache_dir: folder of what is fetched from the hub. waits: the networks of a folder or hub id
+    have no weights until `Base.load` reads them, so that they need not be in memory all at once. as_stored: the
+    denoiser keeps the half precision of its files, and the text encoders bfloat16, where these have one dtype; else
+    networks are in float32, as those of a single file are. Weights are read from safetensors only. Raises InputError in
+    plain words when there is no such base, it cannot be fetched, or is of a kind that this package does not train.
     """
     name = name or MINIATURE
     specification: dict[str, Any] = {
@@ -208,20 +209,22 @@ def load_base(
         "vae_revision": vae_revision,
         "zero_terminal_snr": zero_terminal_snr,
     }
-    # Only where they are given: not every family has them.
-    told = {"max_sequence_length": max_sequence_length, "clip_skip": clip_skip}
-    specification |= {key: value for key, value in told.items() if value is not None}
+    kept = cache_dir and str(from_root(Path(cache_dir).expanduser()))
+    told = {"max_sequence_length": max_sequence_length, "clip_skip": clip_skip, "cache_dir": kept}
+    specification |= {key: value for key, value in told.items() if value is not None}  # few bases have them
     single_file_config, vae = _expanded(single_file_config), _expanded(vae)
+    hub = {"cache_dir": kept} if kept else {}
     path = pipeline_path() if name == MINIATURE else Path(name).expanduser()
     marks = Marks()
     _check_idle(name, path, revision, variant, single_file_config, vae, vae_revision)
     waiting: dict[str, Callable[[], nn.Module]] = {}
     if path.is_file():
-        pipeline, family, marks = _load_file(path, single_file_config)
+        pipeline, family, marks = _load_file(path, single_file_config, hub)
     else:
-        pipeline, family, waiting = _load_repository(str(path) if path.is_dir() else name, revision, variant, as_stored)
+        place = str(path) if path.is_dir() else name
+        pipeline, family, waiting = _load_repository(place, revision, variant, as_stored, hub)
     if vae is not None:
-        pipeline.register_modules(vae=_load_vae(pipeline.vae, vae, vae_revision))
+        pipeline.register_modules(vae=_load_vae(pipeline.vae, vae, vae_revision, hub))
         waiting.pop("vae", None)
     _check_classes(name, family, pipeline)
     sampler = type(pipeline.scheduler).__name__
@@ -297,12 +300,14 @@ def find_family(name: str) -> Family:
     return _family_of(index, name)
 
 
-def _load_repository(name: str, revision: str | None, variant: str | None, as_stored: bool) -> _Loaded:
+def _load_repository(
+    name: str, revision: str | None, variant: str | None, as_stored: bool, hub: dict[str, Any]
+) -> _Loaded:
     import diffusers
 
     if Path(name).is_dir():
         return _load_folder(Path(name), name, variant, as_stored)
-    where = {"revision": revision} if revision else {}
+    where = hub | ({"revision": revision} if revision else {})
     with explained(lambda error: _refusal(name, reasons.of_name(name, error, revision, variant))):
         index = diffusers.DiffusionPipeline.load_config(name, **where)
         options = _family_of(index, name).loading_options()
@@ -374,7 +379,7 @@ def _read(files: NetworkFiles, kept: tuple[torch.dtype, ...]) -> nn.Module:
     return network
 
 
-def _load_file(path: Path, config: str | None) -> tuple[Any, Family, Marks]:
+def _load_file(path: Path, config: str | None, hub: dict[str, Any]) -> tuple[Any, Family, Marks]:
     if path.suffix != ".safetensors":
         raise InputError(
             f"{path} is not a .safetensors file; other formats can run code when they are opened: convert it first"
@@ -386,6 +391,7 @@ def _load_file(path: Path, config: str | None) -> tuple[Any, Family, Marks]:
             torch_dtype=torch.float32,
             **family.loading_options(),
             **({"config": config} if config else {}),
+            **hub,
         )
     networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     if any(tensor.is_meta for network in networks for tensor in network.parameters()):
@@ -429,10 +435,10 @@ def _absolute(name: str | None) -> str | None:
     return str(from_root(name))
 
 
-def _load_vae(own: Any, name: str, revision: str | None) -> Any:
+def _load_vae(own: Any, name: str, revision: str | None, hub: dict[str, Any]) -> Any:
     """Another VAE in the place of the base's `own`. Raises InputError where it cannot be loaded, or where its latents
     are not those that the base was trained on."""
-    kind, where = type(own), {"revision": revision} if revision else {}
+    kind, where = type(own), hub | ({"revision": revision} if revision else {})
     bars = _quiet() if Path(name).exists() else contextlib.nullcontext()
     with explained(lambda error: f"cannot load the VAE {name}: {reasons.of_vae(name, error)}"), bars:
         if Path(name).is_file():

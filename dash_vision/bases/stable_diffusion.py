@@ -137,6 +137,11 @@ class StableDiffusion(Family):
                 f"the base {name} answers with {unet.out_channels} channels where its VAE has {latents}: it predicts "
                 "more than the noise, which is not trained here; give a text-to-image base of SD 1.x, 2.x or SDXL"
             )
+        if _side(unet.sample_size) < 1:
+            raise InputError(
+                f"the base {name} does not say at which size it was trained (the sample_size of its unet is "
+                f"{unet.sample_size}); write the side of a square picture in latents, such as 64, into unet/config.json"
+            )
         for key, given in self.gives.items():
             asked = getattr(unet, key, None)
             if asked not in given:
@@ -231,7 +236,7 @@ class StableDiffusion(Family):
 
     def resolution(self, pipeline: Any) -> int:
         """See Family."""
-        return int(pipeline.unet.config.sample_size) * self.factor(pipeline)
+        return _side(pipeline.unet.config.sample_size) * self.factor(pipeline)
 
     def factor(self, pipeline: Any) -> int:
         """See Family."""
@@ -392,6 +397,13 @@ class StableDiffusion(Family):
             generator=generator,
             output_type="latent",
         ).images
+
+
+def _side(size: Any) -> int:
+    """The side of the square that a configuration states as a number or as two; 0 where it states none."""
+    first, *others = size if isinstance(size, list | tuple) and size else [size]
+    alike = isinstance(first, int) and all(other == first for other in others)
+    return int(first) if alike else 0
 
 
 def _takes_zero_snr(scheduler: Any) -> bool:

@@ -176,6 +176,7 @@ def _load(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> Base:
             zero_terminal_snr=settings.zero_terminal_snr,
             max_sequence_length=settings.max_sequence_length,
             clip_skip=settings.clip_skip,
+            cache_dir=settings.cache_dir,
             waits=True,
             as_stored=runtime.dtype != torch.float32,
         )

@@ -367,9 +367,9 @@ class OptimArgs:
         positive(self, "max_grad_norm", "adam_epsilon")
         below_one(self, "adam_beta1", "adam_beta2")
         if self.optimizer == "prodigy" and self.learning_rate is not None and self.learning_rate < _LEAST_FACTOR:
-            rate = f"--learning_rate is {self.learning_rate:g}"
             raise InputError(
-                f"{rate}, which with --optimizer prodigy is a factor on the rate that it finds by itself, and leaves nothing of it; leave it out, or give 1"
+                f"--learning_rate is {self.learning_rate:g}, which with --optimizer prodigy is a factor on the rate "
+                "that Prodigy finds, and leaves nothing of it; leave it out, or give 1"
             )
         if self.use_8bit_adam and self.optimizer != "adamw":
             raise InputError(f"--use_8bit_adam is a kind of adamw; leave it out, or --optimizer {self.optimizer}")

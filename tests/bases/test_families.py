@@ -1,10 +1,14 @@
 """Families of bases, against diffusers: prompts, pictures, revisions and single files."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 
-from dash_vision.bases.loading import load_base
+from dash_vision.bases.loading import load_again, load_base
+from dash_vision.files.errors import InputError
 from dash_vision.pictures.crops import CropInfo
 from tests.support.single_file import save_single_file
 
@@ -50,6 +54,41 @@ def test_revisions_pin_what_is_fetched_from_the_hub(bases, monkeypatch):
     # Others are of what has arrived by then.
     assert asked[:2] == [("index", "abc"), ("files", "abc")]
     assert asked[-1] == ("vae", "def")
+
+
+def test_what_is_loaded_again_is_looked_for_in_the_same_cache(bases, tmp_path, monkeypatch):
+    asked = []
+
+    def load_config(where, **options):
+        asked.append(options.get("cache_dir"))
+        return original(str(bases / "sd"))
+
+    def download(where, **options):
+        asked.append(options["cache_dir"])
+        return str(bases / "sd")
+
+    original = DiffusionPipeline.load_config
+    monkeypatch.setattr(DiffusionPipeline, "load_config", load_config)
+    monkeypatch.setattr(DiffusionPipeline, "download", download)
+    monkeypatch.chdir(tmp_path)
+    base = load_base("someone/base", cache_dir="models")
+    assert asked[:2] == [str(tmp_path / "models")] * 2
+    asked.clear()
+    monkeypatch.chdir(bases)
+    load_again(base.specification)
+    assert asked[:2] == [str(tmp_path / "models")] * 2
+
+
+@pytest.mark.parametrize(("size", "resolution"), [([8, 8], 16), ([8, 16], None), (None, None), ("8", None)])
+def test_a_unet_states_the_side_of_a_square(bases, tmp_path, size, resolution):
+    folder = shutil.copytree(bases / "sd", tmp_path / "base")
+    file = folder / "unet/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sample_size": size}))
+    if resolution:
+        assert load_base(str(folder)).resolution == resolution
+        return
+    with pytest.raises(InputError, match="does not say at which size it was trained"):
+        load_base(str(folder))
 
 
 @pytest.mark.parametrize("base", ["sd", "sdxl"])
