@@ -143,6 +143,7 @@ class Family(Protocol):
     def serve_zero_terminal_snr(self, name: str, pipeline: Any) -> None:
         """See to it that samples are drawn up to pure noise where the base's files say that it was trained so. name: of
         the base. Raises InputError for files that contradict themselves."""
+        return
 
     # -- sizes
 

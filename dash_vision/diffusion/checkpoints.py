@@ -39,7 +39,13 @@ def starting_point(folder: Path, wanted: str | None, overwrite: bool) -> Path | 
     Raises InputError where the folder holds a finished run that would be lost, and where there is no such checkpoint.
     """
     if wanted is not None:
-        return _named(folder, wanted)
+        checkpoint = _named(folder, wanted)
+        if checkpoint is None and (folder / RUN).exists():
+            raise InputError(
+                f"{folder} holds a finished run and no checkpoint to go on from; give another --output_dir, or "
+                "--overwrite instead of --resume_from_checkpoint to replace it"
+            )
+        return checkpoint
     if overwrite:
         return None
     if (folder / RUN).exists():

@@ -20,6 +20,7 @@ CONVERT_SUFFIXES = {
     ".jxl": "JPEG XL",
     ".svg": "SVG",
 }
+_LEFT_BEHIND = ("~", ".bak", ".orig", ".old", ".tmp", ".part", ".crdownload")
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -52,8 +53,9 @@ def meant_as_picture(path: Path) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """.ipynb_checkpoints, .DS_Store, and the ._01.jpg of a Mac, which is no picture whatever its name says."""
-    return name.startswith(".") or name == "__MACOSX"
+    """.ipynb_checkpoints, .DS_Store, and the ._01.jpg of a Mac, which is no picture whatever its name says; and what
+    editors and downloads leave beside a picture, which may hold one."""
+    return name.startswith(".") or name == "__MACOSX" or name.lower().endswith(_LEFT_BEHIND)
 
 
 def read_head(path: Path) -> bytes:

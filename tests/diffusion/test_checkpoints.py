@@ -83,6 +83,13 @@ def test_a_finished_run_is_replaced_only_on_demand(bases, out):
         settings(bases, out, overwrite=True, resume_from_checkpoint="latest")
 
 
+def test_a_finished_run_without_checkpoints_is_not_begun_anew_in_its_folder(bases, out):
+    for checkpoint in out.glob("checkpoint-*"):
+        checkpoint.unlink()
+    with pytest.raises(InputError, match="holds a finished run and no checkpoint to go on from"):
+        prepare(settings(bases, out, resume_from_checkpoint="latest", max_train_steps=9))
+
+
 def test_an_interrupted_run_goes_on_with_the_same_command(bases, out):
     (out / "run.json").unlink()  # which the end of a run writes
     (out / "checkpoint-8.safetensors").unlink()

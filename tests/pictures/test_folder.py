@@ -47,6 +47,16 @@ def test_copies_of_a_picture_are_said(tmp_path):
     )
 
 
+def test_backups_and_downloads_under_way_are_no_pictures(tmp_path):
+    save(tmp_path / "a.png", photo())
+    data = (tmp_path / "a.png").read_bytes()
+    for name in ("a.png~", "a.png.bak", "b.jpg.ORIG", "c.png.part", "d.png.crdownload"):
+        (tmp_path / name).write_bytes(data)
+    pictures = read(tmp_path)
+    assert [picture.name for picture in pictures.images] == ["a.png"]
+    assert note(pictures, "skipped").startswith("skipped 5 files that are no images")
+
+
 def test_repeats_in_a_folder_name_are_no_copies(tmp_path):
     for folder, pixels in (("10_cat", photo()), ("2_dog", photo()[::-1])):
         (tmp_path / folder).mkdir()
