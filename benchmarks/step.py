@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
+
+from dash_vision.diffusion.metering import Meter, imagine, imagined, size_of
 
 from .measure import Settings, Table, interleaved, milliseconds, ratio
 from .models import TARGETS, TITLES, Size, dashed, network, peft_lora, training_step
@@ -45,8 +48,9 @@ def measure_memory(settings: Settings, models: list[str], size: Size, rank: int,
 
             own, own_beside = peak(name, ours, size, settings)
             peer, peer_beside = peak(name, peers, size, settings)
-            rows.append([f"{TITLES[name]}, {what}", size.of(name), own / 2**20, own / peer, own_beside / peer_beside])
-    columns = ("network", "size", "LoRA-Dash, MiB", "/ PEFT LoRA", "/ PEFT LoRA, without the frozen weights")
+            ratios = own / peer, own_beside / peer_beside, planned(name, ours, size, settings) / own
+            rows.append([f"{TITLES[name]}, {what}", size.of(name), own / 2**20, *ratios])
+    columns = ("network", "size", "LoRA-Dash, MiB", "/ PEFT LoRA", "/ PEFT LoRA, without the frozen weights", "planned")
     return [Table(f"Peak memory of a training step (AdamW), rank {rank}, k = {k}", columns, rows)]
 
 
@@ -68,6 +72,22 @@ def peak(name: str, adapt: Callable[[nn.Module], nn.Module], size: Size, setting
     tensors += [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
     total = sum(t.numel() * t.element_size() for t in tensors) + allocated_on_cpu(step)
     return total, total - weights
+
+
+def planned(name: str, adapt: Callable[[nn.Module], nn.Module], size: Size, settings: Settings) -> int:
+    """The bytes that `dash-vision plan` counts for such a step: its way to count, on a network without weights."""
+    with torch.device("meta"):
+        model = network(name, size, replace(settings, device=torch.device("meta")))
+    with imagined(settings.dtype, settings.device.type == "cuda"):
+        imagine(model)
+        model = adapt(model)
+        step, optimizer = training_step(name, model, size, replace(settings, device=torch.device("cpu")))
+        step()  # makes the optimizer's state
+        assert optimizer is not None
+        states = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
+        with Meter() as meter:
+            step()
+    return size_of(model) + sum(t.numel() * t.element_size() for t in states) + meter.peak
 
 
 def allocated_on_cpu(step: Callable[[], None]) -> int:

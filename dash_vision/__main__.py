@@ -21,6 +21,12 @@ def _dreambooth(arguments: Sequence[str]) -> int:
     return main(arguments)
 
 
+def _plan(arguments: Sequence[str]) -> int:
+    from .diffusion.planning import main
+
+    return main(arguments)
+
+
 def _vtab(arguments: Sequence[str]) -> int:
     from .classification.command import main
 
@@ -46,6 +52,7 @@ def _eval(arguments: Sequence[str]) -> int:
 PROGRAMS: dict[str, tuple[str, Run]] = {
     "demo": ("train on five pictures of a cat that the package draws, without network", _demo),
     "dreambooth": ("teach a diffusion model your subject", _dreambooth),
+    "plan": ("what a DreamBooth run will take of memory, and what makes it fit", _plan),
     "vtab": ("fine-tune a vision transformer on VTAB-1k", _vtab),
     "eval": ("figures, tables and a report of what runs left", _eval),
 }

@@ -14,7 +14,8 @@ from ..files.errors import InputError
 
 @contextmanager
 def placed(networks: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-    """Networks on a device while inside, back where they were after."""
+    """Networks on a device while inside, back where they were after; those without weights stay."""
+    networks = [network for network in networks if cast(Any, network).device.type != "meta"]
     before = [cast(Any, network).device for network in networks]
     for network in networks:
         network.to(device)

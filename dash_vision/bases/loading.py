@@ -44,6 +44,7 @@ _LATENTS = (
     "latents_std",
 )
 _WITHOUT = "; without --pretrained_model_name_or_path the run trains on the embedded miniature"
+_WEIGHTS = ["*.safetensors", "*.bin", "*.ckpt", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.onnx*", "*.gguf", "*.png"]
 _LIBRARIES = ("diffusers", "transformers")
 _DIFFUSERS = "0.40"  # has the pipelines of all families; pyproject.toml asks for it too
 FAMILIES: tuple[Family, ...] = (
@@ -185,6 +186,7 @@ def load_base(
     *,
     waits: bool = False,
     as_stored: bool = False,
+    without_weights: bool = False,
 ) -> Base:
     """Load a base model by hub id, folder, or single .safetensors file; "miniature" or None is the embedded one.
 
@@ -195,8 +197,9 @@ def load_base(
     CLIP that are left out. cache_dir: folder of what is fetched from the hub. waits: the networks of a folder or hub id
     have no weights until `Base.load` reads them, so that they need not be in memory all at once. as_stored: the
     denoiser keeps the half precision of its files, and the text encoders bfloat16, where these have one dtype; else
-    networks are in float32, as those of a single file are. Weights are read from safetensors only. Raises InputError in
-    plain words when there is no such base, it cannot be fetched, or is of a kind that this package does not train.
+    networks are in float32, as those of a single file are. without_weights: networks stay without, and of a hub id only
+    the configuration is fetched. Weights are read from safetensors only. Raises InputError in plain words when there is
+    no such base, it cannot be fetched, or is of a kind that this package does not train.
     """
     name = name or MINIATURE
     specification: dict[str, Any] = {
@@ -222,7 +225,7 @@ def load_base(
         pipeline, family, marks = _load_file(path, single_file_config, hub)
     else:
         place = str(path) if path.is_dir() else name
-        pipeline, family, waiting = _load_repository(place, revision, variant, as_stored, hub)
+        pipeline, family, waiting = _load_repository(place, revision, variant, as_stored, without_weights, hub)
     if vae is not None:
         pipeline.register_modules(vae=_load_vae(pipeline.vae, vae, vae_revision, hub))
         waiting.pop("vae", None)
@@ -242,6 +245,10 @@ def load_base(
         base.defaults, base.note = DEFAULTS, NOTE
     for network in base.components().values():
         network.requires_grad_(False).eval()
+    if without_weights:
+        for network in base.components().values():  # of a single file, or another VAE
+            network.to("meta")
+        return base
     for part in () if waits else [*waiting]:
         base.read(part)
     for part in base.components().keys() - waiting.keys() if waits else ():
@@ -301,22 +308,31 @@ def find_family(name: str) -> Family:
 
 
 def _load_repository(
-    name: str, revision: str | None, variant: str | None, as_stored: bool, hub: dict[str, Any]
+    name: str, revision: str | None, variant: str | None, as_stored: bool, bare: bool, hub: dict[str, Any]
 ) -> _Loaded:
     import diffusers
+    import huggingface_hub
 
     if Path(name).is_dir():
-        return _load_folder(Path(name), name, variant, as_stored)
+        return _load_folder(Path(name), name, variant, as_stored, bare)
     where = hub | ({"revision": revision} if revision else {})
     with explained(lambda error: _refusal(name, reasons.of_name(name, error, revision, variant))):
         index = diffusers.DiffusionPipeline.load_config(name, **where)
         options = _family_of(index, name).loading_options()
-        folder = diffusers.DiffusionPipeline.download(name, variant=variant, use_safetensors=True, **options, **where)
-    return _load_folder(Path(folder), name, variant, as_stored)
+        if bare:
+            folder = huggingface_hub.snapshot_download(
+                name, revision=revision, ignore_patterns=_WEIGHTS, cache_dir=hub.get("cache_dir")
+            )
+        else:
+            folder = diffusers.DiffusionPipeline.download(
+                name, variant=variant, use_safetensors=True, **options, **where
+            )
+    return _load_folder(Path(folder), name, variant, as_stored, bare)
 
 
-def _load_folder(folder: Path, name: str, variant: str | None, as_stored: bool) -> _Loaded:
-    """The pipeline in a folder, its networks without weights. name: as the user calls it."""
+def _load_folder(folder: Path, name: str, variant: str | None, as_stored: bool, bare: bool) -> _Loaded:
+    """The pipeline in a folder, its networks without weights. name: as the user calls it. bare: the folder need not
+    have any."""
     import diffusers
 
     with explained(lambda error: _refusal(name, reasons.of_folder(folder, error, (), variant))):
@@ -335,7 +351,7 @@ def _load_folder(folder: Path, name: str, variant: str | None, as_stored: bool) 
         for part in parts:
             library, kind = index[part]
             if library in _LIBRARIES:  # of others diffusers says what they are; nothing that a file names is imported
-                fault = reasons.of_part(folder / part, True, variant)  # now, not when the weights are wanted
+                fault = None if bare else reasons.of_part(folder / part, True, variant)  # before they are wanted
                 if fault:
                     raise InputError(_refusal(name, fault))
                 files = NetworkFiles(name, folder / part, library, kind, variant)

@@ -80,6 +80,9 @@ class QwenImage(WithQwenVae):
 
 def _padded(embeds: list[Tensor]) -> tuple[Tensor, Tensor | None]:
     """([N, tokens, width], mask [N, tokens] of what is no padding); no mask where there is none."""
-    lengths = torch.tensor([len(one) for one in embeds], device=embeds[0].device)
-    mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-    return pad_sequence(embeds, batch_first=True), None if mask.all() else mask
+    lengths = [len(one) for one in embeds]
+    if len(set(lengths)) == 1:
+        return torch.stack(embeds), None
+    places = torch.arange(max(lengths), device=embeds[0].device)
+    mask = places < torch.tensor(lengths, device=places.device)[:, None]
+    return pad_sequence(embeds, batch_first=True), mask

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn.modules import module as modules
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # A hook sees the layer's own output only when the layer itself is called.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_PLAIN = (Tensor, FakeTensor)  # no subclass that computes otherwise, as quantized weights do
 _GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)  # of all modules there are
 
 
@@ -37,7 +39,7 @@ def applies(base: nn.Module, w: DashWeights, x: Tensor) -> bool:
     weight, bias = base.weight, base.bias
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         return False
-    if type(weight.data) is not Tensor or type(x.detach()) is not Tensor:
+    if type(weight.data) not in _PLAIN or type(x.detach()) not in _PLAIN:
         return False
     # accelerate's offloading, for one, exchanges the method instead of registering a hook.
     if "forward" in vars(base) or any(getattr(base, hooks) for hooks in _HOOKS):

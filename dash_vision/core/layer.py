@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from . import fused
 from .sharding import is_sharded
-from .weights import MERGED, DashWeights, is_conv1d, weight_matrix
+from .weights import MERGED, DashWeights, has_numbers, is_conv1d, weight_matrix
 
 
 class DashLinear(nn.Module):
@@ -265,6 +265,8 @@ def refusal(module: nn.Module) -> str | None:
         return "its weight is split over the processes; put the adapter in first, and split the model (FSDP) afterwards"
     if weight.device.type == "meta":
         return "its weight is on the meta device; load the weights first"
+    if not has_numbers(weight):  # its memory is being planned: see diffusion.metering
+        return None
     if not torch.isfinite(weight).all():
         return "its weight holds NaN or infinity"
     if not _is_plain(module):

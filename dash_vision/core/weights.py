@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .directions import Spectrum, projections, select_directions, singular_directions
 from .sharding import is_sharded, whole
@@ -67,9 +68,12 @@ def check_directions(launched: bool, V: Tensor, dsigma: Tensor) -> None:
         )
 
 
-def _is_readable(tensor: Tensor) -> bool:
-    """Whether it has numbers of its own: not on the meta device, nor as one of many models under torch.func.vmap."""
-    return tensor.device.type != "meta" and not torch._C._functorch.is_batchedtensor(tensor)
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether it has numbers of its own: not on the meta device, nor as a fake tensor that stands for a real one, nor
+    as one of many models under torch.func.vmap."""
+    if tensor.device.type == "meta" or isinstance(tensor, FakeTensor):
+        return False
+    return not torch._C._functorch.is_batchedtensor(tensor)
 
 
 class DashWeights(nn.Module):
@@ -163,7 +167,7 @@ class DashWeights(nn.Module):
             tensor = self._buffers[name]
             assert tensor is not None
             stamp += [id(tensor), None if tensor.is_inference() else tensor._version]
-            if name != "V" and tensor.device.type == "cpu" and _is_readable(tensor):
+            if name != "V" and tensor.device.type == "cpu" and has_numbers(tensor):
                 stamp.append(tensor.tolist())
         return tuple(stamp)
 
@@ -175,7 +179,7 @@ class DashWeights(nn.Module):
     def look(self) -> None:
         """Read the phase anew; raises as `phase`."""
         self._seen, self._held = self._stamp(), (self.indices, self.V, self.switches)
-        if not _is_readable(self.switches):
+        if not has_numbers(self.switches):
             return
         enabled, merged = (int(switch) for switch in self.switches)
         if merged in _BLENDED:

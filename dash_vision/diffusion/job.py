@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..bases.family import Conditions
+from ..bases.family import Conditions, Family
 from ..bases.identity import difference
 from ..bases.loading import Base
 from ..bases.noise import NoiseProcess, denoising_loss
@@ -39,6 +39,14 @@ _SAID_BY = {
     "vae": "--pretrained_vae_model_name_or_path",
     "noise process": "--prediction_type, --zero_terminal_snr and base",
 }
+
+
+def loss_of(family: Family, network: nn.Module, process: NoiseProcess, batch: Batch, conditions: Conditions) -> Tensor:
+    """The loss of a batch, a scalar. network: the denoiser, as it is called; the other arguments are on its device."""
+    noisy = process.noisy(batch.latents, batch.noise, batch.times)
+    target = process.target(batch.latents, batch.noise, batch.times)
+    predicted = family.denoise(network, noisy, batch.times, conditions)
+    return denoising_loss(predicted, target, process.weights(batch.times) * batch.share).sum()
 
 
 @dataclass(frozen=True)
@@ -104,25 +112,19 @@ class DreamBoothJob:
         return [join(batch, other)] if batch.latents.shape[1:] == other.latents.shape[1:] else [batch, other]
 
     def _loss(self, batch: Batch) -> Tensor:
-        device, family = self.runtime.device, self.base.family
-        latents, noise, times = batch.latents.to(device), batch.noise.to(device), batch.times.to(device)
-        noisy = self.process.noisy(latents, noise, times)
-        target = self.process.target(latents, noise, times)
+        batch = batch.to(self.runtime.device)
         with self.runtime.autocast():
-            conditions = self._conditions(batch)
-            predicted = family.denoise(self.networks[family.denoiser], noisy, times, conditions)
-        weights = self.process.weights(times) * batch.share.to(device)
-        return denoising_loss(predicted, target, weights).sum()
+            network = self.networks[self.base.family.denoiser]
+            return loss_of(self.base.family, network, self.process, batch, self._conditions(batch))
 
     def _conditions(self, batch: Batch) -> Conditions:
         family = self.base.family
-        pictures = {key: value.to(self.runtime.device) for key, value in batch.pictures.items()}
         entries = [self.material.conditions[prompt] for prompt in batch.prompts]
         if not self.plan.settings.train_text_encoder:
-            return family.join(entries) | pictures
+            return family.join(entries) | batch.pictures
         encoders = [self.networks[name] for name in family.text_encoders]
         ids = [torch.cat([entry[i] for entry in entries]) for i in range(len(encoders))]
-        return join_chunks(family.encode_tokens(encoders, ids, self.base.prompt_options), self.plan.chunks) | pictures
+        return join_chunks(family.encode_tokens(encoders, ids, self.base.prompt_options), self.plan.chunks) | batch.pictures
 
     # -- progress
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..bases.devices import placed
-from ..bases.family import Conditions
+from ..bases.family import Conditions, moved
 from ..bases.loading import Base
 from ..bases.noise import NoiseProcess
 from ..bases.sampling import encode_picture
@@ -176,8 +176,8 @@ class Order:
 
 @dataclass
 class Batch:
-    """Latents and noise [N, C, H, W], times of the noise process [N], prompts, and the pictures' own conditions; all on
-    the CPU.
+    """Latents and noise [N, C, H, W], times of the noise process [N], prompts, and the pictures' own conditions; on
+    the CPU at first.
 
     share [N]: the factor of each picture's loss in the batch's.
     """
@@ -188,6 +188,11 @@ class Batch:
     prompts: list[str]
     pictures: Conditions
     share: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        latents, noise, times = (t.to(device) for t in (self.latents, self.noise, self.times))
+        return Batch(latents, noise, times, self.prompts, moved(self.pictures, device), self.share.to(device))
 
 
 def draw_batch(

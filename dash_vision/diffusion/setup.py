@@ -324,7 +324,7 @@ def _drop_text_encoders(plan: Plan, base: Base, runtime: Runtime) -> None:
 # -- networks and adapters
 
 
-def _targets(plan: Plan, base: Base) -> dict[str, Target]:
+def targets_of(plan: Plan, base: Base) -> dict[str, Target]:
     """DashConfig's target for each component to adapt, the denoiser first."""
     targets = {base.family.denoiser: plan.target}
     if plan.settings.train_text_encoder:
@@ -338,7 +338,7 @@ def _precise_weights(plan: Plan, base: Base, runtime: Runtime) -> dict[str, dict
     if runtime.dtype == torch.float32 or not plan.settings.dash_k:
         return {}
     weights = {}
-    for name, target in _targets(plan, base).items():
+    for name, target in targets_of(plan, base).items():
         try:
             layers = find_targets(getattr(base.pipeline, name), target)
         except ValueError as error:
@@ -380,7 +380,7 @@ def _cast(network: nn.Module, runtime: Runtime) -> None:
 def _inject(plan: Plan, base: Base) -> dict[str, Adapter]:
     """Adapters by component, the denoiser first."""
     adapters = {}
-    for name, target in _targets(plan, base).items():
+    for name, target in targets_of(plan, base).items():
         config = plan.settings.dash_config(plan.rank, target)
         seed_everything(plan.settings.seed, f"adapter of {name}")  # A begins with random numbers
         try:

@@ -1,0 +1,193 @@
+"""What a run will take of memory, from the base's configuration alone: see `estimate`."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ..bases.family import Conditions
+from ..bases.loading import Base
+from ..bases.noise import NoiseOptions, NoiseProcess
+from ..core.adapter import Adapter, inject
+from ..core.weights import weight_matrix
+from ..pictures.crops import CropInfo
+from ..runs.seeds import stream
+from .job import loss_of
+from .latents import Batch
+from .metering import Meter, imagine, imagined, size_of, telling_shapes
+from .plan import Plan
+from .setup import targets_of
+
+# Bytes that an optimizer keeps for each number that it updates.
+_STATE = {"adamw": 8, "8-bit adamw": 2, "prodigy": 16}
+_IN_AN_UPDATE = 8  # bytes a number that AdamW takes for a moment, for all tensors at once
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run, in bytes. device: on the GPU, by what takes them. host: of the machine's memory, beside what
+    Python and the libraries take; of a run without a GPU it includes those of `device`."""
+
+    name: str
+    device: dict[str, int]
+    host: int
+
+    @property
+    def total(self) -> int:
+        """Bytes on the GPU."""
+        return sum(self.device.values())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """stages: of a run, in their order. spectra: bytes of the machine's memory that the launch's decompositions take
+    when they are all made ahead; they are made as far as there is room."""
+
+    stages: tuple[Stage, ...]
+    spectra: int
+
+    @property
+    def device(self) -> int:
+        """Bytes on the GPU at most."""
+        return max(stage.total for stage in self.stages)
+
+    @property
+    def host(self) -> int:
+        """Bytes of the machine's memory at most."""
+        return max(stage.host for stage in self.stages)
+
+
+def estimate(plan: Plan, base: Base, dtype: torch.dtype, cuda: bool = True) -> Estimate:
+    """What each stage of a run takes.
+
+    base: from load_base(..., waits=True); its networks stay without weights. dtype: what the denoiser is kept in.
+    cuda: the run has a GPU. Activations are counted by making a training step, and by encoding and decoding a picture,
+    with tensors that have no numbers (see metering). torch's allocator rounds its blocks up, and CUDA takes half a
+    gigabyte for itself: neither is in it.
+    """
+    family, pipeline = base.family, base.pipeline
+    vae, encoders = size_of(pipeline.vae), sum(_kept(encoder, dtype) for encoder in base.text_encoders())
+    conditions = _conditions(base, plan)
+    denoiser, adapter, trained, activations, spectra = _training(plan, base, dtype, cuda, conditions)
+    encoding, decoding = _pictures(plan, base)
+    text = encoders if family.trains_text_encoders else 0  # others are gone by then
+    state = "8-bit adamw" if plan.settings.use_8bit_adam else plan.settings.optimizer
+    training = {"denoiser": denoiser, "adapter": adapter, "optimizer": trained * _STATE[state]}
+    if plan.settings.train_text_encoder:
+        training["text encoders"] = encoders
+    training["gradients and activations"] = max(activations, trained * (4 + _IN_AN_UPDATE))
+    drawing = {"denoiser": denoiser, "adapter": adapter, "VAE": vae, "activations": decoding}
+    stages = [
+        ("prompts", {"text encoders": encoders}, encoders + vae),
+        ("pictures", {"VAE": vae, "activations": encoding}, encoders + vae),
+        ("training", training, denoiser + text + vae),
+        ("samples", drawing, text + vae),
+    ]
+    if not cuda:
+        stages = [(name, parts, host - _moved(name, parts) + sum(parts.values())) for name, parts, host in stages]
+    return Estimate(tuple(Stage(*stage) for stage in stages), spectra)
+
+
+def _kept(encoder: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes of a text encoder: see load_base's as_stored, where the configuration says what the files hold."""
+    stored = str(cast(Any, encoder).config.dtype).removeprefix("torch.")
+    halves = dtype != torch.float32 and stored == "bfloat16"
+    return size_of(encoder) // 2 if halves else size_of(encoder)
+
+
+def _moved(name: str, parts: dict[str, int]) -> int:
+    """Bytes of the networks that a run with a GPU moves there, and which are in `parts` too."""
+    return sum(parts.get(part, 0) for part in ("text encoders", "VAE") + (("denoiser",) if name == "training" else ()))
+
+
+def _conditions(base: Base, plan: Plan) -> Conditions:
+    """The conditions of the training's prompt, in their shapes."""
+    prompt = plan.prompts.instance
+    with telling_shapes(base.text_encoders()):
+        found = base.family.encode_prompts(base.pipeline, [prompt], torch.device("cpu"), base.prompt_options)
+    return found[prompt]
+
+
+def _training(
+    plan: Plan, base: Base, dtype: torch.dtype, cuda: bool, conditions: Conditions
+) -> tuple[int, int, int, int, int]:
+    """(bytes of the denoiser, bytes of the adapter, numbers that are trained, bytes of a step's gradients and
+    activations, bytes of the decompositions)."""
+    family, settings = base.family, plan.settings
+    process = base.noise(NoiseOptions(**{f.name: getattr(settings, f.name) for f in fields(NoiseOptions)}))
+    networks = {name: copy.deepcopy(getattr(base.pipeline, name)) for name in targets_of(plan, base)}
+    for network in networks.values():
+        network.to(dtype)
+    size = size_of(networks[family.denoiser])
+    batch, encoded = _batch(plan, base, process), [conditions] * _batch_size(plan)
+    with imagined(dtype, cuda):
+        adapters = [_adapted(plan, base, name, network) for name, network in networks.items()]
+        batch.latents, batch.noise = torch.empty_like(batch.latents), torch.empty_like(batch.noise)
+        with Meter() as meter:
+            told = family.join(encoded) | batch.pictures
+            loss_of(family, networks[family.denoiser], process, batch, told).backward()
+            peak = meter.peak
+    layers = [layer for adapter in adapters for layer in adapter.layers.values()]
+    kept = sum(size_of(layer.adapters) for layer in layers)
+    trained = sum(p.numel() for adapter in adapters for p in adapter.parameters())
+    dash = settings.dash_k > 0
+    spectra = sum(8 * min(weight_matrix(layer.base).shape) ** 2 for layer in layers) if dash else 0
+    return size, kept, trained, peak, spectra
+
+
+def _adapted(plan: Plan, base: Base, name: str, network: nn.Module) -> Adapter:
+    """The adapter in a network whose weights are made fake."""
+    imagine(network)
+    if plan.settings.gradient_checkpointing and name == base.family.denoiser:
+        cast(Any, network).enable_gradient_checkpointing()
+    network.requires_grad_(False)
+    adapter = inject(network, plan.settings.dash_config(plan.rank, targets_of(plan, base)[name]))
+    network.train()
+    return adapter
+
+
+def _batch_size(plan: Plan) -> int:
+    """Pictures that one pass through the denoiser sees: with prior preservation also as many of the class."""
+    return plan.train_batch_size * (2 if plan.settings.with_prior_preservation else 1)
+
+
+def _batch(plan: Plan, base: Base, process: NoiseProcess) -> Batch:
+    """A batch of square pictures."""
+    number, size = _batch_size(plan), (plan.resolution, plan.resolution)
+    shape = (number, *base.family.latent_shape(base.pipeline, size))
+    latents = torch.zeros(()).expand(shape)  # in no memory
+    infos = [CropInfo(size, (0, 0))] * number
+    return Batch(
+        latents=latents,
+        noise=latents,
+        times=process.sample_times(number, size, stream(0, "plan")),
+        prompts=[plan.prompts.instance] * number,
+        pictures=base.family.picture_conditions(infos, size),
+        share=torch.ones(number),
+    )
+
+
+def _pictures(plan: Plan, base: Base) -> tuple[int, int]:
+    """Bytes of activations when one picture is encoded, and when one is decoded."""
+    pipeline, side = base.pipeline, plan.resolution
+    own, vae = pipeline.vae, copy.deepcopy(pipeline.vae)
+    shape = base.family.latent_shape(pipeline, (side, side))
+    peaks = []
+    try:
+        pipeline.register_modules(vae=vae)
+        with imagined(torch.float32, cuda=False), torch.no_grad():
+            imagine(vae)
+            for work, given in (
+                (base.family.encode_picture, torch.empty(1, 3, side, side)),
+                (base.family.decode, torch.empty(1, *shape)),
+            ):
+                with Meter() as meter:
+                    work(pipeline, given)
+                peaks.append(meter.peak)
+    finally:
+        pipeline.register_modules(vae=own)
+    return peaks[0], peaks[1]
