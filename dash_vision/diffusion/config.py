@@ -434,6 +434,22 @@ class DreamBoothConfig(
         if self.max_train_steps is not None:
             check_lengths(self, self.max_train_steps)
 
+    def of_base(self) -> dict[str, Any]:
+        """The arguments of bases.loading.load_base."""
+        return {
+            "name": self.pretrained_model_name_or_path,
+            "revision": self.revision,
+            "variant": self.variant,
+            "vae": self.pretrained_vae_model_name_or_path,
+            "single_file_config": self.single_file_config,
+            "prediction_type": self.prediction_type,
+            "vae_revision": self.vae_revision,
+            "zero_terminal_snr": self.zero_terminal_snr,
+            "max_sequence_length": self.max_sequence_length,
+            "clip_skip": self.clip_skip,
+            "cache_dir": self.cache_dir,
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without secrets."""
         return {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata["secret"]}

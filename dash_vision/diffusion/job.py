@@ -124,7 +124,8 @@ class DreamBoothJob:
             return family.join(entries) | batch.pictures
         encoders = [self.networks[name] for name in family.text_encoders]
         ids = [torch.cat([entry[i] for entry in entries]) for i in range(len(encoders))]
-        return join_chunks(family.encode_tokens(encoders, ids, self.base.prompt_options), self.plan.chunks) | batch.pictures
+        told = family.encode_tokens(encoders, ids, self.base.prompt_options)
+        return join_chunks(told, self.plan.chunks) | batch.pictures
 
     # -- progress
 

@@ -60,20 +60,7 @@ def _print(config: PlanConfig) -> int:
     from ..bases.loading import load_base
 
     config.instance_prompt = config.instance_prompt or "a photo of sks dog"
-    base = load_base(
-        config.pretrained_model_name_or_path,
-        config.revision,
-        config.variant,
-        config.pretrained_vae_model_name_or_path,
-        config.single_file_config,
-        config.prediction_type,
-        config.vae_revision,
-        zero_terminal_snr=config.zero_terminal_snr,
-        max_sequence_length=config.max_sequence_length,
-        clip_skip=config.clip_skip,
-        cache_dir=config.cache_dir,
-        without_weights=True,
-    )
+    base = load_base(**config.of_base(), without_weights=True)
     found = estimate_for(config, base)
     print(table(found, not config.no_gpu))
     if budget is None:

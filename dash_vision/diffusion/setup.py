@@ -165,21 +165,7 @@ def _claim(folder: Path) -> FolderLock:
 
 def _load(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> Base:
     with runtime.accelerator.main_process_first():  # one process fetches, the others find it in the cache
-        base = load_base(
-            settings.pretrained_model_name_or_path,
-            settings.revision,
-            settings.variant,
-            settings.pretrained_vae_model_name_or_path,
-            settings.single_file_config,
-            settings.prediction_type,
-            settings.vae_revision,
-            zero_terminal_snr=settings.zero_terminal_snr,
-            max_sequence_length=settings.max_sequence_length,
-            clip_skip=settings.clip_skip,
-            cache_dir=settings.cache_dir,
-            waits=True,
-            as_stored=runtime.dtype != torch.float32,
-        )
+        base = load_base(**settings.of_base(), waits=True, as_stored=runtime.dtype != torch.float32)
     base.prompt_options = replace(base.prompt_options, guidance=settings.training_guidance_scale)
     base.family.check_prompts(base.pipeline, base.prompt_options)
     _check_other(settings, base)
