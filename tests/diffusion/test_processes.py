@@ -30,12 +30,8 @@ with open(os.path.join(sys.argv[1], os.environ["RANK"] + ".json"), "w") as file:
 
 
 def launched(launcher, words, folder):
-    """The standard output of `words` on two processes, started by FSDP's launcher, or with torchrun's environment in
-    processes that start at once."""
-    if launcher == "FSDP":
-        done = run(["-m", *LAUNCHERS[launcher], *words])
-        assert done.poll() == 0, done.stderr
-        return done.stdout
+    """The standard output of `words` on two processes, in processes that start at once with the environment that the
+    launcher gives its own."""
     (folder / "tells.py").write_text(TELLS)
     done = run(["-m", *LAUNCHERS[launcher], folder / "tells.py", folder])
     assert done.poll() == 0, done.stderr
