@@ -17,21 +17,25 @@ from .models import TARGETS, TITLES, Size, dashed, network, peft_lora, training_
 
 def measure_time(settings: Settings, models: list[str], size: Size, rank: int, k: int) -> list[Table]:
     """Step times over those of PEFT's LoRA and of the frozen network with the gradient of its input only."""
-    rows: list[list[str | float]] = []
-    for name in models:
-        for what, target in TARGETS[name].items():
-            ways = {
-                "LoRA-Dash": dashed(network(name, size, settings), target, rank, k),
-                "frozen": network(name, size, settings),
-                "PEFT LoRA": peft_lora(network(name, size, settings), target, rank),
-            }
-            steps = {way: training_step(name, model, size, settings)[0] for way, model in ways.items()}
-            times = interleaved(steps, settings)
-            over = [ratio(times, "LoRA-Dash", peer) for peer in ("PEFT LoRA", "frozen")]
-            over.append(ratio(times, "PEFT LoRA", "frozen"))
-            rows.append([f"{TITLES[name]}, {what}", size.of(name), milliseconds(times["LoRA-Dash"]), *over])
+    rows = [
+        _times(name, what, target, settings, size, rank, k) for name in models for what, target in TARGETS[name].items()
+    ]
     columns = ("network", "size", "LoRA-Dash, ms", "/ PEFT LoRA", "/ frozen", "PEFT LoRA / frozen")
     return [Table(f"A whole training step (AdamW), rank {rank}, k = {k}", columns, rows)]
+
+
+def _times(name: str, what: str, target: str, settings: Settings, size: Size, rank: int, k: int) -> list[str | float]:
+    """One row. The three networks are gone before the next row's are made: of the large ones two rows' fill a machine."""
+    ways = {
+        "LoRA-Dash": dashed(network(name, size, settings), target, rank, k),
+        "frozen": network(name, size, settings),
+        "PEFT LoRA": peft_lora(network(name, size, settings), target, rank),
+    }
+    steps = {way: training_step(name, model, size, settings)[0] for way, model in ways.items()}
+    times = interleaved(steps, settings)
+    over = [ratio(times, "LoRA-Dash", peer) for peer in ("PEFT LoRA", "frozen")]
+    over.append(ratio(times, "PEFT LoRA", "frozen"))
+    return [f"{TITLES[name]}, {what}", size.of(name), milliseconds(times["LoRA-Dash"]), *over]
 
 
 def measure_memory(settings: Settings, models: list[str], size: Size, rank: int, k: int) -> list[Table]:
