@@ -25,7 +25,7 @@ def measure_time(settings: Settings, models: list[str], size: Size, rank: int, k
 
 
 def _times(name: str, what: str, target: str, settings: Settings, size: Size, rank: int, k: int) -> list[str | float]:
-    """One row. The three networks are gone before the next row's are made: of the large ones two rows' fill a machine."""
+    """One row. Its networks are gone before the next row makes its own: those of two rows would fill a machine."""
     ways = {
         "LoRA-Dash": dashed(network(name, size, settings), target, rank, k),
         "frozen": network(name, size, settings),
