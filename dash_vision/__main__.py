@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -10,6 +11,7 @@ from .commands import adapters, generate, merge
 from .files.errors import InputError, RunError
 from .runs.cores import choose_threads
 from .runs.faults import fail, printable_streams, report
+from .runs.settings import SentenceParser
 
 Run = Callable[[Sequence[str]], int]
 NAME = "dash-vision"
@@ -59,7 +61,7 @@ PROGRAMS: dict[str, tuple[str, Run]] = {
 
 
 def make_parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog=NAME, description="LoRA-Dash for diffusion models and vision transformers.")
+    top = SentenceParser(prog=NAME, description="LoRA-Dash for diffusion models and vision transformers.")
     commands = top.add_subparsers(dest="command", required=True)
     for name, (help_, _) in PROGRAMS.items():
         commands.add_parser(name, help=help_, add_help=False)
@@ -83,6 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.argv = [f"{NAME} {words[0]}", *words[1:]]  # what the program calls itself in its help and its errors
         return PROGRAMS[words[0]][1](words[1:])
     args = make_parser().parse_args(words)
+    # What libraries say that is no news to the user; before they are imported.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     choose_threads()
     with printable_streams():
         try:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from dash_vision.files.errors import InputError
+from dash_vision.runs.settings import SentenceParser
 
 from . import curves, directions, figure, report, subject, vtab
 
@@ -22,7 +23,7 @@ COMMANDS = (figure, subject, directions, curves, vtab, report)
 
 def make_parser(prog: str = "python -m eval") -> argparse.ArgumentParser:
     """What the commands take. prog: what the program calls itself."""
-    top = argparse.ArgumentParser(prog=prog, description="Figures and tables from what runs left on disk.")
+    top = SentenceParser(prog=prog, description="Figures and tables from what runs left on disk.")
     commands = top.add_subparsers(dest="command", required=True)
     for command in COMMANDS:
         description = command.__doc__.split("\n\n")[-1].replace("\n", " ").strip() if command.__doc__ else None

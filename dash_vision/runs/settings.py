@@ -159,14 +159,16 @@ def _flags(cls: type) -> dict[str, Flag]:
     return flags
 
 
-class _Parser(argparse.ArgumentParser):
+class SentenceParser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence, without its usage."""
+
     def error(self, message: str) -> NoReturn:
         self.exit(fail(message, 2, self.prog))
 
 
 def make_parser(cls: type, description: str, epilog: str) -> argparse.ArgumentParser:
     # Settings that are not given must not appear, so that a file's value is not hidden by a default.
-    parser = _Parser(
+    parser = SentenceParser(
         usage="%(prog)s [--config FILE] [settings]",
         description=description,
         epilog=epilog,

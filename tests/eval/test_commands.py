@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from dash_vision.__main__ import main as dash_vision
 from eval.__main__ import COMMANDS, make_parser
 from tests.support.paths import ROOT
 
@@ -32,6 +33,18 @@ def test_every_command_takes_its_output_by_o_and_describes_itself(name):
     assert any({"-o", "--out"} <= set(action.option_strings) for action in parser._actions)
     assert len(parser.description) > 60
     assert all(action.help for action in parser._actions)
+
+
+@pytest.mark.parametrize(
+    "words", [["eval"], ["eval", "curve"], ["eval", "curves", "a"], ["genrate"], ["generate", "a", "--prompts"]]
+)
+def test_a_mistake_in_a_command_is_one_line(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        dash_vision(words)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert ": error: " in said
 
 
 def test_help_needs_no_torch():
