@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from dash_vision.__main__ import main as dash_vision
-from eval.__main__ import COMMANDS, make_parser
+from eval.__main__ import COMMANDS, main, make_parser
 from tests.support.paths import ROOT
 
 NAMES = ["curves", "directions", "figure", "report", "subject", "vtab"]
@@ -36,11 +36,18 @@ def test_every_command_takes_its_output_by_o_and_describes_itself(name):
 
 
 @pytest.mark.parametrize(
-    "words", [["eval"], ["eval", "curve"], ["eval", "curves", "a"], ["genrate"], ["generate", "a", "--prompts"]]
+    ("command", "words"),
+    [
+        (main, []),
+        (main, ["curve"]),
+        (main, ["curves", "a"]),
+        (dash_vision, ["genrate"]),
+        (dash_vision, ["generate", "a", "--prompts"]),
+    ],
 )
-def test_a_mistake_in_a_command_is_one_line(words, capsys):
+def test_a_mistake_in_a_command_is_one_line(command, words, capsys):
     with pytest.raises(SystemExit) as stop:
-        dash_vision(words)
+        command(words)
     assert stop.value.code == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
