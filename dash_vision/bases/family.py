@@ -77,7 +77,8 @@ class Family(Protocol):
     """What is asked of a kind of base. `pipeline` is always the stock diffusers pipeline.
 
     name: for users. pipeline_class: of diffusers. denoiser, text_encoders: names of the pipeline's networks; the
-    denoiser's is also the prefix of its layers in LoRA files. trains_text_encoders: whether they can be trained too;
+    denoiser's is also the prefix of its layers in LoRA files. single_files: whether a single file holds all networks of
+    such a base, not the denoiser alone. trains_text_encoders: whether they can be trained too;
     frozen_text: why not. defaults: of settings. targets: presets of layers to adapt, by the name that users give;
     default_target is one of these. units: class names of the blocks whose weights FSDP puts together at a time.
     layouts: formats of files.lora that tools read for this family. other_programs: a sentence about who else reads
@@ -90,6 +91,7 @@ class Family(Protocol):
     pipeline_class: str
     denoiser: str
     text_encoders: tuple[str, ...]
+    single_files: bool
     trains_text_encoders: bool
     frozen_text: str
     defaults: Defaults

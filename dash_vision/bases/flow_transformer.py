@@ -45,6 +45,7 @@ class FlowTransformer(Family):
     denoiser = "transformer"
     text_encoders: tuple[str, ...] = ("text_encoder",)
     optional: tuple[str, ...] = ()
+    single_files = False
     trains_text_encoders = False
     frozen_text = "diffusers loads no LoRA of its text encoders"
     default_target = "attention"

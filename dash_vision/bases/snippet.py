@@ -21,20 +21,31 @@ def loading_lines(base: Base) -> list[str]:
     parts = (base.pipeline, base.pipeline.vae, base.pipeline.scheduler)
     pipeline, vae, scheduler = (type(part).__name__ for part in parts)
     changed = _changed_scheduler(base)
-    imports = [pipeline, *([vae] if said["vae"] else []), *([scheduler] if changed else [])]
+    alone = _is_file(said["name"]) and not base.family.single_files
+    denoiser = type(base.denoiser).__name__
+    imports = [pipeline, *([denoiser] if alone else []), *([vae] if said["vae"] else [])]
+    imports += [scheduler] if changed else []
     lines = [f"from diffusers import {', '.join(sorted(imports))}"]
     if said["vae"]:
         lines.append(f"vae = {_vae(base, vae)}")
-    lines.append(f"pipe = {pipeline}.{_pipeline(base)}")
+    if alone:
+        where = {"config": repr(said["single_file_config"]), "subfolder": repr(base.family.denoiser)}
+        lines.append(f"{base.family.denoiser} = {denoiser}.{_call('from_single_file', said['name'], where)}")
+    lines.append(f"pipe = {pipeline}.{_pipeline(base, alone)}")
     if changed:
         options = ", ".join(f"{key}={value!r}" for key, value in changed.items())
         lines.append(f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config, {options})")
     return lines
 
 
-def _pipeline(base: Base) -> str:
+def _pipeline(base: Base, alone: bool) -> str:
+    """alone: whether the base is a file of its denoiser, which is loaded by then."""
     said = base.specification
     options = {"vae": "vae"} if said["vae"] else {}
+    if alone:
+        return _call(
+            "from_pretrained", said["single_file_config"], {base.family.denoiser: base.family.denoiser, **options}
+        )
     if _is_file(said["name"]):
         options |= {"config": repr(said["single_file_config"])} if said["single_file_config"] else {}
         return _call("from_single_file", said["name"], options)

@@ -39,6 +39,7 @@ class StableDiffusion(Family):
     pipeline_class = "StableDiffusionPipeline"
     denoiser = "unet"
     text_encoders: tuple[str, ...] = ("text_encoder",)
+    single_files = True
     trains_text_encoders = True
     frozen_text = ""
     defaults = Defaults(

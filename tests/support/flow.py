@@ -11,8 +11,8 @@ from tests.support.tiny import load_tiny
 from tests.support.tiny.parts import redraw
 
 LENGTH = 32
-# SD 3 adds positions to its tokens from a table that is spread over `sample_size`. The tiny base's four tokens have nearly
-# equal ones, so that it cannot say which part of a picture belongs where while all is noise.
+# SD 3 adds positions to its tokens from a table that is spread over `sample_size`. The tiny base's four tokens have
+# nearly equal ones, so that it cannot say which part of a picture belongs where while all is noise.
 SD3 = {"num_attention_heads": 6, "caption_projection_dim": 96, "sample_size": 128, "num_layers": 1}
 WIDER = {
     "z-image": {"dim": 96, "n_heads": 6, "n_kv_heads": 6},
