@@ -106,6 +106,10 @@ class Base:
         encoders = [getattr(self.pipeline, name) for name in self.family.text_encoders]
         return [encoder for encoder in encoders if encoder is not None]
 
+    def trained_encoders(self) -> list[nn.Module]:
+        """Those of the text encoders that can be trained, in the family's order."""
+        return [getattr(self.pipeline, name) for name in self.family.trained_encoders]
+
     def drop_text_encoders(self) -> None:
         """Let their memory go. From then on only the prompts in `inputs` can be drawn."""
         self.pipeline.register_modules(**dict.fromkeys(self.family.text_encoders))

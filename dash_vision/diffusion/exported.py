@@ -119,7 +119,7 @@ def _answer(job: DreamBoothJob, base: Base) -> Tensor:
     family, entry = base.family, job.material.conditions[example.prompt]
     with job.runtime.autocast():
         if job.plan.settings.train_text_encoder:
-            entry = join_chunks(family.encode_tokens(base.text_encoders(), entry), job.plan.chunks)
+            entry = join_chunks(family.encode_tokens(base.trained_encoders(), entry), job.plan.chunks)
         pictures = {k: v.to(device) for k, v in family.picture_conditions([view.info], view.size).items()}
         noisy = job.process.noisy(latents, noise[None].to(device), times)
         return family.denoise(base.denoiser, noisy, times, family.join([entry]) | pictures).float()
