@@ -23,7 +23,7 @@ from .flux import Flux
 from .flux2 import Flux2Dev, Flux2Klein
 from .krea2 import Krea2
 from .miniature import DEFAULTS, MINIATURE, NOTE, pipeline_path
-from .networks import NetworkFiles, SingleFileNetwork, quiet
+from .networks import NetworkFiles, SingleFileNetwork, common_dtype, quiet
 from .noise import NoiseOptions, NoiseProcess
 from .qwen_image import QwenImage
 from .reasons import explained
@@ -47,8 +47,8 @@ FAMILIES: tuple[Family, ...] = (
     Krea2(),
 )
 
-# The pipeline, its family, and what reads the networks that have no weights yet.
-_Loaded = tuple[Any, Family, dict[str, Callable[[], nn.Module]]]
+# The pipeline, its family, and the files of the networks that have no weights yet.
+_Loaded = tuple[Any, Family, dict[str, NetworkFiles]]
 
 
 @dataclass
@@ -58,7 +58,8 @@ class Base:
     name: as the user gave it, or MINIATURE. defaults: of settings. specification: the arguments of load_base that load
     it again from anywhere on this machine. note: what a user of it should know. prompt_options: how prompts are told to
     the denoiser, in training and when pictures are drawn. inputs: what the sampler is told, by prompts that are encoded
-    already. waiting: what loads each network that has no weights yet, by its name in the pipeline.
+    already. waiting: what loads each network that has no weights yet, by its name in the pipeline. files: of the
+    networks of a folder or hub id.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Base:
     prompt_options: PromptOptions = AS_THE_PIPELINE
     inputs: dict[str, Conditions] = field(default_factory=dict, repr=False)
     waiting: dict[str, Callable[[], nn.Module]] = field(default_factory=dict, repr=False)
+    files: dict[str, NetworkFiles] = field(default_factory=dict, repr=False)
     _digests: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -125,6 +127,14 @@ class Base:
         network = self.waiting.pop(name)().requires_grad_(False).eval()
         self.pipeline.register_modules(**{name: network})
         return network
+
+    def stored_dtype(self, name: str) -> torch.dtype:
+        """The dtype in which the base's files have a network; float32 where they have several."""
+        if name in self.files:
+            return self.files[name].stored_dtype()
+        path = Path(self.specification["name"])
+        replaced = name == "vae" and self.specification["vae"] is not None
+        return common_dtype([path]) if path.is_file() and not replaced else torch.float32
 
     def components(self) -> dict[str, nn.Module]:
         """Every network of the base by its name in the pipeline."""
@@ -205,7 +215,7 @@ def load_base(
     path = pipeline_path() if name == MINIATURE else Path(name).expanduser()
     marks = Marks()
     _check_idle(name, path, revision, variant, single_file_config, vae, vae_revision)
-    waiting: dict[str, Callable[[], nn.Module]] = {}
+    files: dict[str, NetworkFiles] = {}
     if path.is_file():
         with _opened(path) as file:
             whole = next((family for family in FAMILIES if family.owns(file.keys())), None)
@@ -213,26 +223,28 @@ def load_base(
         if whole is not None:
             pipeline, family = _load_file(path, whole, single_file_config), whole
         else:
-            pipeline, family, waiting = _load_transformer(path, single_file_config, as_stored)
+            pipeline, family, files = _load_transformer(path, single_file_config)
     else:
-        pipeline, family, waiting = _load_repository(str(path) if path.is_dir() else name, revision, variant, as_stored)
+        pipeline, family, files = _load_repository(str(path) if path.is_dir() else name, revision, variant)
     if vae is not None:
         pipeline.register_modules(vae=load_vae(pipeline.vae, vae, vae_revision))
-        waiting.pop("vae", None)
+        files.pop("vae", None)
     _check_classes(name, family, pipeline)
     _set_process(family, pipeline, marks, prediction_type, zero_terminal_snr)
     family.check(name, pipeline)
     options = PromptOptions(length=max_sequence_length)
     family.check_prompts(pipeline, options)
     base = Base(name, family, pipeline, family.suited(pipeline), specification, family.note(pipeline), options)
-    base.waiting = waiting
+    base.files = files
+    for part, source in files.items():
+        base.waiting[part] = partial(_read, source, _half_dtypes(part, family) if as_stored else ())
     if base.embedded:
         base.defaults, base.note = DEFAULTS, NOTE
     for network in base.components().values():
         network.requires_grad_(False).eval()
-    for part in () if waits else [*waiting]:
+    for part in () if waits else [*files]:
         base.read(part)
-    for part in base.components().keys() - waiting.keys() if waits else ():
+    for part in base.components().keys() - files.keys() if waits else ():
         base.digest(part)  # it was read at once, and may be cast before anybody asks
     pipeline.set_progress_bar_config(disable=True)
     return base
@@ -292,14 +304,12 @@ def find_family(name: str) -> Family:
     return _family_of(index, name)
 
 
-def _load_repository(
-    name: str, revision: str | None, variant: str | None, as_stored: bool, denoiser: Path | None = None
-) -> _Loaded:
+def _load_repository(name: str, revision: str | None, variant: str | None, denoiser: Path | None = None) -> _Loaded:
     """denoiser: a file with the weights of that network, which need not be in the repository then."""
     import diffusers
 
     if Path(name).is_dir():
-        return _load_folder(Path(name), name, variant, as_stored, denoiser)
+        return _load_folder(Path(name), name, variant, denoiser)
     where = {"revision": revision} if revision else {}
     with explained(lambda error: _refusal(name, reasons.of_name(name, error, revision, variant))):
         index = diffusers.DiffusionPipeline.load_config(name, **where)
@@ -309,10 +319,10 @@ def _load_repository(
         if denoiser:  # what is fetched of it is its configuration
             kind = getattr(diffusers, index[family.denoiser][1])
             kind.load_config(name, subfolder=family.denoiser, **where)
-    return _load_folder(Path(folder), name, variant, as_stored, denoiser)
+    return _load_folder(Path(folder), name, variant, denoiser)
 
 
-def _load_folder(folder: Path, name: str, variant: str | None, as_stored: bool, denoiser: Path | None) -> _Loaded:
+def _load_folder(folder: Path, name: str, variant: str | None, denoiser: Path | None) -> _Loaded:
     """The pipeline in a folder, its networks without weights. name: as the user calls it. denoiser: see
     `_load_repository`."""
     import diffusers
@@ -326,7 +336,7 @@ def _load_folder(folder: Path, name: str, variant: str | None, as_stored: bool, 
     if lacking:
         raise InputError(_refusal(name, f"its model_index.json names no {' and no '.join(lacking)}; give a whole base"))
     options: dict[str, Any] = absent | family.loading_options()
-    waiting: dict[str, Callable[[], nn.Module]] = {}
+    sources: dict[str, NetworkFiles] = {}
     parts = ("vae", family.denoiser, *(part for part in family.text_encoders if index.get(part, [None])[-1]))
     used = {part: kind for part, kind in index.items() if part not in options}
     with explained(lambda error: _refusal(name, reasons.of_folder(folder, error, parts, variant, used))), quiet():
@@ -341,14 +351,14 @@ def _load_folder(folder: Path, name: str, variant: str | None, as_stored: bool, 
                 if file is not None:
                     files = SingleFileNetwork(str(file), folder / part, library, kind, None, file)
                 options[part] = _empty(files)
-                waiting[part] = partial(_read, files, _half_dtypes(part, family) if as_stored else ())
+                sources[part] = files
         pipeline = _pipeline_class(family).from_pretrained(
             str(folder), torch_dtype=torch.float32, use_safetensors=True, **options
         )
     unused = reasons.without_variant(folder, parts, variant) if variant else None
     if unused:
         raise InputError(_refusal(name, unused))
-    return pipeline, family, waiting
+    return pipeline, family, sources
 
 
 def _empty(files: NetworkFiles) -> nn.Module:
@@ -391,7 +401,7 @@ def _load_file(path: Path, family: Family, config: str | None) -> Any:
     return pipeline
 
 
-def _load_transformer(path: Path, config: str | None, as_stored: bool) -> _Loaded:
+def _load_transformer(path: Path, config: str | None) -> _Loaded:
     """The pipeline of `config`, a hub id or folder, with the transformer that a file holds."""
     with _opened(path) as file:
         keys = list(file.keys())
@@ -399,7 +409,7 @@ def _load_transformer(path: Path, config: str | None, as_stored: bool) -> _Loade
         _unknown(path, keys)
     if Path(config).is_dir() and not (Path(config) / reasons.INDEX).is_file():
         raise InputError(f"--single_file_config {config} has no {reasons.INDEX}; give the folder of a whole base")
-    loaded = _load_repository(config, None, None, as_stored, path)
+    loaded = _load_repository(config, None, None, path)
     if loaded[1].single_files:
         raise InputError(
             f"{path} holds no whole base of {loaded[1].name}, which --single_file_config {config} is of; give a file "

@@ -65,7 +65,7 @@ class NetworkFiles:
 
     def stored_dtype(self) -> torch.dtype:
         """The dtype of the weights in the files; float32 where they have several, which loses nothing."""
-        return _common_dtype(self._files())
+        return common_dtype(self._files())
 
     def _files(self) -> list[Path]:
         wanted = reasons.variant_for(self.folder, self.variant)
@@ -120,7 +120,8 @@ class SingleFileNetwork(NetworkFiles):
         return reasons.of_single_network(error, self.folder.name, self.kind)
 
 
-def _common_dtype(files: Collection[Path]) -> torch.dtype:
+def common_dtype(files: Collection[Path]) -> torch.dtype:
+    """The dtype of the floating-point tensors in safetensors files; float32 where they have several, or none here."""
     found = {dtype for file in files for dtype in _float_dtypes(file)}
     return _DTYPES.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
 
