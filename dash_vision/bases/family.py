@@ -234,6 +234,10 @@ class Family(Protocol):
     ) -> Conditions:
         """The pipeline's own encoding of prompts, and of none for guidance, as arguments of its call."""
 
+    def guided_call(self, scale: float) -> dict[str, Any]:
+        """What a user's call of the pipeline takes beside a prompt, for guidance of that scale."""
+        return {"guidance_scale": scale}
+
     def sample(
         self, pipeline: Any, inputs: Mapping[str, Any], noise: Tensor, how: Sampling, generator: Generators
     ) -> Tensor:

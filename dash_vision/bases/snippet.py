@@ -42,16 +42,26 @@ def _pipeline(base: Base, alone: bool) -> str:
     """alone: whether the base is a file of its denoiser, which is loaded by then."""
     said = base.specification
     options = {"vae": "vae"} if said["vae"] else {}
+    absent = dict.fromkeys(_absent(base), "None")
     if alone:
         return _call(
-            "from_pretrained", said["single_file_config"], {base.family.denoiser: base.family.denoiser, **options}
+            "from_pretrained",
+            said["single_file_config"],
+            {base.family.denoiser: base.family.denoiser} | options | absent,
         )
     if _is_file(said["name"]):
         options |= {"config": repr(said["single_file_config"])} if said["single_file_config"] else {}
         return _call("from_single_file", said["name"], options)
     options |= {key: repr(said[key]) for key in ("revision", "variant") if said[key]}
-    options |= dict.fromkeys(_lost(Path(said["name"]), base.family.loading_options()), "None")
+    options |= dict.fromkeys(_lost(Path(said["name"]), base.family.loading_options()), "None") | absent
     return _call("from_pretrained", said["name"], options)
+
+
+def _absent(base: Base) -> list[str]:
+    """Text encoders that the base was saved without, and their tokenizers: diffusers wants to be told of them too."""
+    lacking = [name for name in base.family.text_encoders if base.files and name not in base.files]
+    tokenizers = [name.replace("text_encoder", "tokenizer") for name in lacking]
+    return lacking + [name for name in tokenizers if getattr(base.pipeline, name) is None]
 
 
 def _lost(folder: Path, unused: Iterable[str]) -> list[str]:

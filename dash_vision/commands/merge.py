@@ -59,7 +59,7 @@ def _merge_pipeline(folder: Path, adapter: Path, out: Path, place: str | None, d
     formats = {}
     for name, network in base.components().items():
         formats[name] = getattr(torch, adapters.DTYPES[dtype]) if dtype else base.stored_dtype(name)
-        network.to(formats[name])
+        torch.nn.Module.to(network, formats[name])  # diffusers' own warns of networks that list no exception
     with new_folder(out) as temporary:
         base.pipeline.save_pretrained(temporary)
     kind = base.family.pipeline_class
