@@ -40,6 +40,7 @@ class PromptOptions:
 
 
 AS_THE_PIPELINE = PromptOptions()
+CPU = torch.device("cpu")
 
 
 def moved(conditions: Mapping[str, Any], device: torch.device, dtype: torch.dtype | None = None) -> Conditions:
@@ -78,11 +79,12 @@ class Family(Protocol):
     """What is asked of a kind of base. `pipeline` is always the stock diffusers pipeline.
 
     name: for users. pipeline_class: of diffusers. denoiser, text_encoders: names of the pipeline's networks; the
-    denoiser's is also the prefix of its layers in LoRA files. trains_text_encoders: whether they can be trained too;
-    frozen_text: why not. defaults: of settings. targets: presets of layers to adapt, by the name that users give;
-    default_target is one of these. units: class names of the blocks whose weights FSDP puts together at a time.
-    layouts: formats of files.lora that tools read for this family. other_programs: a sentence about who else reads
-    which of them.
+    denoiser's is also the prefix of its layers in LoRA files. single_files: whether a single file holds all networks of
+    such a base, not the denoiser alone. trained_encoders: those of the text encoders that can be trained too;
+    frozen_text: why none can. light_text_encoders: whether they stay in memory while none of them is trained. defaults:
+    of settings. targets: presets of layers to adapt, by the name that users give; default_target is one of these.
+    units: class names of the blocks whose weights FSDP puts together at a time. layouts: formats of files.lora that
+    tools read for this family. other_programs: a sentence about who else reads which of them.
 
     Latents are [N, C, h, w] everywhere: a family whose denoiser takes packed ones packs them in `denoise` and `sample`.
     """
@@ -91,7 +93,9 @@ class Family(Protocol):
     pipeline_class: str
     denoiser: str
     text_encoders: tuple[str, ...]
-    trains_text_encoders: bool
+    single_files: bool
+    trained_encoders: tuple[str, ...]
+    light_text_encoders: bool
     frozen_text: str
     defaults: Defaults
     targets: Mapping[str, Target]
@@ -205,13 +209,21 @@ class Family(Protocol):
 
     # -- trained text encoders
 
-    def tokenize(self, pipeline: Any, prompts: Sequence[str]) -> list[Tensor]:
-        """What `encode_tokens` takes for each text encoder: whole numbers [N, ...]."""
+    def tokenize(
+        self,
+        pipeline: Any,
+        prompts: Sequence[str],
+        device: torch.device = CPU,
+        options: PromptOptions = AS_THE_PIPELINE,
+    ) -> list[Tensor]:
+        """What `encode_tokens` takes, each [N, ...] on the CPU: whole numbers for each encoder that is trained, then
+        what the others say, which are on `device` only for it."""
 
     def encode_tokens(
         self, encoders: Sequence[nn.Module], ids: Sequence[Tensor], options: PromptOptions = AS_THE_PIPELINE
     ) -> Conditions:
-        """Conditions of tokenized prompts, with gradients if the encoders have any."""
+        """Conditions of tokenized prompts, with gradients if the encoders have any: those of
+        `trained_encoders`."""
 
     def text_target(self, name: str, encoder: Any, options: PromptOptions = AS_THE_PIPELINE) -> Target:
         """The layers of a text encoder to adapt: those that the conditions depend on."""
@@ -231,6 +243,10 @@ class Family(Protocol):
         self, pipeline: Any, prompts: Sequence[str], device: torch.device, options: PromptOptions = AS_THE_PIPELINE
     ) -> Conditions:
         """The pipeline's own encoding of prompts, and of none for guidance, as arguments of its call."""
+
+    def guided_call(self, scale: float) -> dict[str, Any]:
+        """What a user's call of the pipeline takes beside a prompt, for guidance of that scale."""
+        return {"guidance_scale": scale}
 
     def sample(
         self, pipeline: Any, inputs: Mapping[str, Any], noise: Tensor, how: Sampling, generator: Generators

@@ -11,8 +11,20 @@ from torch import Tensor, nn
 from ..files.errors import InputError
 from ..files.readers import About
 from ..pictures.crops import CropInfo
+from .clip import clip_tokens
 from .devices import placed
-from .family import AS_THE_PIPELINE, Conditions, Defaults, Family, Generators, PromptOptions, Sampling, Target, moved
+from .family import (
+    AS_THE_PIPELINE,
+    CPU,
+    Conditions,
+    Defaults,
+    Family,
+    Generators,
+    PromptOptions,
+    Sampling,
+    Target,
+    moved,
+)
 from .flow import Flow, sampler_shift, sized_mu
 from .noise import NoiseOptions
 
@@ -35,7 +47,7 @@ def presets(attention: str, mlp: str) -> Mapping[str, Target]:
 
 class FlowTransformer(Family):
     """A subclass says how prompts are encoded (`encode`), how latents are packed (`pack`, `unpack`), and calls the
-    denoiser (`denoise`).
+    denoiser (`denoise`). One that trains CLIP also says what that tells (`told_by_clip`, `unread_by_clip`).
 
     patch: latents along a side of a token. usual_length, longest: tokens of a prompt that the pipeline reads by itself,
     and that it can read. about_base: what LoRA files say of the base. optional: text encoders that it may lack.
@@ -45,7 +57,9 @@ class FlowTransformer(Family):
     denoiser = "transformer"
     text_encoders: tuple[str, ...] = ("text_encoder",)
     optional: tuple[str, ...] = ()
-    trains_text_encoders = False
+    single_files = False
+    trained_encoders: tuple[str, ...] = ()
+    light_text_encoders = False
     frozen_text = "diffusers loads no LoRA of its text encoders"
     default_target = "attention"
     targets: Mapping[str, Target]
@@ -199,22 +213,45 @@ class FlowTransformer(Family):
 
     # -- trained text encoders
 
-    def tokenize(self, pipeline: Any, prompts: Sequence[str]) -> list[Tensor]:
-        """Refused: see trains_text_encoders."""
-        raise InputError(self._no_text_training())
+    def tokenize(
+        self,
+        pipeline: Any,
+        prompts: Sequence[str],
+        device: torch.device = CPU,
+        options: PromptOptions = AS_THE_PIPELINE,
+    ) -> list[Tensor]:
+        """See Family."""
+        encoded = self.encode_prompts(pipeline, prompts, device, options)
+        said = self.join([encoded[prompt] for prompt in prompts])
+        guidance = [said["guidance"]] if "guidance" in said else []
+        tokens = [clip_tokens(pipeline, name, prompts) for name in self._trainable()]
+        return [*tokens, self.unread_by_clip(pipeline, said["prompt_embeds"]), *guidance]
+
+    def _trainable(self) -> tuple[str, ...]:
+        if not self.trained_encoders:
+            raise InputError(f"the text encoders of {self.name} are not trained: {self.frozen_text}")
+        return self.trained_encoders
+
+    def unread_by_clip(self, pipeline: Any, embeds: Tensor) -> Tensor:
+        """The part of the prompts' embeddings [N, tokens, width] that no trained encoder says."""
+        return embeds
 
     def encode_tokens(
         self, encoders: Sequence[nn.Module], ids: Sequence[Tensor], options: PromptOptions = AS_THE_PIPELINE
     ) -> Conditions:
-        """Refused: see trains_text_encoders."""
-        raise InputError(self._no_text_training())
+        """See Family."""
+        names = self._trainable()
+        tokens, (embeds, *guidance) = ids[: len(names)], ids[len(names) :]
+        conditions = self.told_by_clip(encoders, [part[:, 0] for part in tokens], embeds)
+        return conditions | ({"guidance": guidance[0]} if guidance else {})
+
+    def told_by_clip(self, encoders: Sequence[nn.Module], tokens: Sequence[Tensor], embeds: Tensor) -> Conditions:
+        """Conditions by the trained encoders, and by what the others say."""
+        raise NotImplementedError
 
     def text_target(self, name: str, encoder: Any, options: PromptOptions = AS_THE_PIPELINE) -> Target:
-        """Refused: see trains_text_encoders."""
-        raise InputError(self._no_text_training())
-
-    def _no_text_training(self) -> str:
-        return f"the text encoders of {self.name} are not trained: {self.frozen_text}"
+        """See Family: the pooled state passes every layer."""
+        return "clip-text"
 
     # -- pictures
 

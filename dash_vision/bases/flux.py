@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,11 +29,11 @@ class Flux(FlowTransformer):
 
     name = "FLUX.1"
     pipeline_class = "FluxPipeline"
-    frozen_text = "dash-vision trains its transformer only"
     text_encoders = ("text_encoder", "text_encoder_2")
+    trained_encoders = ("text_encoder",)
     defaults = replace(USUAL, guidance_scale=3.5, num_inference_steps=28)
     targets = presets(_ATTENTION, _MLP)
-    units = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
+    units = ("FluxTransformerBlock", "FluxSingleTransformerBlock", "CLIPEncoderLayer")
     layouts = ("diffusers", "kohya")
     other_programs = "`kohya/` has the same for ComfyUI, Forge and kohya's scripts, by the names of FLUX's own code."
     about_base: About = FLUX1
@@ -79,6 +79,10 @@ class Flux(FlowTransformer):
     def prompt_text(self, pipeline: Any, prompt: str) -> tuple[Any, str, int]:
         """See FlowTransformer: T5's text, which ends with a token of its own."""
         return pipeline.tokenizer_2, prompt, -1
+
+    def told_by_clip(self, encoders: Sequence[nn.Module], tokens: Sequence[Tensor], embeds: Tensor) -> Conditions:
+        """See FlowTransformer."""
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": encoders[0](tokens[0]).pooler_output}
 
     # -- packing
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import logging
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,12 +17,13 @@ from torch import nn
 from ..files.errors import InputError
 from ..files.places import from_root
 from . import identity, reasons
+from .another_vae import load_vae
 from .family import AS_THE_PIPELINE, Conditions, Defaults, Family, Marks, PromptOptions
 from .flux import Flux
 from .flux2 import Flux2Dev, Flux2Klein
 from .krea2 import Krea2
 from .miniature import DEFAULTS, MINIATURE, NOTE, pipeline_path
-from .networks import NetworkFiles
+from .networks import NetworkFiles, SingleFileNetwork, common_dtype, quiet
 from .noise import NoiseOptions, NoiseProcess
 from .qwen_image import QwenImage
 from .reasons import explained
@@ -33,16 +32,6 @@ from .sdxl import StableDiffusionXL
 from .stable_diffusion import StableDiffusion
 from .z_image import ZImage
 
-# Settings of a VAE that say what its latents are.
-_LATENTS = (
-    "latent_channels",
-    "z_dim",
-    "down_block_types",
-    "scaling_factor",
-    "shift_factor",
-    "latents_mean",
-    "latents_std",
-)
 _WITHOUT = "; without --pretrained_model_name_or_path the run trains on the embedded miniature"
 _WEIGHTS = ["*.safetensors", "*.bin", "*.ckpt", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.onnx*", "*.gguf", "*.png"]
 _LIBRARIES = ("diffusers", "transformers")
@@ -59,8 +48,21 @@ FAMILIES: tuple[Family, ...] = (
     Krea2(),
 )
 
-# The pipeline, its family, and what reads the networks that have no weights yet.
-_Loaded = tuple[Any, Family, dict[str, Callable[[], nn.Module]]]
+# The pipeline, its family, and the files of the networks that have no weights yet.
+_Loaded = tuple[Any, Family, dict[str, NetworkFiles]]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """How the files of a base are read. revision, variant: of a hub id's files. hub: further arguments of what fetches
+    them. bare: networks stay without weights, which are not fetched. denoiser: a file with the weights of that network,
+    which need not be among the base's own."""
+
+    revision: str | None = None
+    variant: str | None = None
+    hub: dict[str, Any] = field(default_factory=dict)
+    bare: bool = False
+    denoiser: Path | None = None
 
 
 @dataclass
@@ -70,8 +72,9 @@ class Base:
     name: as the user gave it, or MINIATURE. defaults: of settings. specification: the arguments of load_base that load
     it again from anywhere on this machine. note: what a user of it should know. prompt_options: how prompts are told to
     the denoiser, in training and when pictures are drawn. inputs: what the sampler is told, by prompts that are encoded
-    already. waiting: what loads each network that has no weights yet, by its name in the pipeline. sampler: class of
-    the base's own one, which the pipeline has unless it cannot draw as the base was trained.
+    already. waiting: what loads each network that has no weights yet, by its name in the pipeline. files: of the
+    networks of a folder or hub id. sampler: class of the base's own one, which the pipeline has unless it cannot draw
+    as the base was trained.
     """
 
     name: str
@@ -84,6 +87,7 @@ class Base:
     inputs: dict[str, Conditions] = field(default_factory=dict, repr=False)
     waiting: dict[str, Callable[[], nn.Module]] = field(default_factory=dict, repr=False)
     sampler: str = ""
+    files: dict[str, NetworkFiles] = field(default_factory=dict, repr=False)
     _digests: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -120,6 +124,10 @@ class Base:
         encoders = [getattr(self.pipeline, name) for name in self.family.text_encoders]
         return [encoder for encoder in encoders if encoder is not None]
 
+    def trained_encoders(self) -> list[nn.Module]:
+        """Those of the text encoders that can be trained, in the family's order."""
+        return [getattr(self.pipeline, name) for name in self.family.trained_encoders]
+
     def drop_text_encoders(self) -> None:
         """Let their memory go. From then on only the prompts in `inputs` can be drawn."""
         self.pipeline.register_modules(**dict.fromkeys(self.family.text_encoders))
@@ -135,6 +143,14 @@ class Base:
         network = self.waiting.pop(name)().requires_grad_(False).eval()
         self.pipeline.register_modules(**{name: network})
         return network
+
+    def stored_dtype(self, name: str) -> torch.dtype:
+        """The dtype in which the base's files have a network; float32 where they have several."""
+        if name in self.files:
+            return self.files[name].stored_dtype()
+        path = Path(self.specification["name"])
+        replaced = name == "vae" and self.specification["vae"] is not None
+        return common_dtype([path]) if path.is_file() and not replaced else torch.float32
 
     def components(self) -> dict[str, nn.Module]:
         """Every network of the base by its name in the pipeline."""
@@ -191,7 +207,8 @@ def load_base(
     """Load a base model by hub id, folder, or single .safetensors file; "miniature" or None is the embedded one.
 
     revision, variant: of a hub id's files; variant: of a folder's too. vae, vae_revision: another VAE and its revision.
-    single_file_config: hub id or folder with the configuration of a single file. prediction_type: what the base
+    single_file_config: hub id or folder with the configuration of a single file, and with all other networks where that
+    holds a transformer alone. prediction_type: what the base
     predicts, where its files do not say it. zero_terminal_snr: it was trained up to pure noise, and its files do not
     say it. max_sequence_length: tokens of a prompt that are read, where there is a choice. clip_skip: last layers of
     CLIP that are left out. cache_dir: folder of what is fetched from the hub. waits: the networks of a folder or hub id
@@ -217,18 +234,24 @@ def load_base(
     specification |= {key: value for key, value in told.items() if value is not None}  # few bases have them
     single_file_config, vae = _expanded(single_file_config), _expanded(vae)
     hub = {"cache_dir": kept} if kept else {}
+    wanted = _Wanted(revision, variant, hub, without_weights)
     path = pipeline_path() if name == MINIATURE else Path(name).expanduser()
     marks = Marks()
     _check_idle(name, path, revision, variant, single_file_config, vae, vae_revision)
-    waiting: dict[str, Callable[[], nn.Module]] = {}
+    files: dict[str, NetworkFiles] = {}
     if path.is_file():
-        pipeline, family, marks = _load_file(path, single_file_config, hub)
+        with _opened(path) as file:
+            whole = next((family for family in FAMILIES if family.owns(file.keys())), None)
+            marks = whole.marks(file, single_file_config is not None) if whole else marks
+        if whole is not None:
+            pipeline, family = _load_file(path, whole, single_file_config, hub), whole
+        else:
+            pipeline, family, files = _load_transformer(path, single_file_config, wanted)
     else:
-        place = str(path) if path.is_dir() else name
-        pipeline, family, waiting = _load_repository(place, revision, variant, as_stored, without_weights, hub)
+        pipeline, family, files = _load_repository(str(path) if path.is_dir() else name, wanted)
     if vae is not None:
-        pipeline.register_modules(vae=_load_vae(pipeline.vae, vae, vae_revision, hub))
-        waiting.pop("vae", None)
+        pipeline.register_modules(vae=load_vae(pipeline.vae, vae, vae_revision, hub))
+        files.pop("vae", None)
     _check_classes(name, family, pipeline)
     sampler = type(pipeline.scheduler).__name__
     _set_process(family, pipeline, marks, prediction_type, zero_terminal_snr)
@@ -237,7 +260,9 @@ def load_base(
     options = PromptOptions(length=max_sequence_length, clip_skip=clip_skip)
     family.check_prompts(pipeline, options)
     base = Base(name, family, pipeline, family.suited(pipeline), specification, family.note(pipeline), options)
-    base.waiting, base.sampler = waiting, sampler
+    base.files, base.sampler = files, sampler
+    for part, source in files.items():
+        base.waiting[part] = partial(_read, source, _half_dtypes(part, family) if as_stored else ())
     drawn_by = type(pipeline.scheduler).__name__
     if drawn_by != sampler:
         base.note = base.note or f"its {sampler} cannot draw up to pure noise, so samples are drawn by {drawn_by}"
@@ -249,9 +274,9 @@ def load_base(
         for network in base.components().values():  # of a single file, or another VAE
             network.to("meta")
         return base
-    for part in () if waits else [*waiting]:
+    for part in () if waits else [*files]:
         base.read(part)
-    for part in base.components().keys() - waiting.keys() if waits else ():
+    for part in base.components().keys() - files.keys() if waits else ():
         base.digest(part)  # it was read at once, and may be cast before anybody asks
     pipeline.set_progress_bar_config(disable=True)
     return base
@@ -263,6 +288,8 @@ def load_again(specification: Mapping[str, Any], name: str | None = None, as_sto
     arguments = dict(specification)
     if name is not None:
         arguments |= {"name": name, "revision": None}  # a revision is of one hub id
+        if not Path(name).expanduser().is_file():
+            arguments["single_file_config"] = None
     unknown = arguments.keys() - inspect.signature(load_base).parameters
     if unknown or "name" not in arguments:
         raise InputError("the run records its base in the way of another version of dash-vision; make the run again")
@@ -301,40 +328,45 @@ def find_family(name: str) -> Family:
 
     path = Path(name).expanduser()
     if path.is_file():
-        return _family_of_file(path, configured=False)[0]
+        with _opened(path) as file:
+            keys = list(file.keys())
+        return next((family for family in FAMILIES if family.owns(keys)), None) or _unknown(path, keys)
     with explained(lambda error: _refusal(name, reasons.of_name(name, error, None, None))):
         index = diffusers.DiffusionPipeline.load_config(str(path) if path.is_dir() else name)
     return _family_of(index, name)
 
 
-def _load_repository(
-    name: str, revision: str | None, variant: str | None, as_stored: bool, bare: bool, hub: dict[str, Any]
-) -> _Loaded:
+def _load_repository(name: str, wanted: _Wanted) -> _Loaded:
     import diffusers
     import huggingface_hub
 
     if Path(name).is_dir():
-        return _load_folder(Path(name), name, variant, as_stored, bare)
-    where = hub | ({"revision": revision} if revision else {})
+        return _load_folder(Path(name), name, wanted)
+    revision, variant = wanted.revision, wanted.variant
+    where = wanted.hub | ({"revision": revision} if revision else {})
     with explained(lambda error: _refusal(name, reasons.of_name(name, error, revision, variant))):
         index = diffusers.DiffusionPipeline.load_config(name, **where)
-        options = _family_of(index, name).loading_options()
-        if bare:
+        family = _family_of(index, name)
+        options = family.loading_options() | ({family.denoiser: None} if wanted.denoiser else {})
+        if wanted.bare:
             folder = huggingface_hub.snapshot_download(
-                name, revision=revision, ignore_patterns=_WEIGHTS, cache_dir=hub.get("cache_dir")
+                name, revision=revision, ignore_patterns=_WEIGHTS, cache_dir=wanted.hub.get("cache_dir")
             )
         else:
             folder = diffusers.DiffusionPipeline.download(
                 name, variant=variant, use_safetensors=True, **options, **where
             )
-    return _load_folder(Path(folder), name, variant, as_stored, bare)
+        if wanted.denoiser:  # what is fetched of it is its configuration
+            kind = getattr(diffusers, index[family.denoiser][1])
+            kind.load_config(name, subfolder=family.denoiser, **where)
+    return _load_folder(Path(folder), name, wanted)
 
 
-def _load_folder(folder: Path, name: str, variant: str | None, as_stored: bool, bare: bool) -> _Loaded:
-    """The pipeline in a folder, its networks without weights. name: as the user calls it. bare: the folder need not
-    have any."""
+def _load_folder(folder: Path, name: str, wanted: _Wanted) -> _Loaded:
+    """The pipeline in a folder, its networks without weights. name: as the user calls it."""
     import diffusers
 
+    variant = wanted.variant
     with explained(lambda error: _refusal(name, reasons.of_folder(folder, error, (), variant))):
         index = diffusers.DiffusionPipeline.load_config(str(folder))
     family = _family_of(index, name)
@@ -344,36 +376,36 @@ def _load_folder(folder: Path, name: str, variant: str | None, as_stored: bool, 
     if lacking:
         raise InputError(_refusal(name, f"its model_index.json names no {' and no '.join(lacking)}; give a whole base"))
     options: dict[str, Any] = absent | family.loading_options()
-    waiting: dict[str, Callable[[], nn.Module]] = {}
+    sources: dict[str, NetworkFiles] = {}
     parts = ("vae", family.denoiser, *(part for part in family.text_encoders if index.get(part, [None])[-1]))
     used = {part: kind for part, kind in index.items() if part not in options}
-    with explained(lambda error: _refusal(name, reasons.of_folder(folder, error, parts, variant, used))), _quiet():
+    with explained(lambda error: _refusal(name, reasons.of_folder(folder, error, parts, variant, used))), quiet():
         for part in parts:
             library, kind = index[part]
             if library in _LIBRARIES:  # of others diffusers says what they are; nothing that a file names is imported
-                fault = None if bare else reasons.of_part(folder / part, True, variant)  # before they are wanted
+                file = wanted.denoiser if part == family.denoiser else None
+                lies_here = file is None and not wanted.bare
+                fault = reasons.of_part(folder / part, lies_here, variant)  # now, not when the weights are wanted
                 if fault:
                     raise InputError(_refusal(name, fault))
                 files = NetworkFiles(name, folder / part, library, kind, variant)
+                if file is not None:
+                    files = SingleFileNetwork(str(file), folder / part, library, kind, None, file)
                 options[part] = _empty(files)
-                waiting[part] = partial(_read, files, _half_dtypes(part, family) if as_stored else ())
+                sources[part] = files
         pipeline = _pipeline_class(family).from_pretrained(
             str(folder), torch_dtype=torch.float32, use_safetensors=True, **options
         )
-    unused = reasons.without_variant(folder, parts, variant) if variant else None
+    unused = reasons.without_variant(folder, parts, variant) if variant and not wanted.bare else None
     if unused:
         raise InputError(_refusal(name, unused))
-    return pipeline, family, waiting
+    return pipeline, family, sources
 
 
 def _empty(files: NetworkFiles) -> nn.Module:
     """A network without weights. Raises InputError."""
-    with explained(lambda error: _refusal(files.base, _why(files, error))):
+    with explained(lambda error: _refusal(files.base, files.why(error))):
         return files.empty()
-
-
-def _why(files: NetworkFiles, error: Exception) -> str:
-    return reasons.of_network(files.folder, error, files.library, files.kind, files.variant)
 
 
 def _half_dtypes(part: str, family: Family) -> tuple[torch.dtype, ...]:
@@ -387,7 +419,7 @@ def _half_dtypes(part: str, family: Family) -> tuple[torch.dtype, ...]:
 def _read(files: NetworkFiles, kept: tuple[torch.dtype, ...]) -> nn.Module:
     """A network with its weights, in the dtype of its files if that is one of `kept`, else in float32. Raises
     InputError, for lacking tensors too: the libraries would leave random numbers there, with a warning."""
-    with explained(lambda error: _refusal(files.base, _why(files, error))), _quiet():
+    with explained(lambda error: _refusal(files.base, files.why(error))), quiet():
         stored = files.stored_dtype() if kept else torch.float32
         network, missing = files.read(stored if stored in kept else torch.float32)
     if missing:
@@ -395,13 +427,9 @@ def _read(files: NetworkFiles, kept: tuple[torch.dtype, ...]) -> nn.Module:
     return network
 
 
-def _load_file(path: Path, config: str | None, hub: dict[str, Any]) -> tuple[Any, Family, Marks]:
-    if path.suffix != ".safetensors":
-        raise InputError(
-            f"{path} is not a .safetensors file; other formats can run code when they are opened: convert it first"
-        )
-    family, marks = _family_of_file(path, config is not None)
-    with explained(lambda error: _refusal(str(path), reasons.of_file(path, error, config))), _quiet():
+def _load_file(path: Path, family: Family, config: str | None, hub: dict[str, Any]) -> Any:
+    """The pipeline of a file that holds all its networks."""
+    with explained(lambda error: _refusal(str(path), reasons.of_file(path, error, config))), quiet():
         pipeline = _pipeline_class(family).from_single_file(
             str(path),
             torch_dtype=torch.float32,
@@ -412,7 +440,46 @@ def _load_file(path: Path, config: str | None, hub: dict[str, Any]) -> tuple[Any
     networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     if any(tensor.is_meta for network in networks for tensor in network.parameters()):
         raise InputError(_refusal(str(path), reasons.incomplete_file()))
-    return pipeline, family, marks
+    return pipeline
+
+
+def _load_transformer(path: Path, config: str | None, wanted: _Wanted) -> _Loaded:
+    """The pipeline of `config`, a hub id or folder, with the transformer that a file holds."""
+    with _opened(path) as file:
+        keys = list(file.keys())
+    if config is None or any("lora" in key for key in keys):
+        _unknown(path, keys)
+    if Path(config).is_dir() and not (Path(config) / reasons.INDEX).is_file():
+        raise InputError(f"--single_file_config {config} has no {reasons.INDEX}; give the folder of a whole base")
+    loaded = _load_repository(config, replace(wanted, denoiser=path))
+    if loaded[1].single_files:
+        raise InputError(
+            f"{path} holds no whole base of {loaded[1].name}, which --single_file_config {config} is of; give a file "
+            "with all its networks"
+        )
+    return loaded
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A single file, to look at. Raises InputError where it is none that is safe, or is damaged."""
+    if path.suffix != ".safetensors":
+        raise InputError(
+            f"{path} is not a .safetensors file; other formats can run code when they are opened: convert it first"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is no complete .safetensors file ({error}); fetch it again") from None
+
+
+def _unknown(path: Path, keys: list[str]) -> NoReturn:
+    raise InputError(
+        f"{path} holds no whole base of Stable Diffusion 1, 2 or XL (its tensors are called {', '.join(keys[:2])}, "
+        "...); for a file of a transformer alone add --single_file_config with the hub id or folder of its base, and "
+        "for a LoRA give the base model instead"
+    )
 
 
 def _check_idle(
@@ -451,49 +518,6 @@ def _absolute(name: str | None) -> str | None:
     return str(from_root(name))
 
 
-def _load_vae(own: Any, name: str, revision: str | None, hub: dict[str, Any]) -> Any:
-    """Another VAE in the place of the base's `own`. Raises InputError where it cannot be loaded, or where its latents
-    are not those that the base was trained on."""
-    kind, where = type(own), hub | ({"revision": revision} if revision else {})
-    bars = _quiet() if Path(name).exists() else contextlib.nullcontext()
-    with explained(lambda error: f"cannot load the VAE {name}: {reasons.of_vae(name, error)}"), bars:
-        if Path(name).is_file():
-            return _load_vae_file(own, name)
-        config = kind.load_config(name, **where)
-        if config.get("_class_name") != kind.__name__:
-            raise InputError(f"the VAE {name} is a {config.get('_class_name')}; this base takes a {kind.__name__}")
-        vae, report = kind.from_pretrained(
-            name,
-            torch_dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-            variant=reasons.only_variant(Path(name)),
-            **where,
-        )
-    if report["missing_keys"]:
-        raise InputError(f"cannot load the VAE {name}: {reasons.missing_tensors('VAE', report['missing_keys'])}")
-    for key in _LATENTS:
-        given, needed = _plain(getattr(vae.config, key, None)), _plain(getattr(own.config, key, None))
-        if given != needed:
-            raise InputError(
-                f"the VAE {name} has {key} {given}, the base's own has {needed}: its latents are of another kind; give "
-                "a VAE that is made for this base"
-            )
-    return vae
-
-
-def _load_vae_file(own: Any, name: str) -> Any:
-    """A VAE in a single file, which says nothing of its settings: they are those of the base's own."""
-    with tempfile.TemporaryDirectory() as folder:
-        own.save_config(folder)
-        return type(own).from_single_file(name, config=folder, torch_dtype=torch.float32)
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it."""
-    return list(value) if isinstance(value, tuple) else value
-
-
 def _family_of(index: Any, name: str) -> Family:
     pipeline_class = index.get("_class_name")
     for family in FAMILIES:
@@ -515,39 +539,3 @@ def _pipeline_class(family: Family) -> Any:
             f'{family.pipeline_class}: pip install --upgrade "diffusers>={_DIFFUSERS}"'
         )
     return found
-
-
-def _family_of_file(path: Path, configured: bool) -> tuple[Family, Marks]:
-    """The family of a single file, and what the file says of its noise process."""
-    try:
-        with safe_open(path, "pt") as file:
-            keys = list(file.keys())
-            for family in FAMILIES:
-                if family.owns(keys):
-                    return family, family.marks(file, configured)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is no complete .safetensors file ({error}); fetch it again") from None
-    raise InputError(
-        f"{path} holds no checkpoint of {' or '.join(f.name for f in FAMILIES)} (its tensors are called "
-        f"{', '.join(keys[:2])}, ...); for a LoRA, give its base model instead"
-    )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars of the libraries, since reading local files takes a moment, and no reports: what is wrong is
-    said in one sentence. Downloads keep their bars."""
-    import diffusers
-    import transformers
-
-    libraries = (diffusers.utils.logging, transformers.utils.logging)
-    levels = [library.get_verbosity() for library in libraries]
-    for library in libraries:
-        library.disable_progress_bar()
-        library.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for library, level in zip(libraries, levels, strict=True):
-            library.enable_progress_bar()
-            library.set_verbosity(level)

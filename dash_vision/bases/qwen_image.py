@@ -77,6 +77,10 @@ class QwenImage(WithQwenVae):
         """See FlowTransformer: true guidance, with a prompt for what is left out."""
         return {"true_cfg_scale": scale}
 
+    def guided_call(self, scale: float) -> dict[str, Any]:
+        """See Family."""
+        return {"negative_prompt": "", **self.guidance(scale)}
+
 
 def _padded(embeds: list[Tensor]) -> tuple[Tensor, Tensor | None]:
     """([N, tokens, width], mask [N, tokens] of what is no padding); no mask where there is none."""

@@ -292,6 +292,19 @@ def _file_fault(error: Exception) -> str:
     )
 
 
+def of_single_network(error: Exception, part: str, kind: str) -> str:
+    """Why the file of one network could not be read. part: its name in a pipeline. kind: its class."""
+    general = needed(error) or disk(error)
+    if general:
+        return general
+    why = f"it lacks {error.args[0]}" if isinstance(error, KeyError) and error.args else _first_sentence(error)
+    why = "it lacks tensors of one" if "meta tensor" in why else why
+    return (
+        f"it does not hold the {kind} that --single_file_config describes as its {part} ({why}); give the base that "
+        "the file belongs to"
+    )
+
+
 def incomplete_file() -> str:
     """What to say of a file that lacks some tensors of a network."""
     return "it lacks some tensors of its networks; fetch it again, or give --single_file_config with a base of its kind"

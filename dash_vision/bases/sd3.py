@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,12 +25,12 @@ class StableDiffusion3(FlowTransformer):
 
     name = "Stable Diffusion 3"
     pipeline_class = "StableDiffusion3Pipeline"
-    frozen_text = "dash-vision trains its transformer only"
     text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    trained_encoders = ("text_encoder", "text_encoder_2")
     optional = ("text_encoder_3",)
     defaults = replace(USUAL, guidance_scale=7.0, num_inference_steps=28)
     targets = presets(_ATTENTION, _MLP)
-    units = ("JointTransformerBlock",)
+    units = ("JointTransformerBlock", "CLIPEncoderLayer")
     usual_length = 256
     about_base: About = SD3
 
@@ -66,6 +66,18 @@ class StableDiffusion3(FlowTransformer):
         options = {"do_classifier_free_guidance": False, "max_sequence_length": length}
         embeds, _, pooled, _ = pipeline.encode_prompt(prompts, None, None, device, **options)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def unread_by_clip(self, pipeline: Any, embeds: Tensor) -> Tensor:
+        """See FlowTransformer: T5's states follow CLIP's, and are zeros where there is no T5."""
+        return embeds[:, int(pipeline.tokenizer.model_max_length) :]
+
+    def told_by_clip(self, encoders: Sequence[nn.Module], tokens: Sequence[Tensor], embeds: Tensor) -> Conditions:
+        """See FlowTransformer: both CLIPs' penultimate states side by side, as wide as T5's by zeros."""
+        said = [encoder(t, output_hidden_states=True) for encoder, t in zip(encoders, tokens, strict=True)]
+        states = torch.cat([one.hidden_states[-2] for one in said], dim=-1)
+        states = nn.functional.pad(states, (0, embeds.shape[-1] - states.shape[-1]))
+        pooled = torch.cat([one[0] for one in said], dim=-1)
+        return {"prompt_embeds": torch.cat([states, embeds], dim=-2), "pooled_prompt_embeds": pooled}
 
     def left_out(self, pipeline: Any, prompt: str, options: PromptOptions = AS_THE_PIPELINE) -> str:
         """See Family: what neither CLIP nor T5 reads. Each ends its text with a token of its own, CLIP begins with one

@@ -21,26 +21,47 @@ def loading_lines(base: Base) -> list[str]:
     parts = (base.pipeline, base.pipeline.vae, base.pipeline.scheduler)
     pipeline, vae, scheduler = (type(part).__name__ for part in parts)
     changed = _changed_scheduler(base)
-    imports = [pipeline, *([vae] if said["vae"] else []), *([scheduler] if changed else [])]
+    alone = _is_file(said["name"]) and not base.family.single_files
+    denoiser = type(base.denoiser).__name__
+    imports = [pipeline, *([denoiser] if alone else []), *([vae] if said["vae"] else [])]
+    imports += [scheduler] if changed else []
     lines = [f"from diffusers import {', '.join(sorted(imports))}"]
     if said["vae"]:
         lines.append(f"vae = {_vae(base, vae)}")
-    lines.append(f"pipe = {pipeline}.{_pipeline(base)}")
+    if alone:
+        where = {"config": repr(said["single_file_config"]), "subfolder": repr(base.family.denoiser)}
+        lines.append(f"{base.family.denoiser} = {denoiser}.{_call('from_single_file', said['name'], where)}")
+    lines.append(f"pipe = {pipeline}.{_pipeline(base, alone)}")
     if changed:
         options = ", ".join(f"{key}={value!r}" for key, value in changed.items())
         lines.append(f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config, {options})")
     return lines
 
 
-def _pipeline(base: Base) -> str:
+def _pipeline(base: Base, alone: bool) -> str:
+    """alone: whether the base is a file of its denoiser, which is loaded by then."""
     said = base.specification
     options = {"vae": "vae"} if said["vae"] else {}
+    absent = dict.fromkeys(_absent(base), "None")
+    if alone:
+        return _call(
+            "from_pretrained",
+            said["single_file_config"],
+            {base.family.denoiser: base.family.denoiser} | options | absent,
+        )
     if _is_file(said["name"]):
         options |= {"config": repr(said["single_file_config"])} if said["single_file_config"] else {}
         return _call("from_single_file", said["name"], options)
     options |= {key: repr(said[key]) for key in ("revision", "variant") if said[key]}
-    options |= dict.fromkeys(_lost(Path(said["name"]), base.family.loading_options()), "None")
+    options |= dict.fromkeys(_lost(Path(said["name"]), base.family.loading_options()), "None") | absent
     return _call("from_pretrained", said["name"], options)
+
+
+def _absent(base: Base) -> list[str]:
+    """Text encoders that the base was saved without, and their tokenizers: diffusers wants to be told of them too."""
+    lacking = [name for name in base.family.text_encoders if base.files and name not in base.files]
+    tokenizers = [name.replace("text_encoder", "tokenizer") for name in lacking]
+    return lacking + [name for name in tokenizers if getattr(base.pipeline, name) is None]
 
 
 def _lost(folder: Path, unused: Iterable[str]) -> list[str]:

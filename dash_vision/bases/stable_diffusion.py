@@ -13,8 +13,20 @@ from torch import Tensor, nn
 from ..files.errors import InputError
 from ..files.readers import SD1, SD2, UNKNOWN, About
 from ..pictures.crops import CropInfo
+from .clip import clip_tokens
 from .devices import placed
-from .family import AS_THE_PIPELINE, Conditions, Defaults, Family, Generators, Marks, PromptOptions, Sampling, Target
+from .family import (
+    AS_THE_PIPELINE,
+    CPU,
+    Conditions,
+    Defaults,
+    Family,
+    Generators,
+    Marks,
+    PromptOptions,
+    Sampling,
+    Target,
+)
 from .noise import DDPM, NoiseOptions
 
 _ASKED = {
@@ -38,7 +50,9 @@ class StableDiffusion(Family):
     pipeline_class = "StableDiffusionPipeline"
     denoiser = "unet"
     text_encoders: tuple[str, ...] = ("text_encoder",)
-    trains_text_encoders = True
+    single_files = True
+    trained_encoders: tuple[str, ...] = ("text_encoder",)
+    light_text_encoders = True
     frozen_text = ""
     defaults = Defaults(
         learning_rate=1e-4,
@@ -322,23 +336,15 @@ class StableDiffusion(Family):
 
     # -- trained text encoders
 
-    def tokenize(self, pipeline: Any, prompts: Sequence[str]) -> list[Tensor]:
-        """See Family. [N, 1, tokens], or [N, 2, tokens] with the mask of attention where the encoder's settings ask for
-        it, as the pipeline does."""
-        return [self._tokenize(pipeline, name, list(prompts)) for name in self.text_encoders]
-
-    @staticmethod
-    def _tokenize(pipeline: Any, encoder: str, prompts: list[str]) -> Tensor:
-        tokenizer = getattr(pipeline, encoder.replace("text_encoder", "tokenizer"))
-        tokens = tokenizer(
-            pipeline.maybe_convert_prompt(prompts, tokenizer),  # a textual inversion's word stands for several
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        masked = encoder == "text_encoder" and getattr(pipeline.text_encoder.config, "use_attention_mask", False)
-        return torch.stack([tokens.input_ids, tokens.attention_mask] if masked else [tokens.input_ids], 1)
+    def tokenize(
+        self,
+        pipeline: Any,
+        prompts: Sequence[str],
+        device: torch.device = CPU,
+        options: PromptOptions = AS_THE_PIPELINE,
+    ) -> list[Tensor]:
+        """See Family."""
+        return [clip_tokens(pipeline, name, prompts) for name in self.text_encoders]
 
     def encode_tokens(
         self, encoders: Sequence[nn.Module], ids: Sequence[Tensor], options: PromptOptions = AS_THE_PIPELINE

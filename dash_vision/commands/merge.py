@@ -21,18 +21,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", "--base", metavar="ID|PATH", help="where the base is now, of a classifier its local weights"
     )
+    parser.add_argument(
+        "--dtype",
+        choices=adapters.DTYPES,
+        help="number format of a pipeline's networks (default: as the base has each)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the pipeline of a DreamBooth run, or the classifier of a VTAB run. Raises InputError."""
     folder = find_run(args.adapter)
     if folder is not None:
-        _merge_pipeline(folder, args.adapter, args.out, args.checkpoint)
+        _merge_pipeline(folder, args.adapter, args.out, args.checkpoint, args.dtype)
+    elif args.dtype is not None:
+        raise InputError(f"--dtype {args.dtype} is of pipelines, and a classifier is written in float32; leave it out")
     else:
         adapters.classify(args)
 
 
-def _merge_pipeline(folder: Path, adapter: Path, out: Path, place: str | None) -> None:
+def _merge_pipeline(folder: Path, adapter: Path, out: Path, place: str | None, dtype: str | None) -> None:
+    """Whatever the dtype, the update is added in float32 at least, and the sum is rounded once."""
+    import torch
+
     from ..bases.recorded import check_recorded, load_recorded
     from ..files.atomic import new_folder
     from ..files.native import NATIVE_NAME
@@ -43,14 +53,19 @@ def _merge_pipeline(folder: Path, adapter: Path, out: Path, place: str | None) -
         raise InputError(f"{folder / RUN} is of no DreamBooth run; give the output folder of one")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise InputError(f"{out} is there already; give a new folder for the merged pipeline")
-    base = load_recorded(record.base, folder, place)
+    base = load_recorded(record.base, folder, place, as_stored=dtype is None)
     for note in check_recorded(base, record.base, folder, place):
         print(note)
     merged = _put_in(base.components(), adapter if adapter.is_file() else adapter / NATIVE_NAME)
+    formats = {}
+    for name, network in base.components().items():
+        formats[name] = getattr(torch, adapters.DTYPES[dtype]) if dtype else base.stored_dtype(name)
+        torch.nn.Module.to(network, formats[name])  # diffusers' own warns of networks that list no exception
     with new_folder(out) as temporary:
         base.pipeline.save_pretrained(temporary)
     kind = base.family.pipeline_class
-    print(f"wrote {out}: the base with the adapter in its {' and '.join(merged)}; {kind}.from_pretrained loads it")
+    said = " and ".join(f"{name} ({str(formats[name]).removeprefix('torch.')})" for name in merged)
+    print(f"wrote {out}: the base with the adapter in its {said}; {kind}.from_pretrained loads it")
 
 
 def _put_in(networks: dict[str, torch.nn.Module], adapter: Path) -> list[str]:

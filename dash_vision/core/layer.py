@@ -52,7 +52,7 @@ class DashLinear(nn.Module):
             return weight
         wide = torch.promote_types(weight.dtype, torch.float32)
         delta = torch.stack([w.delta(wide) for w in active]).sum(0)
-        return weight + self._shaped(delta).to(weight.dtype)
+        return (weight.to(wide) + self._shaped(delta)).to(weight.dtype)
 
     @property
     def bypassed(self) -> bool:

@@ -60,7 +60,8 @@ class BaseArgs:
         None,
         BASE,
         "hub id or local folder of FLUX.2 (klein, dev), Z-Image, Qwen-Image, FLUX.1, Stable Diffusion 3 or 3.5, Krea "
-        "2, SDXL, or Stable Diffusion 1.x or 2.x; of the last three kinds also a single .safetensors file",
+        "2, SDXL, or Stable Diffusion 1.x or 2.x; also a single .safetensors file, of the first six kinds of the "
+        "transformer alone",
         metavar="ID|PATH",
         shown_default="miniature, the embedded base of 64x64 pixels",
     )
@@ -83,7 +84,11 @@ class BaseArgs:
         "the base was trained up to pure noise, and its files do not say it (with --prediction_type v_prediction)",
     )
     single_file_config: str | None = option(
-        None, BASE, "hub id or local folder with the configuration of a single-file base", metavar="ID|PATH"
+        None,
+        BASE,
+        "hub id or local folder with the configuration of a single-file base, and with all else that a file of a "
+        "transformer lacks",
+        metavar="ID|PATH",
     )
     cache_dir: str | None = option(
         None, BASE, "folder for what is fetched from the hub", metavar="DIR", shown_default="the hub library's own"

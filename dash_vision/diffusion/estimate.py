@@ -74,7 +74,9 @@ def estimate(plan: Plan, base: Base, dtype: torch.dtype, cuda: bool = True) -> E
     conditions = _conditions(base, plan)
     denoiser, adapter, trained, activations, spectra = _training(plan, base, dtype, cuda, conditions)
     encoding, decoding = _pictures(plan, base)
-    text = encoders if family.trains_text_encoders else 0  # others are gone by then
+    text = (
+        encoders if family.light_text_encoders or plan.settings.train_text_encoder else 0
+    )  # else they are gone by then
     state = "8-bit adamw" if plan.settings.use_8bit_adam else plan.settings.optimizer
     training = {"denoiser": denoiser, "adapter": adapter, "optimizer": trained * _STATE[state]}
     if plan.settings.train_text_encoder:

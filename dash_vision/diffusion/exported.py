@@ -122,7 +122,7 @@ def _answer(job: DreamBoothJob, base: Base) -> Tensor:
     family, entry = base.family, job.material.conditions[example.prompt]
     with job.runtime.autocast():
         if job.plan.settings.train_text_encoder:
-            tokens = family.encode_tokens(base.text_encoders(), entry, base.prompt_options)
+            tokens = family.encode_tokens(base.trained_encoders(), entry, base.prompt_options)
             entry = join_chunks(tokens, job.plan.chunks)
         pictures = {k: v.to(device) for k, v in family.picture_conditions([view.info], view.size).items()}
         noisy = job.process.noisy(latents, noise[None].to(device), times)

@@ -52,7 +52,7 @@ def loss_of(family: Family, network: nn.Module, process: NoiseProcess, batch: Ba
 @dataclass(frozen=True)
 class Material:
     """What is learned from. inputs: the pictures. examples, class_examples: them and the class pictures, encoded.
-    conditions: by prompt; token ids for each text encoder where these are trained."""
+    conditions: by prompt; what family.tokenize gives where text encoders are trained."""
 
     inputs: list[Image.Image]
     examples: list[Example]
@@ -122,8 +122,8 @@ class DreamBoothJob:
         entries = [self.material.conditions[prompt] for prompt in batch.prompts]
         if not self.plan.settings.train_text_encoder:
             return family.join(entries) | batch.pictures
-        encoders = [self.networks[name] for name in family.text_encoders]
-        ids = [torch.cat([entry[i] for entry in entries]) for i in range(len(encoders))]
+        encoders = [self.networks[name] for name in family.trained_encoders]
+        ids = [torch.cat(parts) for parts in zip(*entries, strict=True)]
         told = family.encode_tokens(encoders, ids, self.base.prompt_options)
         return join_chunks(told, self.plan.chunks) | batch.pictures
 

@@ -137,7 +137,7 @@ instance_prompt: {_yaml(record.instance_prompt)}
 ![inputs, base and trained](samples.png)
 
 ```python
-{_snippet(record, loading)}
+{_snippet(record, loading, family)}
 ```
 
 `{DIFFUSERS_NAME}` is a plain LoRA of rank {rank + k} that holds all that was learned{_dash_words(k)}; nothing but
@@ -181,16 +181,21 @@ def _dash_words(k: int) -> str:
     return " (the low-rank update and the singular-value shifts)" if k else ""
 
 
-def _snippet(record: DreamBoothRecord, loading: Sequence[str]) -> str:
-    prompt, how = record.validation_prompts[-1], record.arguments
-    settings = f"num_inference_steps={how['num_inference_steps']}, guidance_scale={how['guidance_scale']:g}"
+def _snippet(record: DreamBoothRecord, loading: Sequence[str], family: Family) -> str:
+    how = record.arguments
+    settings = {"prompt": record.validation_prompts[-1], "num_inference_steps": how["num_inference_steps"]}
+    settings |= family.guided_call(float(f"{how['guidance_scale']:g}"))
+    settings |= {"width": how["resolution"], "height": how["resolution"]}
+    if how["max_sequence_length"] is not None:
+        settings["max_sequence_length"] = how["max_sequence_length"]
     if how["clip_skip"]:
-        settings += f", clip_skip={how['clip_skip']}"
+        settings["clip_skip"] = how["clip_skip"]
+    words = ", ".join(f"{name}={value!r}" for name, value in settings.items())
     lines = [
         *loading,
         f"pipe.load_lora_weights('.', weight_name='{DIFFUSERS_NAME}')",
         *(_CLIP_SKIP if how["clip_skip"] else ()),
-        f"pipe({prompt!r}, {settings}).images[0].save('out.png')",
+        f"pipe({words}).images[0].save('out.png')",
     ]
     return "\n".join(lines)
 

@@ -147,7 +147,7 @@ def _check(plan: Plan, base: Base) -> None:
             f"--resolution is {plan.resolution}; this base takes multiples of {factor} from {2 * factor} on"
         )
     _check_largest(plan, base)
-    if settings.train_text_encoder and not base.family.trains_text_encoders:
+    if settings.train_text_encoder and not base.family.trained_encoders:
         raise InputError(
             f"--train_text_encoder does not go with {base.family.name}: {base.family.frozen_text}; leave it out"
         )

@@ -239,7 +239,7 @@ def _make_material(
         examples = _encode(plan, base, pictures, plan.prompts.instance, "pictures", runtime)
         class_examples = _encode(plan, base, class_pictures, plan.prompts.class_, "class pictures", runtime)
         conditions = _encode_prompts(plan, base, prompts_of(examples, class_examples), runtime, say)
-        if not base.family.trains_text_encoders:  # those have billions of parameters
+        if not (plan.settings.train_text_encoder or base.family.light_text_encoders):  # some have billions of numbers
             _drop_text_encoders(plan, base, runtime)
     return Material([picture.image for picture in pictures], examples, class_examples, conditions)
 
@@ -265,7 +265,7 @@ def _encode_prompts(plan: Plan, base: Base, prompts: list[str], runtime: Runtime
         if plan.chunks > 1:
             chunked = {p: tokenize_chunks(family, pipeline, p, plan.chunks) for p in prompts}
             return {p: [i.to(device) for i in ids] for p, ids in chunked.items()}
-        ids = family.tokenize(pipeline, prompts)
+        ids = family.tokenize(pipeline, prompts, device, base.prompt_options)
         return {p: [i[n : n + 1].to(device) for i in ids] for n, p in enumerate(prompts)}
     if plan.chunks > 1:
         encoded = encode_chunks(family, pipeline, prompts, plan.chunks, device, base.prompt_options)
@@ -314,7 +314,7 @@ def targets_of(plan: Plan, base: Base) -> dict[str, Target]:
     """DashConfig's target for each component to adapt, the denoiser first."""
     targets = {base.family.denoiser: plan.target}
     if plan.settings.train_text_encoder:
-        for name, encoder in zip(base.family.text_encoders, base.text_encoders(), strict=True):
+        for name, encoder in zip(base.family.trained_encoders, base.trained_encoders(), strict=True):
             targets[name] = base.family.text_target(name, encoder, base.prompt_options)
     return targets
 
@@ -349,7 +349,7 @@ def _ready_networks(
     if checkpointing:
         cast(Any, base.denoiser).enable_gradient_checkpointing()
     if plan.settings.train_text_encoder:
-        for encoder in base.text_encoders():
+        for encoder in base.trained_encoders():
             _cast(encoder, runtime)
             encoder.to(runtime.device)
             if checkpointing:

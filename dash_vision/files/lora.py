@@ -182,14 +182,15 @@ def _write_fused(
     provenance: dict[str, str],
     about: About,
 ) -> Path:
-    """The kohya format of FLUX.1 and FLUX.2; see flux_names."""
-    others = [component for component in folded if component != "transformer"]
+    """The kohya format of FLUX.1, with its CLIP, and FLUX.2; see flux_names."""
+    others = [component for component in folded if component not in ("transformer", "text_encoder")]
     if others:
         raise ValueError(f"the kohya format has no name for component {others[0]!r} beside a transformer")
     tensors: dict[str, Tensor] = {}
-    layers = fuse(folded["transformer"])
-    for name, (down, up) in layers.items():
-        key = f"lora_unet_{name}"
+    layers = {f"lora_unet_{name}": pair for name, pair in fuse(folded["transformer"]).items()}
+    for module, pair in folded.get("text_encoder", {}).items():
+        layers[f"lora_te1_{_portable('text_encoder', module).replace('.', '_')}"] = pair
+    for key, (down, up) in layers.items():
         tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = down.contiguous(), up.contiguous()
         tensors[f"{key}.alpha"] = torch.tensor(float(len(down)), dtype=dtype)  # a scale of 1 for each rank
     path = folder / f"{_title(folder)}.safetensors"

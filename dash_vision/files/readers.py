@@ -86,7 +86,7 @@ _BY_TEXT_WIDTH = {768: SD1, 1024: SD2, 2048: SDXL}
 
 def infer_about(states: Mapping[str, AdapterState]) -> About:
     """The kind of Stable Diffusion that adapters by component are of, by their tensors alone; UNKNOWN for others."""
-    if "text_encoder_2" in states:
+    if "text_encoder_2" in states and "transformer" not in states:
         return SDXL
     for state in states.values():
         for module in state.kinds:

@@ -28,7 +28,7 @@ from tests.support.tiny import save_flux, save_flux2_klein, save_krea2, save_z_i
         ("QwenImageEditPipeline", "is a QwenImageEditPipeline; dash-vision trains Stable Diffusion"),
         ("StableDiffusion3ControlNetPipeline", "is a StableDiffusion3ControlNetPipeline; dash-vision trains"),
         ("PICKLE", "not a .safetensors file"),
-        ("LORA", "holds no checkpoint of Stable Diffusion"),
+        ("LORA", "holds no whole base of Stable Diffusion"),
         ("CUT", "no complete .safetensors file"),
     ],
 )

@@ -7,24 +7,30 @@ import shutil
 import diffusers
 import pytest
 import torch
+from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
+from diffusers.utils import convert_state_dict_to_peft
 from safetensors.torch import load_file, save_file
 
 from dash_vision.bases.flux2 import Flux2Klein
-from dash_vision.bases.loading import FAMILIES
+from dash_vision.bases.loading import FAMILIES, load_base
 from dash_vision.diffusion import exported, run
 from dash_vision.files.errors import InputError, RunError
 from tests.support.dreambooth import prepare, settings, train
-from tests.support.flow import LENGTH
-from tests.support.tiny import save_flux2_klein
+from tests.support.flow import LENGTH, VELOCITIES
+from tests.support.tiny import load_tiny, save_flux2_klein
 
 FILE = "pytorch_lora_weights.safetensors"
 SHORT = {"max_train_steps": 3, "prelaunch_steps": 2}
 
 
-def klein(bases, tiny, out, **changes):
-    common = {"pretrained_model_name_or_path": str(tiny("flux2-klein")), "resolution": 16, "num_crop_variants": 1}
+def flow(bases, tiny, name, out, **changes):
+    common = {"pretrained_model_name_or_path": str(tiny(name)), "resolution": 16, "num_crop_variants": 1}
     common |= {"max_sequence_length": LENGTH, "train_batch_size": 1} | SHORT
     return settings(bases, out, **common | changes)
+
+
+def klein(bases, tiny, out, **changes):
+    return flow(bases, tiny, "flux2-klein", out, **changes)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +51,46 @@ def test_the_run_says_that_stock_diffusers_loads_its_file(bases, tiny, tmp_path,
     assert float(difference) < 1e-5
     assert recognised == tensors
     assert int(tensors) == len(load_file(out / FILE)) == 2 * sum(len(a.layers) for a in job.adapters.values())
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3", "sd3-without-t5"])
+def test_stock_diffusers_loads_a_trained_clip(bases, tiny, tmp_path, name):
+    """The stock transformer is told by the stock pipeline's own encoding of a prompt, which the file has changed; T5 is
+    as it was. kohya's file has the same CLIP by diffusers' converter."""
+    out, lines, prompt = tmp_path / "out", [], "a photo of sks cat"
+    job = train(flow(bases, tiny, name, out, train_text_encoder=True, learning_rate=0.1), lines)
+    clips = ["text_encoder"] if name == "flux" else ["text_encoder", "text_encoder_2"]
+    assert list(job.adapters) == ["transformer", *clips]
+    assert any(re.search(r"(\d+) of \1 tensors recognised", line) for line in lines)
+    with torch.no_grad():
+        family, velocity = job.base.family, VELOCITIES[name]
+        noisy, level = torch.randn(1, 16, 8, 8), torch.tensor([0.4])
+        told = family.encode_tokens(job.base.trained_encoders(), job.material.conditions[prompt])
+        trained = family.denoise(job.base.denoiser, noisy, level, told)
+        stock = load_tiny(tiny(name))
+        before = stock.text_encoder(torch.tensor([[1, 2, 3]]))[0]
+        stock.load_lora_weights(str(out), weight_name=FILE)
+        assert (stock.text_encoder(torch.tensor([[1, 2, 3]]))[0] - before).abs().max() > 1e-3
+        assert (velocity(stock, noisy, level, [prompt]) - trained).abs().max() < 1e-5 * trained.abs().max()
+    if name == "flux":
+        written, kohya = load_file(out / FILE), load_file(out / "kohya/out.safetensors")
+        clip = {key: tensor for key, tensor in kohya.items() if key.startswith("lora_te1_")}
+        assert len(clip) == 3 * len(job.adapters["text_encoder"].layers)
+        read = convert_state_dict_to_peft(_convert_kohya_flux_lora_to_diffusers(clip))
+        assert len(read) == 2 * len(job.adapters["text_encoder"].layers)
+        assert all(torch.equal(written[key], tensor) for key, tensor in read.items())
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3", "sd3-without-t5"])
+@torch.no_grad()
+def test_clip_tells_a_trainer_what_it_tells_the_pipeline(tiny, name):
+    base, prompts = load_base(str(tiny(name)), max_sequence_length=LENGTH), ["a photo of sks cat", "a dog"]
+    encoded = base.family.encode_prompts(base.pipeline, prompts, torch.device("cpu"), base.prompt_options)
+    tokens = base.family.tokenize(base.pipeline, prompts, options=base.prompt_options)
+    told = base.family.encode_tokens(base.trained_encoders(), tokens)
+    together = base.family.join([encoded[prompt] for prompt in prompts])
+    assert told.keys() == together.keys()
+    assert all(torch.allclose(told[key], together[key], atol=1e-6) for key in told)
 
 
 def test_the_copy_shares_the_weights_and_leaves_the_trained_network_alone(bases, tiny, tmp_path):

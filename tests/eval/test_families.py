@@ -27,15 +27,19 @@ every_family = pytest.mark.parametrize("name", FAMILIES)
 LENGTH = 32
 
 
+def train_on(base, root, name):
+    options = {"max_train_steps": 2, "prelaunch_steps": 1, "resolution": 16, "num_crop_variants": 1}
+    options |= {"learning_rate": 0.1, "guidance_scale": 3.0, "max_sequence_length": LENGTH, "train_batch_size": 1}
+    train(settings(root, root / name, pretrained_model_name_or_path=str(base), **options))
+
+
 @pytest.fixture(scope="module")
 def families(tiny, tmp_path_factory):
     """Folder of cat/ and of a launched run on each tiny base; to be read only."""
     root = tmp_path_factory.mktemp("families")
     save_pictures(root / "cat")
     for name in FAMILIES:
-        options = {"max_train_steps": 2, "prelaunch_steps": 1, "resolution": 16, "num_crop_variants": 1}
-        options |= {"learning_rate": 0.1, "guidance_scale": 3.0, "max_sequence_length": LENGTH, "train_batch_size": 1}
-        train(settings(root, root / name, pretrained_model_name_or_path=str(tiny(name)), **options))
+        train_on(tiny(name), root, name)
     return root
 
 
@@ -154,6 +158,30 @@ def test_merge_writes_the_pipeline_with_the_update_in_its_denoiser(families, tin
     assert type(after) is type(before)
     assert dash_vision(["merge", str(families / name), str(out)]) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def test_merge_keeps_the_number_format_of_the_base_and_rounds_once(families, tiny, tmp_path, capsys):
+    """Rounding to the 8 significant bits of bfloat16 once moves a sum by at most 2^-8 of itself."""
+    base = load_tiny(tiny("z-image"), torch_dtype=torch.bfloat16)
+    base.vae.float()
+    base.save_pretrained(tmp_path / "base")
+    (tmp_path / "cat").symlink_to(families / "cat")
+    train_on(tmp_path / "base", tmp_path, "run")
+    lora = load_file(tmp_path / "run" / LORA)
+    for words, name in (([], "bfloat16"), (["--dtype", "fp32"], "float32")):
+        assert dash_vision(["merge", str(tmp_path / "run"), str(tmp_path / name), *words]) == 0
+        assert f"in its transformer ({name})" in capsys.readouterr().out
+        merged = load_file(tmp_path / name / "transformer/diffusion_pytorch_model.safetensors")
+        dtype = getattr(torch, name)
+        for key, W in base.transformer.state_dict().items():
+            down = lora.get(f"transformer.{key.removesuffix('.weight')}.lora_A.weight")
+            up = lora.get(f"transformer.{key.removesuffix('.weight')}.lora_B.weight")
+            exact = W.double() + (0 if down is None else up.double() @ down.double())
+            assert merged[key].dtype == dtype
+            bound = exact.abs() * (2**-8 if name == "bfloat16" else 0) + 1e-6
+            assert ((merged[key].double() - exact).abs() <= bound).all(), key
+        vae = load_file(tmp_path / name / "vae/diffusion_pytorch_model.safetensors")
+        assert {tensor.dtype for tensor in vae.values()} == {torch.float32}
 
 
 def test_merge_refuses_another_base(families, tiny, tmp_path, capsys):

@@ -11,18 +11,24 @@ from tests.support.tiny import load_tiny
 from tests.support.tiny.parts import redraw
 
 LENGTH = 32
-HEADS = {"z-image": {"dim": 96, "n_heads": 6, "n_kv_heads": 6}, "krea2": {"num_key_value_heads": 3}}
+# SD 3 adds positions to its tokens from a table that is spread over `sample_size`. The tiny base's four tokens have
+# nearly equal ones, so that it cannot say which part of a picture belongs where while all is noise.
+SD3 = {"num_attention_heads": 6, "caption_projection_dim": 96, "sample_size": 128, "num_layers": 1}
+WIDER = {
+    "z-image": {"dim": 96, "n_heads": 6, "n_kv_heads": 6},
+    "krea2": {"num_attention_heads": 6, "num_key_value_heads": 3},
+    "sd3": SD3,
+    "sd3-without-t5": SD3,
+}
 
 
 def save_wide(source, folder, name):
-    """The tiny pipeline in `source` with a transformer three times as wide: one as narrow as a token has no room for
-    the noise and the picture at once, and cannot learn to tell them apart."""
+    """The tiny pipeline in `source` with a transformer at least three times as wide: one as narrow as a token has no
+    room for the noise and the picture at once, and cannot learn to tell them apart."""
     pipeline = load_tiny(source)
-    changes = HEADS.get(name, {}) | ({} if name == "z-image" else {"num_attention_heads": 6})
-    if name.startswith("sd3"):
-        changes["caption_projection_dim"] = 96
     old = pipeline.transformer
-    pipeline.register_modules(transformer=redraw(type(old).from_config({**old.config, **changes}), 1))
+    wide = {**old.config, **WIDER.get(name, {"num_attention_heads": 6})}
+    pipeline.register_modules(transformer=redraw(type(old).from_config(wide), 1))
     pipeline.save_pretrained(folder)
     return folder
 
