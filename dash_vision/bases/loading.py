@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 import logging
 import tempfile
@@ -24,13 +25,15 @@ from .flux import Flux
 from .flux2 import Flux2Dev, Flux2Klein
 from .krea2 import Krea2
 from .miniature import DEFAULTS, MINIATURE, NOTE, pipeline_path
-from .networks import NetworkFiles
+from .networks import NetworkFiles, SingleFile, read_single_file, single_file_class
 from .noise import NoiseOptions, NoiseProcess
+from .quantization import INSTALL, check_installed
 from .qwen_image import QwenImage
 from .reasons import explained
 from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
 from .stable_diffusion import StableDiffusion
+from .stored import StoredMatrix
 from .z_image import ZImage
 
 # Settings of a VAE that say what its latents are.
@@ -58,8 +61,8 @@ FAMILIES: tuple[Family, ...] = (
     Krea2(),
 )
 
-# The pipeline, its family, and what reads the networks that have no weights yet.
-_Loaded = tuple[Any, Family, dict[str, Callable[[], nn.Module]]]
+# The pipeline, its family, and where the weights lie of the networks that have none yet.
+_Loaded = tuple[Any, Family, dict[str, NetworkFiles]]
 
 
 @dataclass
@@ -69,7 +72,9 @@ class Base:
     name: as the user gave it, or MINIATURE. defaults: of settings. specification: the arguments of load_base that load
     it again from anywhere on this machine. note: what a user of it should know. prompt_options: how prompts are told to
     the denoiser, in training and when pictures are drawn. inputs: what the sampler is told, by prompts that are encoded
-    already. waiting: what loads each network that has no weights yet, by its name in the pipeline.
+    already. waiting: what loads each network that has no weights yet, by its name in the pipeline. files: where the
+    weights of networks lie, as far as they can be read again one by one. quantize, quantize_text_encoder: see
+    `load_base`.
     """
 
     name: str
@@ -81,6 +86,9 @@ class Base:
     prompt_options: PromptOptions = AS_THE_PIPELINE
     inputs: dict[str, Conditions] = field(default_factory=dict, repr=False)
     waiting: dict[str, Callable[[], nn.Module]] = field(default_factory=dict, repr=False)
+    files: dict[str, NetworkFiles | SingleFile] = field(default_factory=dict, repr=False)
+    quantize: str = "none"
+    quantize_text_encoder: str = "none"
     _digests: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -125,7 +133,8 @@ class Base:
         """Read the weights of these networks, where they wait for that; without names, of all. Raises InputError."""
         for name in names or [*self.waiting]:
             if name in self.waiting:
-                self._digests[name] = identity.of_network(self.read(name))
+                network = self.read(name)
+                self._digests[name] = self.files[name].digest(network)
 
     def read(self, name: str) -> nn.Module:
         """`load` for one network that waits, without the time of its digest."""
@@ -149,6 +158,12 @@ class Base:
         self.load()
         return {name: self.digest(name) for name in self._parts()}
 
+    def precise(self, name: str, module: str, size: tuple[int, int]) -> StoredMatrix | None:
+        """What reads the weight of a layer of the network `name` as the base's files have it, unquantized; None where
+        there is no such file. size: (out, in) of its matrix."""
+        found = self.files[name].precise(module, size) if name in self.files else None
+        return None if found is None else found.matrix()
+
     def digest(self, name: str) -> str:
         """The digest of one part, see `identity`."""
         if name not in self._digests:
@@ -158,7 +173,10 @@ class Base:
     def _parts(self) -> dict[str, Callable[[], str]]:
         """What gives the digest of each part."""
         networks = self.components()
-        parts: dict[str, Callable[[], str]] = {name: partial(identity.of_network, n) for name, n in networks.items()}
+        parts: dict[str, Callable[[], str]] = {
+            name: partial(self.files[name].digest if name in self.files else identity.of_network, network)
+            for name, network in networks.items()
+        }
         for name in self._digests.keys() - parts.keys():  # of networks that were dropped since
             parts[name] = partial(self._digests.__getitem__, name)
         for name, part in self.pipeline.components.items():
@@ -179,8 +197,10 @@ def load_base(
     zero_terminal_snr: bool = False,
     max_sequence_length: int | None = None,
     *,
+    quantize: str = "none",
+    quantize_text_encoder: str = "none",
     waits: bool = False,
-    as_stored: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Base:
     """Load a base model by hub id, folder, or single .safetensors file; "miniature" or None is the embedded one.
 
@@ -189,10 +209,11 @@ def load_base(
     predicts, where its files do not say it. zero_terminal_snr: it was trained up to pure noise, and its files do not
     say it. max_sequence_length: tokens of a prompt that are read, where there is a choice. waits: the networks of a
     folder or hub id have no weights until `Base.load` reads them, so that they need not be in memory all at once.
-    as_stored: the denoiser keeps the half precision of its files, and the text encoders bfloat16, where these have one
-    dtype; else networks are in float32, as those of a single file are. Weights are read from safetensors only. Raises
-    InputError in plain words when there is no such base, it cannot be fetched, or is of a kind that this package does
-    not train.
+    dtype: of the denoiser, and of what else of it a quantized one computes; where it is a half precision, text encoders
+    stay in bfloat16 that are so on disk. Other networks are in float32, as all of an unquantized single file are.
+    quantize, quantize_text_encoder: words of quantization.QUANTIZATIONS, for the linear layers of the denoiser and of
+    the text encoders. Weights are read from safetensors only. Raises InputError in plain words when there is no such
+    base, it cannot be fetched, or is of a kind that this package does not train.
     """
     name = name or MINIATURE
     specification: dict[str, Any] = {
@@ -207,25 +228,32 @@ def load_base(
     }
     if max_sequence_length is not None:
         specification["max_sequence_length"] = max_sequence_length
+    words = {"quantize": quantize, "quantize_text_encoder": quantize_text_encoder}
+    specification |= {key: word for key, word in words.items() if word != "none"}
     single_file_config, vae = _expanded(single_file_config), _expanded(vae)
     path = pipeline_path() if name == MINIATURE else Path(name).expanduser()
     marks = Marks()
     _check_idle(name, path, revision, variant, single_file_config, vae, vae_revision)
-    waiting: dict[str, Callable[[], nn.Module]] = {}
-    if path.is_file():
-        pipeline, family, marks = _load_file(path, single_file_config)
+    files: dict[str, NetworkFiles] = {}
+    singles: dict[str, SingleFile] = {}
+    if path.is_file() and path.suffix == ".gguf":
+        pipeline, family, files, singles = _load_gguf(path, single_file_config, words, dtype)
+    elif path.is_file():
+        pipeline, family, marks, singles = _load_file(path, single_file_config, words, dtype)
     else:
-        pipeline, family, waiting = _load_repository(str(path) if path.is_dir() else name, revision, variant, as_stored)
+        pipeline, family, files = _load_repository(str(path) if path.is_dir() else name, revision, variant, words)
     if vae is not None:
         pipeline.register_modules(vae=_load_vae(pipeline.vae, vae, vae_revision))
-        waiting.pop("vae", None)
+        files.pop("vae", None)
+    waiting = {part: partial(_read, found, _dtypes(part, family, dtype)) for part, found in files.items()}
     _check_classes(name, family, pipeline)
     _set_process(family, pipeline, marks, prediction_type, zero_terminal_snr)
     family.check(name, pipeline)
     options = PromptOptions(length=max_sequence_length)
     family.check_prompts(pipeline, options)
     base = Base(name, family, pipeline, family.suited(pipeline), specification, family.note(pipeline), options)
-    base.waiting = waiting
+    base.waiting, base.files = {**waiting}, {**files, **singles}
+    base.quantize, base.quantize_text_encoder = quantize, quantize_text_encoder
     if base.embedded:
         base.defaults, base.note = DEFAULTS, NOTE
     for network in base.components().values():
@@ -238,17 +266,27 @@ def load_base(
     return base
 
 
-def load_again(specification: Mapping[str, Any], name: str | None = None, as_stored: bool = False) -> Base:
-    """The base that a run recorded. name: where it is now, instead of where it was. as_stored: see `load_base`. Raises
-    InputError as that does, and for a specification of another version."""
+def load_again(
+    specification: Mapping[str, Any],
+    name: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    quantize: str | None = None,
+) -> Base:
+    """The base that a run recorded. name: where it is now, instead of where it was. dtype: see `load_base`. quantize:
+    of the denoiser instead of the run's; with "none" nothing is quantized. Raises InputError as `load_base`, and for a
+    specification of another version."""
     arguments = dict(specification)
+    if quantize is not None:
+        arguments["quantize"] = quantize
+    if quantize == "none":
+        arguments.pop("quantize_text_encoder", None)
     if name is not None:
         arguments |= {"name": name, "revision": None}  # a revision is of one hub id
     unknown = arguments.keys() - inspect.signature(load_base).parameters
     if unknown or "name" not in arguments:
         raise InputError("the run records its base in the way of another version of dash-vision; make the run again")
     try:
-        return load_base(**arguments, as_stored=as_stored)
+        return load_base(**arguments, dtype=dtype)
     except InputError as error:
         raise InputError(str(error).removesuffix(_WITHOUT)) from None  # which is of a training
 
@@ -288,21 +326,22 @@ def find_family(name: str) -> Family:
     return _family_of(index, name)
 
 
-def _load_repository(name: str, revision: str | None, variant: str | None, as_stored: bool) -> _Loaded:
+def _load_repository(name: str, revision: str | None, variant: str | None, words: Mapping[str, str]) -> _Loaded:
     import diffusers
 
     if Path(name).is_dir():
-        return _load_folder(Path(name), name, variant, as_stored)
+        return _load_folder(Path(name), name, variant, words)
     where = {"revision": revision} if revision else {}
     with explained(lambda error: _refusal(name, reasons.of_name(name, error, revision, variant))):
         index = diffusers.DiffusionPipeline.load_config(name, **where)
         options = _family_of(index, name).loading_options()
         folder = diffusers.DiffusionPipeline.download(name, variant=variant, use_safetensors=True, **options, **where)
-    return _load_folder(Path(folder), name, variant, as_stored)
+    return _load_folder(Path(folder), name, variant, words)
 
 
-def _load_folder(folder: Path, name: str, variant: str | None, as_stored: bool) -> _Loaded:
-    """The pipeline in a folder, its networks without weights. name: as the user calls it."""
+def _load_folder(folder: Path, name: str, variant: str | None, words: Mapping[str, str]) -> _Loaded:
+    """The pipeline in a folder, its networks without weights. name: as the user calls it. words: how they will be
+    quantized, by the flag that says it."""
     import diffusers
 
     with explained(lambda error: _refusal(name, reasons.of_folder(folder, error, (), variant))):
@@ -314,7 +353,7 @@ def _load_folder(folder: Path, name: str, variant: str | None, as_stored: bool) 
     if lacking:
         raise InputError(_refusal(name, f"its model_index.json names no {' and no '.join(lacking)}; give a whole base"))
     options: dict[str, Any] = absent | family.loading_options()
-    waiting: dict[str, Callable[[], nn.Module]] = {}
+    waiting: dict[str, NetworkFiles] = {}
     parts = ("vae", family.denoiser, *(part for part in family.text_encoders if index.get(part, [None])[-1]))
     used = {part: kind for part, kind in index.items() if part not in options}
     with explained(lambda error: _refusal(name, reasons.of_folder(folder, error, parts, variant, used))), _quiet():
@@ -324,9 +363,10 @@ def _load_folder(folder: Path, name: str, variant: str | None, as_stored: bool) 
                 fault = reasons.of_part(folder / part, True, variant)  # now, not when the weights are wanted
                 if fault:
                     raise InputError(_refusal(name, fault))
-                files = NetworkFiles(name, folder / part, library, kind, variant)
-                options[part] = _empty(files)
-                waiting[part] = partial(_read, files, _half_dtypes(part, family) if as_stored else ())
+                flag = _quantized_by(part, family)
+                waiting[part] = NetworkFiles(name, folder / part, library, kind, variant, words.get(flag, "none"))
+                _check_quantized(waiting[part], flag)
+                options[part] = _empty(waiting[part])
         pipeline = _pipeline_class(family).from_pretrained(
             str(folder), torch_dtype=torch.float32, use_safetensors=True, **options
         )
@@ -346,42 +386,119 @@ def _why(files: NetworkFiles, error: Exception) -> str:
     return reasons.of_network(files.folder, error, files.library, files.kind, files.variant)
 
 
-def _half_dtypes(part: str, family: Family) -> tuple[torch.dtype, ...]:
-    """The dtypes of files in which this network may be kept. VAEs overflow in half precision, and text encoders in
-    float16."""
+def _quantized_by(part: str, family: Family) -> str:
+    """The flag that says how a network is quantized; "" for one that is not."""
     if part == family.denoiser:
-        return torch.float16, torch.bfloat16
-    return (torch.bfloat16,) if part in family.text_encoders else ()
+        return "quantize"
+    return "quantize_text_encoder" if part in family.text_encoders else ""
 
 
-def _read(files: NetworkFiles, kept: tuple[torch.dtype, ...]) -> nn.Module:
-    """A network with its weights, in the dtype of its files if that is one of `kept`, else in float32. Raises
-    InputError, for lacking tensors too: the libraries would leave random numbers there, with a warning."""
+def _check_quantized(files: NetworkFiles, flag: str) -> None:
+    """Raises InputError where a network is quantized on disk and shall be so once more, or its library is missing."""
+    if files.quantize == "none":
+        return
+    if files.quantized_as is not None:
+        raise InputError(
+            f"--{flag} {files.quantize}: the {files.folder.name} of the base {files.base} is quantized already "
+            f"({files.quantized_as}); leave it out, or give the base that it was made of"
+        )
+    check_installed(files.quantize, f"--{flag}")
+
+
+def _dtypes(part: str, family: Family, dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """The dtypes in which a network may be kept, the first in any case and the others where its files have them. VAEs
+    overflow in half precision, and text encoders in float16."""
+    if part == family.denoiser:
+        return (dtype,)
+    if part in family.text_encoders and dtype != torch.float32:
+        return torch.float32, torch.bfloat16
+    return (torch.float32,)
+
+
+def _read(files: NetworkFiles, dtypes: tuple[torch.dtype, ...]) -> nn.Module:
+    """A network with its weights, in the dtype of its files if that is one of `dtypes`, else in the first of these.
+    Raises InputError, for lacking tensors too: the libraries would leave random numbers there, with a warning."""
     with explained(lambda error: _refusal(files.base, _why(files, error))), _quiet():
-        stored = files.stored_dtype() if kept else torch.float32
-        network, missing = files.read(stored if stored in kept else torch.float32)
+        stored = files.stored_dtype() if len(dtypes) > 1 else dtypes[0]
+        network, missing = files.read(stored if stored in dtypes else dtypes[0])
     if missing:
         raise InputError(_refusal(files.base, reasons.missing_tensors(files.folder.name, missing)))
     return network
 
 
-def _load_file(path: Path, config: str | None) -> tuple[Any, Family, Marks]:
+def _load_file(
+    path: Path, config: str | None, words: Mapping[str, str], dtype: torch.dtype
+) -> tuple[Any, Family, Marks, dict[str, SingleFile]]:
+    """The pipeline of a single file. words: how its networks are quantized, by the flag that says it."""
     if path.suffix != ".safetensors":
         raise InputError(
-            f"{path} is not a .safetensors file; other formats can run code when they are opened: convert it first"
+            f"{path} is no .safetensors or .gguf file; other formats can run code when they are opened: convert it "
+            "first"
         )
     family, marks = _family_of_file(path, config is not None)
+    word, options = words["quantize"], family.loading_options()
+    check_installed(word, "--quantize")
+    if words["quantize_text_encoder"] != "none":
+        raise InputError("--quantize_text_encoder takes bases in folders, and this one is a single file; leave it out")
+    kind = single_file_class(_pipeline_class(family), family.denoiser)
     with explained(lambda error: _refusal(str(path), reasons.of_file(path, error, config))), _quiet():
+        if word != "none":
+            place = {"config": config, "subfolder": family.denoiser} if config else {}
+            options[family.denoiser] = read_single_file(kind, path, word, dtype, **place)
         pipeline = _pipeline_class(family).from_single_file(
-            str(path),
-            torch_dtype=torch.float32,
-            **family.loading_options(),
-            **({"config": config} if config else {}),
+            str(path), torch_dtype=torch.float32, **options, **({"config": config} if config else {})
         )
     networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     if any(tensor.is_meta for network in networks for tensor in network.parameters()):
         raise InputError(_refusal(str(path), reasons.incomplete_file()))
-    return pipeline, family, marks
+    denoiser = getattr(pipeline, family.denoiser)
+    return (
+        pipeline,
+        family,
+        marks,
+        {family.denoiser: SingleFile(path, kind.__name__, dict(cast(Any, denoiser).config), word)},
+    )
+
+
+def _load_gguf(
+    path: Path, config: str | None, words: Mapping[str, str], dtype: torch.dtype
+) -> tuple[Any, Family, dict[str, NetworkFiles], dict[str, SingleFile]]:
+    """The pipeline at `config`, its denoiser from a GGUF file. words: as of `_load_file`."""
+    if config is None:
+        raise InputError(
+            f"{path} holds a denoiser alone; give --single_file_config with the folder or hub id of a base of its "
+            "kind, which has the other parts"
+        )
+    if words["quantize"] != "none":
+        raise InputError(f"--quantize {words['quantize']}: {path} is quantized already (gguf); leave it out")
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError(f"{path} needs gguf, which is not installed: {INSTALL}")
+    pipeline, family, files = _load_repository(config, None, None, words)
+    found = files.pop(family.denoiser)
+    with explained(lambda error: _not_of(path, family, config, error)), _quiet():
+        kind, place = (
+            type(getattr(pipeline, family.denoiser)),
+            {"config": str(found.folder.parent), "subfolder": family.denoiser},
+        )
+        denoiser = read_single_file(kind, path, "gguf", dtype, **place)
+        if any(tensor.is_meta for tensor in denoiser.parameters()):
+            raise ValueError("it lacks some of its tensors")
+    pipeline.register_modules(**{family.denoiser: denoiser})
+    return (
+        pipeline,
+        family,
+        files,
+        {family.denoiser: SingleFile(path, kind.__name__, dict(cast(Any, denoiser).config), "gguf")},
+    )
+
+
+def _not_of(path: Path, family: Family, config: str, error: Exception) -> str:
+    """What to say of a GGUF file that does not fit."""
+    general = reasons.needed(error) or reasons.disk(error)
+    return general or (
+        f"{path} is no GGUF file of the {family.denoiser} of {config}, a {family.name} ({reasons.quoted(error)}); give "
+        "--single_file_config with a base of the file's own family and size"
+    )
 
 
 def _check_idle(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..bases.quantization import QUANTIZATIONS
 from ..files.errors import InputError
 from ..runs.settings import read_lines
 from .adapters import DTYPES
@@ -28,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu or cuda (default: the GPU where there is one)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of the denoiser (default: on a GPU the run's)"
+    )
+    parser.add_argument(
+        "--quantize",
+        choices=QUANTIZATIONS,
+        help="the denoiser's weights; none for the unquantized base (default: the run's)",
     )
 
 
@@ -55,14 +61,15 @@ def _prompts(args: argparse.Namespace) -> list[str]:
 def _draw(args: argparse.Namespace, record: Any, prompts: Sequence[str]) -> None:
     import torch
 
+    from ..bases.devices import cast_network
     from ..bases.sampling import Sampling, sample
     from ..files.lora import DIFFUSERS_NAME
 
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     usual = DTYPES.get(record.mixed_precision, "float32") if device.type == "cuda" else "float32"
     dtype: torch.dtype = getattr(torch, args.dtype or usual)
-    base = load_recorded(record.base, args.base, as_stored=dtype != torch.float32)
-    base.denoiser.to(dtype)
+    base = load_recorded(record.base, args.base, dtype, args.quantize)
+    cast_network(base.denoiser, dtype)
     try:
         base.pipeline.load_lora_weights(str(args.run), weight_name=DIFFUSERS_NAME)
     except (OSError, ValueError, KeyError, RuntimeError) as error:

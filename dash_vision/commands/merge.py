@@ -44,7 +44,7 @@ def _merge_pipeline(folder: Path, adapter: Path, out: Path, place: str | None) -
         raise InputError(f"{folder / RUN} is of no DreamBooth run; give the output folder of one")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise InputError(f"{out} is there already; give a new folder for the merged pipeline")
-    base = load_recorded(record.base, place)
+    base = load_recorded(record.base, place, quantize="none")
     merged = _put_in(base.components(), adapter if adapter.is_file() else adapter / NATIVE_NAME)
     with new_folder(out) as temporary:
         base.pipeline.save_pretrained(temporary)
@@ -62,5 +62,8 @@ def _put_in(networks: dict[str, torch.nn.Module], adapter: Path) -> list[str]:
         if name not in networks:
             raise InputError(f"{adapter} has an adapter of a {name}, which the base does not have; give its own base")
         load_adapter(networks[name], adapter, component=name)
-        fold_in(networks[name])
+        try:
+            fold_in(networks[name])
+        except RuntimeError as error:  # the base has no unquantized weights, or shares them
+            raise InputError(f"{adapter}: {error}") from None
     return names

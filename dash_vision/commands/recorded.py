@@ -8,17 +8,23 @@ from ..files.errors import InputError
 from ..runs.record import BaseRecord
 
 if TYPE_CHECKING:
+    import torch
+
     from ..bases.loading import Base
 
 
-def load_recorded(record: BaseRecord, place: str | None, as_stored: bool = False) -> Base:
+def load_recorded(
+    record: BaseRecord, place: str | None, dtype: torch.dtype | None = None, quantize: str | None = None
+) -> Base:
     """The base that a run was trained on, with a note where it is another one by now. place: where it is, instead of
-    where it was. as_stored: see bases.loading.load_base. Raises InputError as bases.loading.load_again."""
+    where it was. dtype, quantize: see bases.loading.load_again, which says what is raised."""
+    import torch
+
     from ..bases.identity import difference
     from ..bases.loading import load_again
 
     try:
-        base = load_again(record.specification, place, as_stored)
+        base = load_again(record.specification, place, dtype or torch.float32, quantize)
     except InputError as error:
         raise InputError(f"{error}; --base says where the run's base is now") from None
     part = difference(record.identity, base.identity())

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..bases.quantization import QUANTIZATIONS
 from ..files.errors import InputError
 from ..runs.settings import (
     DASH,
@@ -166,6 +167,21 @@ class TrainArgs:
 
 
 @dataclass
+class QuantizeArgs:
+    """The base's linear layers in few bits, see bases.quantization."""
+
+    quantize: str = option(
+        "none",
+        TRAIN,
+        "keep the denoiser's linear layers in four bits (nf4) or eight (int8, fp8) (extra: quantization)",
+        choices=QUANTIZATIONS,
+    )
+    quantize_text_encoder: str = option(
+        "none", TRAIN, "the same for the text encoders of a base in a folder or on the hub", choices=QUANTIZATIONS
+    )
+
+
+@dataclass
 class FlowArgs:
     """At which times a flow-matching base is trained, and how these weigh, as bases.flow.Flow takes it."""
 
@@ -293,6 +309,7 @@ class DreamBoothConfig(
     RateArgs,
     OptimArgs,
     FlowArgs,
+    QuantizeArgs,
     TrainArgs,
     DashArgs,
     DataArgs,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ..bases.quantization import check_installed
 from ..files.errors import InputError
 from ..miniature import MINIATURE, pipeline_path
 from ..pictures.listing import list_folder
@@ -21,6 +22,8 @@ def look(settings: DreamBoothConfig) -> None:
         derive_prompts(settings)
     starting_point(Path(settings.output_dir).expanduser(), settings.resume_from_checkpoint, settings.overwrite)
     _check_resolution(settings)
+    for flag in ("quantize", "quantize_text_encoder"):
+        check_installed(getattr(settings, flag), f"--{flag}")
     if settings.push_to_hub:
         check_token(settings)
 
