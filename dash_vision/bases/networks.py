@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..core.quantized import keep_trainable
 from . import identity, quantization, reasons, stored
 
 
@@ -63,8 +62,7 @@ class NetworkFiles:
                 output_loading_info=True,
                 **options,
             )
-        keep_trainable(network)
-        return network, report["missing_keys"]
+        return quantization.settle(network), report["missing_keys"]
 
     @property
     def quantized(self) -> bool:
@@ -194,5 +192,4 @@ def read_single_file(kind: Any, path: Path, word: str, dtype: torch.dtype, **pla
         config = quantization.configuration(word, "diffusers", dtype, _empty_of_file(kind, path, place))
     with quantization.usable(of_plain_file=word != "gguf"):
         network: nn.Module = kind.from_single_file(str(path), quantization_config=config, torch_dtype=dtype, **place)
-    keep_trainable(network)
-    return network
+    return quantization.settle(network)

@@ -110,6 +110,28 @@ def usable(of_plain_file: bool = False) -> Iterator[None]:
         known.update(stock)
 
 
+def settle(network: nn.Module) -> nn.Module:
+    """A network that was read, its quantized layers such that it can be trained: see core.quantized.keep_trainable, and
+    under autocast they give its dtype, as plain layers do."""
+    from ..core.quantized import is_quantized, keep_trainable
+
+    keep_trainable(network)
+    for module in network.modules():
+        if is_quantized(module):
+            module.register_forward_pre_hook(_follow_autocast)
+    return network
+
+
+def _follow_autocast(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The libraries' layers answer in the dtype of their input, whatever autocast says."""
+    import torch
+
+    kind = inputs[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return inputs
+    return inputs[0].to(torch.get_autocast_dtype(kind)), *inputs[1:]
+
+
 def _bitsandbytes_on_cpu() -> bool:
     """Whether bitsandbytes has to do without a GPU here, and can."""
     import torch

@@ -407,6 +407,11 @@ class DreamBoothConfig(
             raise InputError(
                 "--prior_loss_weight 0 leaves nothing of --with_prior_preservation; give a weight, or leave both out"
             )
+        if self.train_text_encoder and self.quantize_text_encoder == "nf4":
+            raise InputError(
+                "--train_text_encoder does not go with --quantize_text_encoder nf4: diffusers loads no LoRA into that; "
+                "give int8 or fp8, or leave one of them out"
+            )
         if self.hub_model_id is not None and not self.push_to_hub:
             raise InputError("--hub_model_id does nothing without --push_to_hub; add that, or leave it out")
         if self.validation_epochs is not None and self.validation_steps:
