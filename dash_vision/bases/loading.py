@@ -432,8 +432,8 @@ def _load_file(
     """The pipeline of a single file. words: how its networks are quantized, by the flag that says it."""
     if path.suffix != ".safetensors":
         raise InputError(
-            f"{path} is no .safetensors or .gguf file; other formats can run code when they are opened: convert it "
-            "first"
+            f"{path} is not a .safetensors file, nor a .gguf file; other formats can run code when they are opened: "
+            "convert it first"
         )
     family, marks = _family_of_file(path, config is not None)
     word, options = words["quantize"], family.loading_options()

@@ -50,7 +50,7 @@ def configuration(word: str, library: str, dtype: torch.dtype, network: nn.Modul
     check_installed(word, "quantize")
     try:
         if word == "nf4":
-            importlib.import_module("bitsandbytes")
+            _check_bitsandbytes()
             return loader.BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
@@ -68,6 +68,17 @@ def configuration(word: str, library: str, dtype: torch.dtype, network: nn.Modul
         raise
     except Exception as error:  # of a library that does not fit torch, or the loader
         raise InputError(f"{word} weights cannot be had of {_BACKENDS[word]} here ({reasons.quoted(error)})") from None
+
+
+def _check_bitsandbytes() -> None:
+    """Raises InputError where there is no GPU and the installed bitsandbytes needs one."""
+    import torch
+
+    if not torch.cuda.is_available() and not _bitsandbytes_on_cpu():
+        raise InputError(
+            f"bitsandbytes {metadata.version('bitsandbytes')} computes on GPUs alone, and there is none: {INSTALL} "
+            "--upgrade, or give --quantize int8"
+        )
 
 
 def _left_out(network: nn.Module) -> list[str] | None:

@@ -34,7 +34,7 @@ from ..core.config import DashConfig
 from ..core.decompositions import Decompositions
 from ..core.launch import LaunchReport, choose_directions, mean_relative_index
 from ..core.loading import tensors_of
-from ..core.quantized import is_quantized
+from ..core.quantized import is_quantized, keep_trainable
 from ..core.schedule import DashSchedule
 from ..core.sharding import is_sharded, whole
 from ..core.weights import DashWeights, check_directions, device_of, kind_of, matrix_shape, weight_matrix
@@ -130,6 +130,7 @@ def to_dash(
     """
     adapter = PeftAdapter(model, *_plain_lora(model), dash_k, eps, selection)
     adapter.add_shifts()
+    keep_trainable(model)
     cast(Any, model).save_pretrained = _SavePlainToo(adapter)
     cast(Any, model.base_model).add_weighted_adapter = _refuse_weighted
     return DashSchedule(cast(Any, adapter), prelaunch_steps, optimizer, seed)
