@@ -57,17 +57,27 @@ def configuration(word: str, library: str, dtype: torch.dtype, network: nn.Modul
                 bnb_4bit_compute_dtype=dtype,
                 llm_int8_skip_modules=_left_out(network),
             )
-        kind = getattr(importlib.import_module("torchao.quantization"), _TORCHAO[word], None)
-        if kind is None:
-            raise InputError(
-                f"torchao {metadata.version('torchao')} has no {word} weights ({_TORCHAO[word]}): {INSTALL} --upgrade, "
-                "or give --quantize int8"
-            )
-        return loader.TorchAoConfig(kind())
+        return loader.TorchAoConfig(_torchao(word))
     except InputError:
         raise
     except Exception as error:  # of a library that does not fit torch, or the loader
         raise InputError(f"{word} weights cannot be had of {_BACKENDS[word]} here ({reasons.quoted(error)})") from None
+
+
+def _torchao(word: str) -> Any:
+    """torchao's configuration. Raises InputError where the installed version lacks it."""
+    kind = getattr(importlib.import_module("torchao.quantization"), _TORCHAO[word], None)
+    if kind is None:
+        raise InputError(
+            f"torchao {metadata.version('torchao')} has no {word} weights ({_TORCHAO[word]}): {INSTALL} --upgrade, or "
+            "give --quantize int8"
+        )
+    return kind()
+
+
+def quantize_layer(layer: nn.Linear, word: str) -> None:
+    """One layer as torchao keeps it, in place. word: int8 or fp8. Raises as `configuration`."""
+    importlib.import_module("torchao.quantization").quantize_(layer, _torchao(word))
 
 
 def _check_bitsandbytes() -> None:

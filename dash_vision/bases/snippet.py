@@ -21,10 +21,19 @@ def loading_lines(base: Base) -> list[str]:
     parts = (base.pipeline, base.pipeline.vae, base.pipeline.scheduler)
     pipeline, vae, scheduler = (type(part).__name__ for part in parts)
     changed = _changed_scheduler(base)
-    imports = [pipeline, *([vae] if said["vae"] else []), *([scheduler] if changed else [])]
+    gguf = _is_gguf(said["name"])
+    kind = type(base.denoiser).__name__
+    imports = [
+        pipeline,
+        *([kind, "GGUFQuantizationConfig"] if gguf else []),
+        *([vae] if said["vae"] else []),
+        *([scheduler] if changed else []),
+    ]
     lines = [f"from diffusers import {', '.join(sorted(imports))}"]
     if said["vae"]:
         lines.append(f"vae = {_vae(base, vae)}")
+    if gguf:
+        lines.append(f"{base.family.denoiser} = {kind}.{_denoiser(base)}")
     lines.append(f"pipe = {pipeline}.{_pipeline(base)}")
     if changed:
         options = ", ".join(f"{key}={value!r}" for key, value in changed.items())
@@ -35,12 +44,26 @@ def loading_lines(base: Base) -> list[str]:
 def _pipeline(base: Base) -> str:
     said = base.specification
     options = {"vae": "vae"} if said["vae"] else {}
+    if _is_gguf(said["name"]):
+        return _call(
+            "from_pretrained", said["single_file_config"], options | {base.family.denoiser: base.family.denoiser}
+        )
     if _is_file(said["name"]):
         options |= {"config": repr(said["single_file_config"])} if said["single_file_config"] else {}
         return _call("from_single_file", said["name"], options)
     options |= {key: repr(said[key]) for key in ("revision", "variant") if said[key]}
     options |= dict.fromkeys(_lost(Path(said["name"]), base.family.loading_options()), "None")
     return _call("from_pretrained", said["name"], options)
+
+
+def _denoiser(base: Base) -> str:
+    """From a GGUF file; diffusers computes in float32 unless it is told otherwise."""
+    options = {
+        "config": repr(base.specification["single_file_config"]),
+        "subfolder": repr(base.family.denoiser),
+        "quantization_config": "GGUFQuantizationConfig()",
+    }
+    return _call("from_single_file", base.specification["name"], options)
 
 
 def _lost(folder: Path, unused: Iterable[str]) -> list[str]:
@@ -65,6 +88,10 @@ def _vae(base: Base, kind: str) -> str:
 def _call(method: str, name: str, options: dict[str, str]) -> str:
     arguments = [repr(name), *(f"{key}={value}" for key, value in options.items())]
     return f"{method}({', '.join(arguments)})"
+
+
+def _is_gguf(name: str) -> bool:
+    return name.endswith(".gguf")
 
 
 def _is_file(name: str) -> bool:

@@ -232,7 +232,10 @@ class FrozenKeys(Set[str]):
             return names
         # A quantized weight has more tensors, which are called after it.
         frozen = {*names}
-        return [*names, *(key for key in self.adapter.model.state_dict() if _owner(key) in frozen and key not in frozen)]
+        return [
+            *names,
+            *(key for key in self.adapter.model.state_dict() if _owner(key) in frozen and key not in frozen),
+        ]
 
     def __contains__(self, name: object) -> bool:
         return name in self._names()

@@ -10,7 +10,7 @@ from torch import nn
 from dash_vision.bases.loading import load_base
 from dash_vision.core.quantized import dequantized, is_quantized
 from dash_vision.files.errors import InputError
-from tests.support.quantized import WORDS, need
+from tests.support.quantized import WORDS, need, save_gguf
 from tests.support.single_file import save_single_file
 from tests.support.tiny import load_tiny
 
@@ -166,26 +166,6 @@ def test_a_base_that_is_quantized_on_disk_loads_and_is_not_quantized_once_more(w
 
 
 # -- GGUF
-
-
-def save_gguf(network, path, quantized=True):
-    """A network's tensors by diffusers' names in a GGUF file, matrices in eight bits where their width allows it."""
-    need("gguf-q8")
-    import gguf
-
-    writer = gguf.GGUFWriter(path, "flux")
-    for name, tensor in network.state_dict().items():
-        values = tensor.float().numpy()
-        if quantized and values.ndim == 2 and values.shape[1] % 32 == 0:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def test_a_gguf_file_takes_the_place_of_the_transformer(tiny, tmp_path):

@@ -11,7 +11,8 @@ from dash_vision.__main__ import main
 from dash_vision.core.quantized import is_quantized
 from dash_vision.files.errors import InputError
 from tests.support.dreambooth import fitted, prepare, settings, states, train
-from tests.support.quantized import WORDS, need
+from tests.support.quantized import WORDS, need, save_gguf
+from tests.support.tiny import load_tiny
 
 each_word = pytest.mark.parametrize("word", WORDS)
 
@@ -85,6 +86,24 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(word, bases, tmp_pat
     again.quantize = "none"
     with pytest.raises(InputError, match=f"trained with --quantize {word}, this run has none"):
         prepare(again)
+
+
+def test_a_run_on_a_gguf_file_takes_the_dequantized_weights_and_says_how_to_load_it(bases, tiny, tmp_path):
+    folder, lines = tiny("flux"), []
+    file = save_gguf(load_tiny(folder).transformer, tmp_path / "base.gguf")
+    changes = klein(tiny, pretrained_model_name_or_path=str(file), single_file_config=str(folder))
+    job = train(settings(bases, tmp_path / "out", **changes), lines)
+    (adapter,) = job.adapters.values()
+    assert (
+        f"launch: {len(adapter.layers)} layers have no precise weights in the base's files; it takes those in use"
+        in lines
+    )
+    assert any(line.startswith("the exported adapter gives the trained model") for line in lines)
+    card = (tmp_path / "out/README.md").read_text()
+    program = card.split("```python\n")[1].split("pipe(")[0].replace("'.'", repr(str(tmp_path / "out")))
+    found = {}
+    exec(program, found)
+    assert any(is_quantized(layer) for layer in found["pipe"].transformer.modules())
 
 
 def test_the_launch_in_half_precision_says_where_its_weights_come_from(bases, tmp_path):

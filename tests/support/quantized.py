@@ -110,3 +110,23 @@ class Pair(nn.Module):
 
     def forward(self, x):
         return self.second(torch.tanh(self.first(x)))
+
+
+def save_gguf(network, path):
+    """A network's tensors by diffusers' names in a GGUF file, matrices in eight bits where their width allows it."""
+    need("gguf-q8")
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "flux")
+    for name, tensor in network.state_dict().items():
+        values = tensor.float().numpy()
+        if values.ndim == 2 and values.shape[1] % 32 == 0:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
