@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -11,8 +12,9 @@ from dash_vision.bases.identity import difference
 from dash_vision.bases.loading import Base
 from dash_vision.bases.recorded import load_lora, load_recorded
 from dash_vision.core.loading import probe_weight, read_adapters
+from dash_vision.core.quantized import is_quantized
 from dash_vision.files.errors import InputError
-from dash_vision.files.fingerprints import compare_probes
+from dash_vision.files.fingerprints import SAME_BASE, SAME_QUANTIZED_BASE, compare_probes
 from dash_vision.files.lora import DIFFUSERS_NAME
 from dash_vision.files.native import NATIVE_NAME, AdapterState
 
@@ -39,14 +41,16 @@ def no_loading_bars() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def load_base(run: DreamBoothRun, place: str | None = None, dtype: str = "float32") -> Base:
+def load_base(
+    run: DreamBoothRun, place: str | None = None, dtype: str = "float32", quantize: str | None = None
+) -> Base:
     """The base that a run was trained on. Raises InputError.
 
-    place: a hub id, folder or file to use instead of the one in the run's record. dtype: that it will be cast to; what
-    is in half precision on disk is read as it is for one of these.
+    place: a hub id, folder or file to use instead of the one in the run's record. dtype: that it will be cast to, and
+    that the denoiser is read in. quantize: of the denoiser, instead of the run's own; with "none" nothing is quantized.
     """
     no_loading_bars()
-    return load_recorded(run.record.base, run.folder, place, as_stored=dtype != "float32")
+    return load_recorded(run.record.base, run.folder, place, getattr(torch, dtype), quantize)
 
 
 def fitting_runs(base: Base, runs: Mapping[str, DreamBoothRun]) -> tuple[dict[str, DreamBoothRun], list[str]]:
@@ -74,7 +78,8 @@ def _check_layers(base: Base, run: DreamBoothRun) -> None:
         modules = dict(networks[component].named_modules()) if component in networks else {}
         layers = {m: modules[m] for m in state.kinds if isinstance(getattr(modules.get(m), "weight", None), Tensor)}
         found = {m: probe_weight(layer) for m, layer in layers.items()}
-        if len(found) < len(state.kinds) or compare_probes(found, state.probes):
+        allowed = SAME_QUANTIZED_BASE if any(map(is_quantized, layers.values())) else SAME_BASE
+        if len(found) < len(state.kinds) or compare_probes(found, state.probes, allowed):
             raise InputError(
                 f"{run.folder} was trained on other weights than {base.name} holds; name its base by --base"
             )

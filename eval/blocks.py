@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dash_vision.bases.quantization import QUANTIZATIONS
 from dash_vision.runs.settings import typed_prompts
 
 
@@ -23,7 +24,8 @@ class Block:
 @dataclass(frozen=True)
 class Sampler:
     """How to sample. steps, guidance: None takes those of a block's first run. base: where the base is now; None: where
-    the run's record says. device: None takes the GPU where there is one. dtype: of the weights, by torch's name."""
+    the run's record says. device: None takes the GPU where there is one. dtype: of the weights, by torch's name.
+    quantize: of the denoiser's; None: as the run's."""
 
     seed: int = 0
     steps: int | None = None
@@ -31,6 +33,7 @@ class Sampler:
     base: str | None = None
     device: str | None = None
     dtype: str = "float32"
+    quantize: str | None = None
 
 
 class _Begin(argparse.Action):
@@ -72,6 +75,11 @@ def add_sampling(parser: argparse.ArgumentParser, prompts: str) -> None:
         default="float32",
         help="of the weights while drawing; half of it takes half of a GPU's memory (default: float32)",
     )
+    parser.add_argument(
+        "--quantize",
+        choices=QUANTIZATIONS,
+        help="the denoiser's weights; none draws with the unquantized base (default: the run's)",
+    )
 
 
 def blocks_of(arguments: argparse.Namespace) -> list[Block]:
@@ -83,4 +91,4 @@ def blocks_of(arguments: argparse.Namespace) -> list[Block]:
 def sampler_of(arguments: argparse.Namespace) -> Sampler:
     """How to sample, as it was given."""
     a = arguments
-    return Sampler(a.seed, a.num_inference_steps, a.guidance_scale, a.base, a.device, a.dtype)
+    return Sampler(a.seed, a.num_inference_steps, a.guidance_scale, a.base, a.device, a.dtype, a.quantize)

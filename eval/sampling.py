@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from dash_vision.bases.devices import cast_network
 from dash_vision.bases.loading import Base
 from dash_vision.bases.sampling import Sampling, sample
 from dash_vision.files.errors import InputError, RunError
@@ -54,7 +55,7 @@ def move(base: Base, device: str, dtype: str) -> None:
     the memory does not suffice."""
     with within_memory("the base", "--dtype float16, or --device cpu"):
         for network in (base.denoiser, *base.text_encoders()):
-            network.to(getattr(torch, dtype))
+            cast_network(network, getattr(torch, dtype))
         base.pipeline.to(device)
 
 

@@ -9,7 +9,14 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from ..core.quantized import is_quantized
 from ..files.errors import InputError
+
+
+def cast_network(network: nn.Module, dtype: torch.dtype) -> None:
+    """A network in a dtype; a quantized one keeps its own, having been loaded in the one that it computes in."""
+    if not any(is_quantized(module) for module in network.modules()):
+        network.to(dtype)
 
 
 @contextmanager
@@ -17,12 +24,13 @@ def placed(networks: Sequence[nn.Module], device: torch.device) -> Iterator[None
     """Networks on a device while inside, back where they were after; those without weights stay."""
     networks = [network for network in networks if cast(Any, network).device.type != "meta"]
     before = [cast(Any, network).device for network in networks]
-    for network in networks:
+    away = [(network, home) for network, home in zip(networks, before, strict=True) if home != device]
+    for network, _ in away:  # some quantized networks cannot be moved, not even to where they are
         network.to(device)
     try:
         yield
     finally:
-        for network, home in zip(networks, before, strict=True):
+        for network, home in away:
             network.to(home)
 
 

@@ -10,8 +10,10 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,34 +21,58 @@ from torch import Tensor, nn
 
 DIGITS = 16
 # Of configurations: where a network came from, and what loading chose. Neither changes what it computes.
-_PROVENANCE = {"architectures", "dtype", "torch_dtype", "transformers_version", "model_type", "return_dict", "id2label"}
+_PROVENANCE = {
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "model_type",
+    "return_dict",
+    "id2label",
+    "quantization_config",
+}
 _PROBE = "a photo of sks dog, 2 cats (red:1.2) & ÄÖ"
 
 
 def of_network(network: nn.Module) -> str:
     """Digest of a network's weights, all of them, and of its settings."""
-    config = json.dumps(_settings(network), sort_keys=True, default=str)
-    return of_tensors(network.state_dict().values(), config)
+    return of_tensors(network.state_dict().values(), settings(network))
 
 
-def of_tensors(tensors: Iterable[Tensor], more: str = "") -> str:
-    """Digest of the bytes of floating-point tensors, whatever their order, and of a text.
+def settings(network: nn.Module) -> str:
+    """A network's settings that differ from the library's defaults, as text."""
+    return json.dumps(_settings(network), sort_keys=True, default=str)
+
+
+def of_tensors(tensors: Iterable[Tensor | Callable[[], Tensor]], more: str = "", all_of_them: bool = False) -> str:
+    """Digest of the bytes of floating-point tensors, or of what reads them, whatever their order, and of a text.
+    all_of_them: whole numbers count too.
 
     It takes about 0.7 s for a GB on one core, and less on several.
     """
-    kept = [tensor for tensor in tensors if tensor.is_floating_point()]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        digests = sorted(pool.map(_of_tensor, kept))
-    return hashlib.sha256("\n".join([more, *digests]).encode()).hexdigest()[:DIGITS]
+        digests = [*pool.map(partial(_of_tensor, all_of_them=all_of_them), tensors)]
+    kept = sorted(digest for digest in digests if digest is not None)
+    return hashlib.sha256("\n".join([more, *kept]).encode()).hexdigest()[:DIGITS]
 
 
-def _of_tensor(tensor: Tensor) -> str:
+def _of_tensor(tensor: Tensor | Callable[[], Tensor], all_of_them: bool) -> str | None:
+    """None of whole numbers that do not count."""
+    tensor = tensor if isinstance(tensor, Tensor) else tensor()
+    if not (tensor.is_floating_point() or all_of_them):
+        return None
     values = tensor.detach().cpu().contiguous()
     if values.dtype in (torch.float16, torch.bfloat16):  # a network is the same one in a wider dtype
         values = values.float()
     digest = hashlib.sha256(f"{values.dtype} {tuple(values.shape)} ".encode())
     digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def of_file(path: Path) -> str:
+    """Digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
 
 
 def of_tokenizer(tokenizer: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,13 +24,23 @@ from .flux import Flux
 from .flux2 import Flux2Dev, Flux2Klein
 from .krea2 import Krea2
 from .miniature import DEFAULTS, MINIATURE, NOTE, pipeline_path
-from .networks import NetworkFiles, SingleFileNetwork, common_dtype, quiet
+from .networks import (
+    NetworkFiles,
+    SingleFile,
+    SingleFileNetwork,
+    common_dtype,
+    quiet,
+    read_single_file,
+    single_file_class,
+)
 from .noise import NoiseOptions, NoiseProcess
+from .quantization import INSTALL, check_installed
 from .qwen_image import QwenImage
 from .reasons import explained
 from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
 from .stable_diffusion import StableDiffusion
+from .stored import StoredMatrix, tensors_in
 from .z_image import ZImage
 
 _WITHOUT = "; without --pretrained_model_name_or_path the run trains on the embedded miniature"
@@ -56,13 +67,14 @@ _Loaded = tuple[Any, Family, dict[str, NetworkFiles]]
 class _Wanted:
     """How the files of a base are read. revision, variant: of a hub id's files. hub: further arguments of what fetches
     them. bare: networks stay without weights, which are not fetched. denoiser: a file with the weights of that network,
-    which need not be among the base's own."""
+    which need not be among the base's own. words: how networks are quantized, by the flag that says it."""
 
     revision: str | None = None
     variant: str | None = None
     hub: dict[str, Any] = field(default_factory=dict)
     bare: bool = False
     denoiser: Path | None = None
+    words: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -72,9 +84,10 @@ class Base:
     name: as the user gave it, or MINIATURE. defaults: of settings. specification: the arguments of load_base that load
     it again from anywhere on this machine. note: what a user of it should know. prompt_options: how prompts are told to
     the denoiser, in training and when pictures are drawn. inputs: what the sampler is told, by prompts that are encoded
-    already. waiting: what loads each network that has no weights yet, by its name in the pipeline. files: of the
-    networks of a folder or hub id. sampler: class of the base's own one, which the pipeline has unless it cannot draw
-    as the base was trained.
+    already. waiting: what loads each network that has no weights yet, by its name in the pipeline. files: where the
+    weights of networks lie, as far as they can be read again one by one. quantize, quantize_text_encoder: see
+    `load_base`. sampler: class of the base's own one, which the pipeline has unless it cannot draw as the base was
+    trained.
     """
 
     name: str
@@ -86,8 +99,10 @@ class Base:
     prompt_options: PromptOptions = AS_THE_PIPELINE
     inputs: dict[str, Conditions] = field(default_factory=dict, repr=False)
     waiting: dict[str, Callable[[], nn.Module]] = field(default_factory=dict, repr=False)
+    files: dict[str, NetworkFiles | SingleFile] = field(default_factory=dict, repr=False)
+    quantize: str = "none"
+    quantize_text_encoder: str = "none"
     sampler: str = ""
-    files: dict[str, NetworkFiles] = field(default_factory=dict, repr=False)
     _digests: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -136,7 +151,8 @@ class Base:
         """Read the weights of these networks, where they wait for that; without names, of all. Raises InputError."""
         for name in names or [*self.waiting]:
             if name in self.waiting:
-                self._digests[name] = identity.of_network(self.read(name))
+                network = self.read(name)
+                self._digests[name] = self.files[name].digest(network)
 
     def read(self, name: str) -> nn.Module:
         """`load` for one network that waits, without the time of its digest."""
@@ -150,7 +166,7 @@ class Base:
             return self.files[name].stored_dtype()
         path = Path(self.specification["name"])
         replaced = name == "vae" and self.specification["vae"] is not None
-        return common_dtype([path]) if path.is_file() and not replaced else torch.float32
+        return common_dtype(tensors_in([path])) if path.is_file() and not replaced else torch.float32
 
     def components(self) -> dict[str, nn.Module]:
         """Every network of the base by its name in the pipeline."""
@@ -168,6 +184,12 @@ class Base:
         self.load()
         return {name: self.digest(name) for name in self._parts()}
 
+    def precise(self, name: str, module: str, size: tuple[int, int]) -> StoredMatrix | None:
+        """What reads the weight of a layer of the network `name` as the base's files have it, unquantized; None where
+        there is no such file. size: (out, in) of its matrix."""
+        found = self.files[name].precise(module, size) if name in self.files else None
+        return None if found is None else found.matrix()
+
     def digest(self, name: str) -> str:
         """The digest of one part, see `identity`."""
         if name not in self._digests:
@@ -177,7 +199,10 @@ class Base:
     def _parts(self) -> dict[str, Callable[[], str]]:
         """What gives the digest of each part."""
         networks = self.components()
-        parts: dict[str, Callable[[], str]] = {name: partial(identity.of_network, n) for name, n in networks.items()}
+        parts: dict[str, Callable[[], str]] = {
+            name: partial(self.files[name].digest if name in self.files else identity.of_network, network)
+            for name, network in networks.items()
+        }
         for name in self._digests.keys() - parts.keys():  # of networks that were dropped since
             parts[name] = partial(self._digests.__getitem__, name)
         for name, part in self.pipeline.components.items():
@@ -200,23 +225,26 @@ def load_base(
     clip_skip: int | None = None,
     cache_dir: str | None = None,
     *,
+    quantize: str = "none",
+    quantize_text_encoder: str = "none",
     waits: bool = False,
-    as_stored: bool = False,
     without_weights: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Base:
     """Load a base model by hub id, folder, or single .safetensors file; "miniature" or None is the embedded one.
 
     revision, variant: of a hub id's files; variant: of a folder's too. vae, vae_revision: another VAE and its revision.
     single_file_config: hub id or folder with the configuration of a single file, and with all other networks where that
-    holds a transformer alone. prediction_type: what the base
-    predicts, where its files do not say it. zero_terminal_snr: it was trained up to pure noise, and its files do not
-    say it. max_sequence_length: tokens of a prompt that are read, where there is a choice. clip_skip: last layers of
-    CLIP that are left out. cache_dir: folder of what is fetched from the hub. waits: the networks of a folder or hub id
-    have no weights until `Base.load` reads them, so that they need not be in memory all at once. as_stored: the
-    denoiser keeps the half precision of its files, and the text encoders bfloat16, where these have one dtype; else
-    networks are in float32, as those of a single file are. without_weights: networks stay without, and of a hub id only
-    the configuration is fetched. Weights are read from safetensors only. Raises InputError in plain words when there is
-    no such base, it cannot be fetched, or is of a kind that this package does not train.
+    holds a transformer alone. prediction_type: what the base predicts, where its files do not say it.
+    zero_terminal_snr: it was trained up to pure noise, and its files do not say it. max_sequence_length: tokens of a
+    prompt that are read, where there is a choice. clip_skip: last layers of CLIP that are left out. cache_dir: folder
+    of what is fetched from the hub. waits: the networks of a folder or hub id have no weights until `Base.load` reads
+    them, so that they need not be in memory all at once. without_weights: they never have any, and of a hub id only the
+    configuration is fetched. dtype: of the denoiser, and of what else of it a quantized one computes; where it is a
+    half precision, text encoders stay in bfloat16 that are so on disk. Other networks are in float32, as all of an
+    unquantized single file are. quantize, quantize_text_encoder: words of quantization.QUANTIZATIONS, for the linear
+    layers of the denoiser and of the text encoders. Weights are read from safetensors only. Raises InputError in plain
+    words when there is no such base, it cannot be fetched, or is of a kind that this package does not train.
     """
     name = name or MINIATURE
     specification: dict[str, Any] = {
@@ -232,19 +260,25 @@ def load_base(
     kept = cache_dir and str(from_root(Path(cache_dir).expanduser()))
     told = {"max_sequence_length": max_sequence_length, "clip_skip": clip_skip, "cache_dir": kept}
     specification |= {key: value for key, value in told.items() if value is not None}  # few bases have them
+    words = {"quantize": quantize, "quantize_text_encoder": quantize_text_encoder}
+    specification |= {key: word for key, word in words.items() if word != "none"}
     single_file_config, vae = _expanded(single_file_config), _expanded(vae)
     hub = {"cache_dir": kept} if kept else {}
-    wanted = _Wanted(revision, variant, hub, without_weights)
+    wanted = _Wanted(revision, variant, hub, without_weights, words=words)
     path = pipeline_path() if name == MINIATURE else Path(name).expanduser()
     marks = Marks()
     _check_idle(name, path, revision, variant, single_file_config, vae, vae_revision)
     files: dict[str, NetworkFiles] = {}
-    if path.is_file():
+    singles: dict[str, SingleFile] = {}
+    if path.is_file() and path.suffix == ".gguf":
+        pipeline, family, files, singles = _load_gguf(path, single_file_config, wanted, dtype)
+    elif path.is_file():
         with _opened(path) as file:
             whole = next((family for family in FAMILIES if family.owns(file.keys())), None)
             marks = whole.marks(file, single_file_config is not None) if whole else marks
         if whole is not None:
-            pipeline, family = _load_file(path, whole, single_file_config, hub), whole
+            family = whole
+            pipeline, singles = _load_file(path, family, single_file_config, wanted, dtype)
         else:
             pipeline, family, files = _load_transformer(path, single_file_config, wanted)
     else:
@@ -260,9 +294,9 @@ def load_base(
     options = PromptOptions(length=max_sequence_length, clip_skip=clip_skip)
     family.check_prompts(pipeline, options)
     base = Base(name, family, pipeline, family.suited(pipeline), specification, family.note(pipeline), options)
-    base.files, base.sampler = files, sampler
-    for part, source in files.items():
-        base.waiting[part] = partial(_read, source, _half_dtypes(part, family) if as_stored else ())
+    base.files, base.sampler = {**files, **singles}, sampler
+    base.quantize, base.quantize_text_encoder = quantize, quantize_text_encoder
+    base.waiting = {part: partial(_read, found, _dtypes(part, family, dtype)) for part, found in files.items()}
     drawn_by = type(pipeline.scheduler).__name__
     if drawn_by != sampler:
         base.note = base.note or f"its {sampler} cannot draw up to pure noise, so samples are drawn by {drawn_by}"
@@ -282,10 +316,20 @@ def load_base(
     return base
 
 
-def load_again(specification: Mapping[str, Any], name: str | None = None, as_stored: bool = False) -> Base:
-    """The base that a run recorded. name: where it is now, instead of where it was. as_stored: see `load_base`. Raises
-    InputError as that does, and for a specification of another version."""
+def load_again(
+    specification: Mapping[str, Any],
+    name: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    quantize: str | None = None,
+) -> Base:
+    """The base that a run recorded. name: where it is now, instead of where it was. dtype: see `load_base`. quantize:
+    of the denoiser instead of the run's; with "none" nothing is quantized. Raises InputError as `load_base`, and for a
+    specification of another version."""
     arguments = dict(specification)
+    if quantize is not None:
+        arguments["quantize"] = quantize
+    if quantize == "none":
+        arguments.pop("quantize_text_encoder", None)
     if name is not None:
         arguments |= {"name": name, "revision": None}  # a revision is of one hub id
         if not Path(name).expanduser().is_file():
@@ -294,7 +338,7 @@ def load_again(specification: Mapping[str, Any], name: str | None = None, as_sto
     if unknown or "name" not in arguments:
         raise InputError("the run records its base in the way of another version of dash-vision; make the run again")
     try:
-        return load_base(**arguments, as_stored=as_stored)
+        return load_base(**arguments, dtype=dtype)
     except InputError as error:
         raise InputError(str(error).removesuffix(_WITHOUT)) from None  # which is of a training
 
@@ -388,9 +432,12 @@ def _load_folder(folder: Path, name: str, wanted: _Wanted) -> _Loaded:
                 fault = reasons.of_part(folder / part, lies_here, variant)  # now, not when the weights are wanted
                 if fault:
                     raise InputError(_refusal(name, fault))
-                files = NetworkFiles(name, folder / part, library, kind, variant)
+                flag = _quantized_by(part, family)
+                word = wanted.words.get(flag, "none")
+                files = NetworkFiles(name, folder / part, library, kind, variant, word)
                 if file is not None:
-                    files = SingleFileNetwork(str(file), folder / part, library, kind, None, file)
+                    files = SingleFileNetwork(str(file), folder / part, library, kind, None, word, file)
+                _check_quantized(files, flag)
                 options[part] = _empty(files)
                 sources[part] = files
         pipeline = _pipeline_class(family).from_pretrained(
@@ -408,39 +455,71 @@ def _empty(files: NetworkFiles) -> nn.Module:
         return files.empty()
 
 
-def _half_dtypes(part: str, family: Family) -> tuple[torch.dtype, ...]:
-    """The dtypes of files in which this network may be kept. VAEs overflow in half precision, and text encoders in
-    float16."""
+def _quantized_by(part: str, family: Family) -> str:
+    """The flag that says how a network is quantized; "" for one that is not."""
     if part == family.denoiser:
-        return torch.float16, torch.bfloat16
-    return (torch.bfloat16,) if part in family.text_encoders else ()
+        return "quantize"
+    return "quantize_text_encoder" if part in family.text_encoders else ""
 
 
-def _read(files: NetworkFiles, kept: tuple[torch.dtype, ...]) -> nn.Module:
-    """A network with its weights, in the dtype of its files if that is one of `kept`, else in float32. Raises
-    InputError, for lacking tensors too: the libraries would leave random numbers there, with a warning."""
+def _check_quantized(files: NetworkFiles, flag: str) -> None:
+    """Raises InputError where a network is quantized on disk and shall be so once more, or its library is missing."""
+    if files.quantize == "none":
+        return
+    if files.quantized_as is not None:
+        raise InputError(
+            f"--{flag} {files.quantize}: the {files.folder.name} of the base {files.base} is quantized already "
+            f"({files.quantized_as}); leave it out, or give the base that it was made of"
+        )
+    check_installed(files.quantize, f"--{flag}")
+
+
+def _dtypes(part: str, family: Family, dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """The dtypes in which a network may be kept, the first in any case and the others where its files have them. VAEs
+    overflow in half precision, and text encoders in float16."""
+    if part == family.denoiser:
+        return (dtype,)
+    if part in family.text_encoders and dtype != torch.float32:
+        return torch.float32, torch.bfloat16
+    return (torch.float32,)
+
+
+def _read(files: NetworkFiles, dtypes: tuple[torch.dtype, ...]) -> nn.Module:
+    """A network with its weights, in the dtype of its files if that is one of `dtypes`, else in the first of these.
+    Raises InputError, for lacking tensors too: the libraries would leave random numbers there, with a warning."""
     with explained(lambda error: _refusal(files.base, files.why(error))), quiet():
-        stored = files.stored_dtype() if kept else torch.float32
-        network, missing = files.read(stored if stored in kept else torch.float32)
+        stored = files.stored_dtype() if len(dtypes) > 1 else dtypes[0]
+        network, missing = files.read(stored if stored in dtypes else dtypes[0])
     if missing:
         raise InputError(_refusal(files.base, reasons.missing_tensors(files.folder.name, missing)))
     return network
 
 
-def _load_file(path: Path, family: Family, config: str | None, hub: dict[str, Any]) -> Any:
-    """The pipeline of a file that holds all its networks."""
+def _load_file(
+    path: Path, family: Family, config: str | None, wanted: _Wanted, dtype: torch.dtype
+) -> tuple[Any, dict[str, SingleFile]]:
+    """The pipeline of a file that holds all its networks, and where its denoiser lies."""
+    word, options = wanted.words["quantize"], family.loading_options()
+    check_installed(word, "--quantize")
+    if wanted.words["quantize_text_encoder"] != "none":
+        raise InputError("--quantize_text_encoder takes bases in folders, and this one is a single file; leave it out")
+    kind = single_file_class(_pipeline_class(family), family.denoiser)
     with explained(lambda error: _refusal(str(path), reasons.of_file(path, error, config))), quiet():
+        if word != "none":
+            place = {"config": config, "subfolder": family.denoiser} if config else {}
+            options[family.denoiser] = read_single_file(kind, path, word, dtype, **place)
         pipeline = _pipeline_class(family).from_single_file(
             str(path),
             torch_dtype=torch.float32,
-            **family.loading_options(),
+            **options,
             **({"config": config} if config else {}),
-            **hub,
+            **wanted.hub,
         )
     networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     if any(tensor.is_meta for network in networks for tensor in network.parameters()):
         raise InputError(_refusal(str(path), reasons.incomplete_file()))
-    return pipeline
+    denoiser = getattr(pipeline, family.denoiser)
+    return pipeline, {family.denoiser: SingleFile(path, kind.__name__, dict(cast(Any, denoiser).config), word)}
 
 
 def _load_transformer(path: Path, config: str | None, wanted: _Wanted) -> _Loaded:
@@ -479,6 +558,42 @@ def _unknown(path: Path, keys: list[str]) -> NoReturn:
         f"{path} holds no whole base of Stable Diffusion 1, 2 or XL (its tensors are called {', '.join(keys[:2])}, "
         "...); for a file of a transformer alone add --single_file_config with the hub id or folder of its base, and "
         "for a LoRA give the base model instead"
+    )
+
+
+def _load_gguf(
+    path: Path, config: str | None, wanted: _Wanted, dtype: torch.dtype
+) -> tuple[Any, Family, dict[str, NetworkFiles], dict[str, SingleFile]]:
+    """The pipeline at `config`, its denoiser from a GGUF file."""
+    if config is None:
+        raise InputError(
+            f"{path} holds a denoiser alone; give --single_file_config with the folder or hub id of a base of its "
+            "kind, which has the other parts"
+        )
+    word = wanted.words["quantize"]
+    if word != "none":
+        raise InputError(f"--quantize {word}: {path} is quantized already (gguf); leave it out")
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError(f"{path} needs gguf, which is not installed: {INSTALL}")
+    pipeline, family, files = _load_repository(config, wanted)
+    found = files.pop(family.denoiser)
+    with explained(lambda error: _not_of(path, family, config, error)), quiet():
+        kind = type(getattr(pipeline, family.denoiser))
+        place = {"config": str(found.folder.parent), "subfolder": family.denoiser}
+        denoiser = read_single_file(kind, path, "gguf", dtype, **place)
+        if any(tensor.is_meta for tensor in denoiser.parameters()):
+            raise ValueError("it lacks some of its tensors")
+    pipeline.register_modules(**{family.denoiser: denoiser})
+    single = SingleFile(path, kind.__name__, dict(cast(Any, denoiser).config), "gguf")
+    return pipeline, family, files, {family.denoiser: single}
+
+
+def _not_of(path: Path, family: Family, config: str, error: Exception) -> str:
+    """What to say of a GGUF file that does not fit."""
+    general = reasons.needed(error) or reasons.disk(error)
+    return general or (
+        f"{path} is no GGUF file of the {family.denoiser} of {config}, a {family.name} ({reasons.quoted(error)}); give "
+        "--single_file_config with a base of the file's own family and size"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 
 from ..files.errors import InputError
@@ -13,11 +14,17 @@ from .identity import difference
 from .loading import Base, load_again
 
 
-def load_recorded(record: BaseRecord, run: Path, place: str | None = None, as_stored: bool = False) -> Base:
-    """The base of the run in the folder `run`. place: where it is now, instead of where it was. as_stored: see
-    bases.loading.load_base. Raises InputError as bases.loading.load_again."""
+def load_recorded(
+    record: BaseRecord,
+    run: Path,
+    place: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    quantize: str | None = None,
+) -> Base:
+    """The base of the run in the folder `run`. place: where it is now, instead of where it was. dtype, quantize: see
+    bases.loading.load_again, which says what is raised."""
     try:
-        return load_again(record.specification, place, as_stored)
+        return load_again(record.specification, place, dtype, quantize)
     except InputError as error:
         raise InputError(f"{error} (of {run}; --base says where its base is now)") from None
 

@@ -21,15 +21,18 @@ def loading_lines(base: Base) -> list[str]:
     parts = (base.pipeline, base.pipeline.vae, base.pipeline.scheduler)
     pipeline, vae, scheduler = (type(part).__name__ for part in parts)
     changed = _changed_scheduler(base)
-    alone = _is_file(said["name"]) and not base.family.single_files
+    gguf = _is_gguf(said["name"])
+    alone = gguf or (_is_file(said["name"]) and not base.family.single_files)
     denoiser = type(base.denoiser).__name__
     imports = [pipeline, *([denoiser] if alone else []), *([vae] if said["vae"] else [])]
-    imports += [scheduler] if changed else []
+    imports += [*(["GGUFQuantizationConfig"] if gguf else []), *([scheduler] if changed else [])]
     lines = [f"from diffusers import {', '.join(sorted(imports))}"]
     if said["vae"]:
         lines.append(f"vae = {_vae(base, vae)}")
     if alone:
         where = {"config": repr(said["single_file_config"]), "subfolder": repr(base.family.denoiser)}
+        if gguf:  # diffusers computes in float32 unless it is told otherwise
+            where["quantization_config"] = "GGUFQuantizationConfig()"
         lines.append(f"{base.family.denoiser} = {denoiser}.{_call('from_single_file', said['name'], where)}")
     lines.append(f"pipe = {pipeline}.{_pipeline(base, alone)}")
     if changed:
@@ -86,6 +89,10 @@ def _vae(base: Base, kind: str) -> str:
 def _call(method: str, name: str, options: dict[str, str]) -> str:
     arguments = [repr(name), *(f"{key}={value}" for key, value in options.items())]
     return f"{method}({', '.join(arguments)})"
+
+
+def _is_gguf(name: str) -> bool:
+    return name.endswith(".gguf")
 
 
 def _is_file(name: str) -> bool:

@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..bases.quantization import QUANTIZATIONS
 from ..files.errors import InputError, one_line
+from . import rounding
 
 if TYPE_CHECKING:
     from ..files.native import AdapterState
@@ -26,6 +28,13 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 def add_inspect(parser: argparse.ArgumentParser) -> None:
     """Arguments of `inspect`."""
     parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--as",
+        choices=[word for word in QUANTIZATIONS if word != "none"],
+        dest="word",
+        help="say which share of each update survives a merge into a base in so few bits (extra: quantization)",
+    )
+    parser.add_argument("--base", metavar="ID|PATH", help="the base, for --as (default: as the file says)")
 
 
 def add_predict(parser: argparse.ArgumentParser) -> None:
@@ -71,8 +80,14 @@ def _has_kohya(native: Path) -> bool:
 
 
 def inspect(args: argparse.Namespace) -> None:
-    """Print what a native adapter holds."""
-    print("\n".join(map(one_line, describe(args.file))), flush=True)
+    """Print what a native adapter holds, or what a merge into few bits would keep of it."""
+    if args.word is None:
+        if args.base is not None:
+            raise InputError("--base does nothing without --as; add that, or leave it out")
+        print("\n".join(map(one_line, describe(args.file))), flush=True)
+        return
+    for line in rounding.lines(args.file, args.base, args.word):
+        print(one_line(line), flush=True)
 
 
 def classify(args: argparse.Namespace) -> None:

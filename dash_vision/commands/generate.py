@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..bases.quantization import QUANTIZATIONS
 from ..files.errors import InputError
 from ..runs.settings import at_least, read_lines, typed_prompts
 from .adapters import DTYPES
@@ -34,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu or cuda (default: the GPU where there is one)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of the denoiser (default: on a GPU the run's)"
+    )
+    parser.add_argument(
+        "--quantize",
+        choices=QUANTIZATIONS,
+        help="the denoiser's weights; none for the unquantized base (default: the run's)",
     )
 
 
@@ -69,17 +75,17 @@ def _prompts(args: argparse.Namespace) -> list[str]:
 def _draw(args: argparse.Namespace, record: Any, prompts: Sequence[str]) -> None:
     import torch
 
-    from ..bases.devices import usable_device
+    from ..bases.devices import cast_network, usable_device
     from ..bases.recorded import check_recorded, load_lora, load_recorded
     from ..bases.sampling import Sampling, sample
 
     device = torch.device(usable_device(args.device))
     usual = DTYPES.get(record.mixed_precision, "float32") if device.type == "cuda" else "float32"
     dtype: torch.dtype = getattr(torch, args.dtype or usual)
-    base = load_recorded(record.base, args.run, args.base, as_stored=dtype != torch.float32)
+    base = load_recorded(record.base, args.run, args.base, dtype, args.quantize)
     for note in check_recorded(base, record.base, args.run, args.base):
         print(note)
-    base.denoiser.to(dtype)
+    cast_network(base.denoiser, dtype)
     load_lora(base, args.run if args.run.is_dir() else args.run.parent)
     if args.scale != 1:
         base.pipeline.set_adapters(base.pipeline.get_active_adapters(), args.scale)

@@ -53,7 +53,7 @@ def _merge_pipeline(folder: Path, adapter: Path, out: Path, place: str | None, d
         raise InputError(f"{folder / RUN} is of no DreamBooth run; give the output folder of one")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise InputError(f"{out} is there already; give a new folder for the merged pipeline")
-    base = load_recorded(record.base, folder, place, as_stored=dtype is None)
+    base = load_recorded(record.base, folder, place, quantize="none")
     for note in check_recorded(base, record.base, folder, place):
         print(note)
     merged = _put_in(base.components(), adapter if adapter.is_file() else adapter / NATIVE_NAME)
@@ -78,5 +78,8 @@ def _put_in(networks: dict[str, torch.nn.Module], adapter: Path) -> list[str]:
         if name not in networks:
             raise InputError(f"{adapter} has an adapter of a {name}, which the base does not have; give its own base")
         load_adapter(networks[name], adapter, component=name)
-        fold_in(networks[name])
+        try:
+            fold_in(networks[name])
+        except RuntimeError as error:  # the base has no unquantized weights, or shares them
+            raise InputError(f"{adapter}: {error}") from None
     return names

@@ -11,15 +11,15 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
-from ..files.fingerprints import probe_matrix
 from ..files.native import KEYS, AdapterState, write_native
 from .config import DashConfig
 from .decompositions import Decompositions
-from .launch import LaunchReport, choose_directions, deal, mean_relative_index, rank_and_world
+from .launch import LaunchReport, choose_directions, deal, mean_relative_index, rank_and_world, source_of
 from .layer import DashLinear, wrap
+from .quantized import keep_trainable
 from .sharding import is_sharded, whole, write
 from .targets import base_of, find_targets, shared_parameters
-from .weights import ENABLED, DashWeights, kind_of, weight_matrix
+from .weights import ENABLED, DashWeights, device_of, kind_of, matrix_shape
 
 
 class Adapter:
@@ -117,8 +117,8 @@ class Adapter:
         self.decompositions = Decompositions(cache)
         rank, world = rank_and_world()
         owner = deal(self.layers, world)
-        own = {m: layer.frozen_matrix() for m, layer in self.layers.items() if owner[m] == rank}
-        self.decompositions.start(own)
+        own = [(m, layer) for m, layer in self.layers.items() if owner[m] == rank]
+        self.decompositions.start({m: source_of(layer) or layer.frozen_matrix() for m, layer in own})
 
     def _end_preparation(self) -> None:
         """Stop the thread, and let go of the memory."""
@@ -184,8 +184,8 @@ class Adapter:
         """Add the update to the frozen weights: the model then computes at its original cost.
 
         A copy of every weight touched is kept until `unmerge`, which restores it bit for bit. Raises RuntimeError
-        when a weight is shared with another module, which the merge would change too, and when FSDP has split the
-        model.
+        when a weight is shared with another module, which the merge would change too, when it is quantized, and when
+        FSDP has split the model.
         """
         if self.sharded:
             raise RuntimeError(
@@ -198,6 +198,8 @@ class Adapter:
                 f"cannot merge: the weight of {shared[0]} is shared with another module of the model; "
                 "export the adapter instead"
             )
+        for layer in self.layers.values():
+            layer.check_mergeable()
         for layer in self.layers.values():
             layer.merge(self.name)
 
@@ -234,7 +236,7 @@ class Adapter:
         self._look()
         tensors = {key: t.to("cpu", copy=True).contiguous() for key, t in self.state_dict().items()}
         kinds = {name: kind_of(layer.base) for name, layer in self.layers.items()}
-        probes = {name: probe_matrix(whole(layer.unmerged_matrix())) for name, layer in self.layers.items()}
+        probes = {name: layer.probes() for name, layer in self.layers.items()}
         bypassed = [name for name, layer in self.layers.items() if layer.bypassed]
         return AdapterState(self.config.to_dict(), tensors, kinds, probes, bypassed=bypassed)
 
@@ -268,7 +270,7 @@ def inject(model: nn.Module, config: DashConfig | None = None, name: str = "defa
     if name in _registry(model):
         raise ValueError(f"the model has an adapter called {name!r} already; remove it or choose another name")
     found = find_targets(model, config.target)
-    ranks = {m: min(weight_matrix(base_of(layer)).shape) for m, layer in found.items()}
+    ranks = {m: min(matrix_shape(base_of(layer))) for m, layer in found.items()}
     clipped = [m for m, p in ranks.items() if p < config.dash_k]
     if clipped:
         warnings.warn(
@@ -280,6 +282,7 @@ def inject(model: nn.Module, config: DashConfig | None = None, name: str = "defa
         model.__dict__["_dash_requires_grad"] = [p.requires_grad for p in model.parameters()]
         model.__dict__["dash_adapters"] = {}
         model.requires_grad_(False)
+        keep_trainable(model)
     layers: dict[str, DashLinear] = {}
     for module, layer in found.items():
         wrapped = layer if isinstance(layer, DashLinear) else wrap(layer)
@@ -294,7 +297,7 @@ def inject(model: nn.Module, config: DashConfig | None = None, name: str = "defa
             config.scaling,
             min(config.dash_k, ranks[module]),
             config.dropout,
-            weight_matrix(wrapped.base).device,
+            device_of(wrapped.base),
         ).train(wrapped.training)
     adapter = Adapter(model, name, config, layers)
     _registry(model)[name] = adapter
@@ -305,11 +308,13 @@ def inject(model: nn.Module, config: DashConfig | None = None, name: str = "defa
 @torch.no_grad()
 def fold_in(model: nn.Module) -> None:
     """Put all enabled adapters of a model into its weights for good: its layers are plain ones again, and it has no
-    adapters. Raises RuntimeError where another module shares such a weight."""
+    adapters. Raises RuntimeError where another module shares such a weight, and where it is quantized."""
     layers = {module: layer for adapter in _registry(model).values() for module, layer in adapter.layers.items()}
     shared = _shared_weights(model, layers)
     if shared:
         raise RuntimeError(f"cannot merge: the weight of {shared[0]} is shared with another module of the model")
+    for layer in layers.values():
+        layer.check_mergeable()
     for module, layer in layers.items():
         plain = layer.base
         assert isinstance(plain.weight, Tensor)

@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
@@ -30,10 +30,20 @@ LIMIT = 20 * 10**9  # bytes in the folder; beyond it, files go that were not use
 DECOMPOSITION = Kind("decomposition", "a decomposition of a frozen weight")
 
 
+Source = Callable[[], Tensor]
+"""What reads a weight that is not kept."""
+
+
 class _Ready(NamedTuple):
-    weight: Tensor  # as it was decomposed; keeps the storage alive so that its address cannot be reused
+    weight: Tensor | Source  # as it was decomposed; keeps the storage alive so that its address cannot be reused
     version: int  # of the tensor: every change in place counts it up
     spectrum: Spectrum
+
+    def is_of(self, weight: Tensor, source: Source | None) -> bool:
+        """Whether it was made of this weight, as it is now."""
+        if isinstance(self.weight, Tensor):
+            return self.weight.data_ptr() == weight.data_ptr() and self.version == weight._version
+        return self.weight == source
 
 
 class Decompositions:
@@ -52,8 +62,9 @@ class Decompositions:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, weights: Mapping[str, Tensor]) -> None:
-        """Begin to decompose `weights` ([out, in], by name) on the CPU, in a thread that yields to all other work."""
+    def start(self, weights: Mapping[str, Tensor | Source]) -> None:
+        """Begin to decompose `weights` ([out, in], by name; or what reads them) on the CPU, in a thread that yields to
+        all other work. What is read is let go again, one weight at a time."""
         work = (dict(weights), self.cache, self._ready, self._stop)
         self._thread = threading.Thread(target=_work_ahead, args=work, name="dash-decompositions")
         weakref.finalize(self, self._stop.set)  # the thread knows nothing of `self`, and ends after it
@@ -75,13 +86,14 @@ class Decompositions:
         """Whether the thread is at work."""
         return self._thread is not None and self._thread.is_alive()
 
-    def of(self, name: str, weight: Tensor, device: torch.device) -> Spectrum:
-        """The Spectrum of `weight`, the one called `name`: made on the CPU after `start`, else on `device`.
+    def of(self, name: str, weight: Tensor, device: torch.device, source: Source | None = None) -> Spectrum:
+        """The Spectrum of `weight`, the one called `name`: made on the CPU after `start`, else on `device`. source:
+        what has just read it.
 
         Raises ValueError as `decompose`.
         """
         ready = self._ready.get(name)
-        if ready and ready.weight.data_ptr() == weight.data_ptr() and ready.version == weight._version:
+        if ready and ready.is_of(weight, source):
             return ready.spectrum
         return read_or_decompose(weight.to(device if self._thread is None else "cpu"), self.cache)
 
@@ -91,7 +103,7 @@ class Decompositions:
 
 
 def _work_ahead(
-    weights: dict[str, Tensor], cache: Path | None, ready: dict[str, _Ready], stop: threading.Event
+    weights: dict[str, Tensor | Source], cache: Path | None, ready: dict[str, _Ready], stop: threading.Event
 ) -> None:
     if sys.platform == "linux":  # where a thread has a priority of its own; those that it starts inherit it
         with suppress(OSError):  # 10: about a tenth of a core that training wants too; at 19 it would hardly come on
@@ -99,11 +111,12 @@ def _work_ahead(
     for name, weight in weights.items():
         if stop.is_set() or not threading.main_thread().is_alive():  # it is not: the program ends
             return
-        if memory_is_short(8 * min(weight.shape) ** 2):
-            return
-        version = weight._version
         try:
-            spectrum = read_or_decompose(weight.cpu(), cache)
+            matrix = weight if isinstance(weight, Tensor) else weight()
+            if memory_is_short(8 * min(matrix.shape) ** 2):
+                return
+            version = matrix._version
+            spectrum = read_or_decompose(matrix.cpu(), cache)
         except Exception:  # the launch will meet it again, and say so
             return
         ready[name] = _Ready(weight, version, spectrum)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from .decompositions import Decompositions
 from .layer import DashLinear
 from .sharding import whole
-from .weights import weight_matrix
+from .weights import device_of
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,9 @@ def choose_directions(
         for module in round_:
             layer, w = layers[module], layers[module].weights(adapter)
             # Where the model is split every rank has to take part in gathering, also for the layers of others, and
-            # after a failure of its own.
-            W, factors = whole(layer.frozen_matrix()), w.factors()
+            # after a failure of its own. What is read or dequantized is for the owner alone.
+            gathers = layer.precise_weight is None and not layer.quantized
+            W, factors = (whole(layer.frozen_matrix()) if gathers else None), w.factors()
             if owner[module] == rank:
                 mine = module, W, factors
             else:
@@ -80,9 +81,10 @@ def choose_directions(
         if mine is None or problem:
             continue
         module, W, factors = mine
-        w = layers[module].weights(adapter)
+        layer, w = layers[module], layers[module].weights(adapter)
         try:
-            spectrum = decompositions.of(module, W, weight_matrix(layers[module].base).device)
+            W = layer.frozen_matrix() if W is None else W
+            spectrum = decompositions.of(module, W, device_of(layer.base), source_of(layer))
             indices, U, V = w.choose(W, factors, spectrum, eps, selection, layer_generator(seed, module))
         except (ValueError, RuntimeError) as error:  # RuntimeError: a decomposition that fails, memory that runs out
             problem = f"cannot choose directions in {module}: {error}"
@@ -100,6 +102,13 @@ def choose_directions(
             for tensor in results[module]:
                 dist.broadcast(tensor, src=owner[module])
     return {module: results[module] for module in layers}
+
+
+def source_of(layer: DashLinear) -> Callable[[], Tensor] | None:
+    """What gives a layer's frozen matrix, where that is a new tensor each time: read from a file, or dequantized."""
+    if layer.precise_weight is None and not layer.quantized:
+        return None
+    return layer.precise_weight or layer.frozen_matrix
 
 
 def _rounds(owner: Mapping[str, int], world: int) -> list[list[str]]:

@@ -10,20 +10,27 @@ ever formed in a forward pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..files.fingerprints import probe_matrix
 from . import fused
-from .sharding import is_sharded
-from .weights import MERGED, DashWeights, has_numbers, is_conv1d, weight_matrix
+from .quantized import is_quantized, is_repacked
+from .sharding import is_sharded, whole
+from .weights import MERGED, DashWeights, has_numbers, is_conv1d, matrix_shape, weight_matrix
+
+_REPACKED = (
+    "bitsandbytes has repacked its weight for inference on this CPU, where it passes no gradients; load the model "
+    "again, and put the adapter in before the model computes"
+)
 
 
 class DashLinear(nn.Module):
-    """A frozen linear layer (nn.Linear or transformers' Conv1D) under any number of named adapters.
+    """A frozen linear layer (nn.Linear, a quantized one, or transformers' Conv1D) under any number of named adapters.
 
     Enabled adapters add to the output; merged ones are in the weight already. The output has the frozen layer's
     output dtype, under autocast and without. `weight` is the effective weight, so that code which reads it instead
@@ -35,17 +42,21 @@ class DashLinear(nn.Module):
         self.base = base
         self.adapters = nn.ModuleDict()
         self.kept_weight: Tensor | None = None  # W before the first merge, bit for bit
-        self.precise_weight: Tensor | None = None  # W [out, in] before a cast to half precision, if it was kept
+        self.quantized = is_quantized(base)
+        # Reads W [out, in] as it was before it was quantized or cast, where that is to be had.
+        self.precise_weight: Callable[[], Tensor] | None = None
+        self._probes: list[float] | None = None
         self._called, self._read = False, False  # what the model does with the layer, see `bypassed`
 
     # -- what the layer looks like from outside
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight plus every enabled update, in the frozen weight's shape and dtype."""
+        """The frozen weight plus every enabled update, in the frozen weight's shape and dtype; a quantized one as what
+        it stands for."""
         if not torch.compiler.is_compiling():
             self._read = True
-        weight = self.base.weight
+        weight = weight_matrix(self.base) if self.quantized else self.base.weight
         assert isinstance(weight, Tensor)
         active = self._adding()
         if not active:
@@ -70,11 +81,11 @@ class DashLinear(nn.Module):
 
     @property
     def in_features(self) -> int:
-        return weight_matrix(self.base).shape[1]
+        return matrix_shape(self.base)[1]
 
     @property
     def out_features(self) -> int:
-        return weight_matrix(self.base).shape[0]
+        return matrix_shape(self.base)[0]
 
     def weights(self, name: str) -> DashWeights:
         """The adapter called `name` of this layer; KeyError if there is none."""
@@ -105,10 +116,13 @@ class DashLinear(nn.Module):
         # Thin factors follow the input's dtype: a bf16 layer multiplies in bf16, and no wide tensor is cast.
         down, scale, up = w(x.dtype)
         h = F.linear(x, down)
-        h, up = h * scale.to(h.dtype), up.to(h.dtype)
+        # Quantized layers do not follow autocast: the dtype of their output need not be that of the thin product.
+        h, up = (h * scale.to(h.dtype)).to(y.dtype), up.to(y.dtype)
         if y.ndim == 1:
             return y + up @ h
-        # In place: the frozen layer keeps nothing of its output for its backward pass, and no copy of it is made.
+        if self.quantized:  # autograd forbids changing what the functions of some of their libraries give
+            y = y.clone()
+        # In place: a plain frozen layer keeps nothing of its output for its backward pass, and no copy of it is made.
         return y.flatten(0, -2).addmm_(h.flatten(0, -2), up.T).view(y.shape)
 
     def _adding(self) -> list[DashWeights]:
@@ -132,6 +146,8 @@ class DashLinear(nn.Module):
 
     def _shaped(self, matrix: Tensor) -> Tensor:
         """[out, in] in the layout of the frozen weight."""
+        if self.quantized:
+            return matrix
         weight = self.base.weight
         assert isinstance(weight, Tensor)
         return matrix.T if is_conv1d(self.base) else matrix.view(weight.shape)
@@ -141,7 +157,7 @@ class DashLinear(nn.Module):
     def frozen_matrix(self) -> Tensor:
         """W [out, in] as it was before any merge, in the highest precision at hand: a bf16 copy of it has a rounding
         floor just where the change rates look. A part of it where the model is split: see sharding.whole."""
-        return self.precise_weight if self.precise_weight is not None else self.unmerged_matrix()
+        return self.precise_weight() if self.precise_weight is not None else self.unmerged_matrix()
 
     def unmerged_matrix(self) -> Tensor:
         """W [out, in] as it was before any merge, in the dtype that the layer computes with.
@@ -157,6 +173,15 @@ class DashLinear(nn.Module):
         wide = torch.promote_types(W.dtype, torch.float32)
         return (W.to(wide) - torch.stack([self.weights(name).delta(wide) for name in merged]).sum(0)).to(W.dtype)
 
+    def probes(self) -> list[float]:
+        """`fingerprints.probe_matrix` of the frozen weight as it was before any merge, and of a quantized one as its
+        base has it unquantized, where that is to be had. It gathers where the model is split."""
+        if not self.quantized:
+            return probe_matrix(whole(self.unmerged_matrix()))
+        if self._probes is None:  # it is frozen, and reading or dequantizing it takes time
+            self._probes = probe_matrix(self.frozen_matrix())
+        return self._probes
+
     @torch.no_grad()
     def set_directions(self, name: str, indices: Tensor, U: Tensor, V: Tensor) -> None:
         """Write chosen directions into the adapter's buffers, in place: references to them stay valid."""
@@ -169,9 +194,11 @@ class DashLinear(nn.Module):
 
     @torch.no_grad()
     def merge(self, name: str) -> None:
-        """Add adapter `name`'s update to the frozen weight. The first merge keeps a copy of the weight."""
+        """Add adapter `name`'s update to the frozen weight. The first merge keeps a copy of the weight. Raises
+        RuntimeError for a quantized weight."""
         if name in self.merged:
             return
+        self.check_mergeable()
         if self.merged:
             self.check_unmergeable()
         else:
@@ -189,6 +216,14 @@ class DashLinear(nn.Module):
         self._write_merged()
         if not self.merged:
             self.kept_weight = None
+
+    def check_mergeable(self) -> None:
+        """Raises RuntimeError for a quantized weight: its steps are wider than most updates."""
+        if self.quantized:
+            raise RuntimeError(
+                "cannot merge into a quantized weight, whose rounding would swallow the update; export the adapter as "
+                "a LoRA, or merge it into the unquantized base"
+            )
 
     def check_unmergeable(self) -> None:
         """Raises RuntimeError where the weight came merged from a state dict, without the original to go back to."""
@@ -259,12 +294,14 @@ def refusal(module: nn.Module) -> str | None:
         return "its weight is computed from other tensors each time (weight or spectral normalisation, parametrization)"
     weight = module.weight
     assert isinstance(weight, Tensor)
+    if weight.device.type == "meta":
+        return "its weight is on the meta device; load the weights first"
+    if is_quantized(module):
+        return _REPACKED if is_repacked(module) else None
     if not weight.is_floating_point():
         return f"its weight is stored as {weight.dtype}; load the model in a floating-point dtype"
     if is_sharded(weight):
         return "its weight is split over the processes; put the adapter in first, and split the model (FSDP) afterwards"
-    if weight.device.type == "meta":
-        return "its weight is on the meta device; load the weights first"
     if not has_numbers(weight):  # its memory is being planned: see diffusion.metering
         return None
     if not torch.isfinite(weight).all():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files.errors import InputError
-from ..files.fingerprints import SAME_BASE, compare_probes, probe_matrix
+from ..files.fingerprints import SAME_BASE, SAME_QUANTIZED_BASE, compare_probes, probe_matrix
 from ..files.lora import export_states
 from ..files.native import AdapterState, mark, read_native, write_native
 from .adapter import Adapter, inject
@@ -20,9 +20,10 @@ from .config import DashConfig
 from .decompositions import Decompositions
 from .directions import singular_directions
 from .layer import DashLinear
+from .quantized import is_quantized
 from .sharding import whole
 from .targets import base_of, find_targets
-from .weights import weight_matrix
+from .weights import matrix_shape, weight_matrix
 
 # Marks of the same direction differ by float32's rounding, 1e-6; those of a base in bf16 by 1e-2 and more.
 _SAME_DIRECTION = 1e-3
@@ -115,7 +116,7 @@ def load_adapter(
         missing = next(m for m in state.kinds if m not in layers)
         raise InputError(f"{path} was trained on another kind of model: this one has no layer {missing}")
     for module, layer in layers.items():
-        found = tuple(weight_matrix(base_of(layer)).shape)
+        found = matrix_shape(base_of(layer))
         out, in_, _, _ = state.size(module)
         if found != (out, in_):
             raise InputError(
@@ -178,18 +179,20 @@ def _exact(c: DashConfig, state: AdapterState) -> DashConfig:
 
 def probe_weight(layer: nn.Module) -> list[float]:
     """`fingerprints.probe_matrix` of a layer's frozen weight, as it was before any merge."""
-    return probe_matrix(whole(layer.unmerged_matrix() if isinstance(layer, DashLinear) else weight_matrix(layer)))
+    return layer.probes() if isinstance(layer, DashLinear) else probe_matrix(whole(weight_matrix(layer)))
 
 
 def _check_base(path: str | PathLike[str], state: AdapterState, layers: Mapping[str, nn.Module]) -> None:
-    difference = compare_probes({m: probe_weight(layer) for m, layer in layers.items()}, state.probes)
+    rounded = any(is_quantized(base_of(layer)) for layer in layers.values())
+    allowed = SAME_QUANTIZED_BASE if rounded else SAME_BASE
+    difference = compare_probes({m: probe_weight(layer) for m, layer in layers.items()}, state.probes, allowed)
     if difference is None:
         return
     worst, rms = difference
     raise InputError(
         f"{path} was trained on another base: the frozen weights differ (fingerprint {state.fingerprint}; {worst} has "
         f"norm {probe_weight(layers[worst])[0]:.4g}, the file expects {state.probes[worst][0]:.4g}; probes are "
-        f"{rms:.2g} off, {SAME_BASE} is allowed); load the base that `python -m dash_vision inspect` names"
+        f"{rms:.2g} off, {allowed} is allowed); load the base that `python -m dash_vision inspect` names"
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .directions import Spectrum, projections, select_directions, singular_directions
+from .quantized import dequantized, is_quantized
 from .sharding import is_sharded, whole
 
 
@@ -19,12 +20,29 @@ def is_conv1d(module: nn.Module) -> bool:
 
 
 def weight_matrix(module: nn.Module) -> Tensor:
-    """The layer's weight as the matrix W [out, in] that its adapter updates (a view; conv: in = in * kh * kw)."""
+    """The layer's weight as the matrix W [out, in] that its adapter updates (conv: in = in * kh * kw): a view of it, or
+    of a quantized layer what it stands for, a new tensor each time."""
+    if is_quantized(module):
+        return dequantized(module)
     weight = module.weight
     assert isinstance(weight, Tensor)
     if is_conv1d(module):
         return weight.T
     return weight.flatten(1)
+
+
+def matrix_shape(module: nn.Module) -> tuple[int, int]:
+    """(out, in) of `weight_matrix`, without making it."""
+    if is_quantized(module):
+        layer = cast(nn.Linear, module)
+        return layer.out_features, layer.in_features
+    out, in_ = weight_matrix(module).shape
+    return out, in_
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the layer's weight is."""
+    return cast(Tensor, module.weight).device
 
 
 def kind_of(module: nn.Module) -> str | list[int]:

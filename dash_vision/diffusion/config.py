@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..bases.quantization import QUANTIZATIONS
 from ..files.errors import InputError
 from ..runs.settings import (
     DASH,
@@ -178,6 +179,21 @@ class TrainArgs:
 
 
 @dataclass
+class QuantizeArgs:
+    """The base's linear layers in few bits, see bases.quantization."""
+
+    quantize: str = option(
+        "none",
+        TRAIN,
+        "keep the denoiser's linear layers in four bits (nf4) or eight (int8, fp8) (extra: quantization)",
+        choices=QUANTIZATIONS,
+    )
+    quantize_text_encoder: str = option(
+        "none", TRAIN, "the same for the text encoders of a base in a folder or on the hub", choices=QUANTIZATIONS
+    )
+
+
+@dataclass
 class FlowArgs:
     """At which times a flow-matching base is trained, and how these weigh, as bases.flow.Flow takes it."""
 
@@ -305,6 +321,7 @@ class DreamBoothConfig(
     RateArgs,
     OptimArgs,
     FlowArgs,
+    QuantizeArgs,
     TrainArgs,
     DashArgs,
     DataArgs,
@@ -399,6 +416,11 @@ class DreamBoothConfig(
             raise InputError(
                 "--prior_loss_weight 0 leaves nothing of --with_prior_preservation; give a weight, or leave both out"
             )
+        if self.train_text_encoder and self.quantize_text_encoder == "nf4":
+            raise InputError(
+                "--train_text_encoder does not go with --quantize_text_encoder nf4: diffusers loads no LoRA into that; "
+                "give int8 or fp8, or leave one of them out"
+            )
         if self.hub_model_id is not None and not self.push_to_hub:
             raise InputError("--hub_model_id does nothing without --push_to_hub; add that, or leave it out")
         if self.validation_epochs is not None and self.validation_steps:
@@ -453,6 +475,8 @@ class DreamBoothConfig(
             "max_sequence_length": self.max_sequence_length,
             "clip_skip": self.clip_skip,
             "cache_dir": self.cache_dir,
+            "quantize": self.quantize,
+            "quantize_text_encoder": self.quantize_text_encoder,
         }
 
     def to_dict(self) -> dict[str, Any]:

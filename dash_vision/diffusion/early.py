@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ..bases.quantization import check_installed
 from ..files.errors import InputError
 from ..miniature import MINIATURE, STEPS, pipeline_path
 from ..pictures.listing import list_folder
@@ -23,6 +24,8 @@ def look(settings: DreamBoothConfig) -> None:
     _check_resolution(settings)
     if settings.pretrained_model_name_or_path in (None, MINIATURE) and settings.num_train_epochs is None:
         check_lengths(settings, settings.max_train_steps or STEPS)
+    for flag in ("quantize", "quantize_text_encoder"):
+        check_installed(getattr(settings, flag), f"--{flag}")
     if settings.push_to_hub:
         check_token(settings)
 

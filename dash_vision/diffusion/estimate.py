@@ -95,7 +95,7 @@ def estimate(plan: Plan, base: Base, dtype: torch.dtype, cuda: bool = True) -> E
 
 
 def _kept(encoder: nn.Module, dtype: torch.dtype) -> int:
-    """Bytes of a text encoder: see load_base's as_stored, where the configuration says what the files hold."""
+    """Bytes of a text encoder: see load_base's dtype; the configuration says what the files hold."""
     stored = str(cast(Any, encoder).config.dtype).removeprefix("torch.")
     halves = dtype != torch.float32 and stored == "bfloat16"
     return size_of(encoder) // 2 if halves else size_of(encoder)

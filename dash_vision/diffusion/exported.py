@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..bases.devices import cast_network
 from ..bases.loading import Base, load_base
 from ..core.adapter import Adapter
 from ..files.container import read_safetensors
@@ -53,10 +54,13 @@ def load_exported(job: DreamBoothJob) -> Base:
 def load_other(job: DreamBoothJob, name: str) -> Base:
     """The base of --sample_with, which has loaded the file of the run's folder. Raises InputError where it does not
     fit."""
-    half = job.runtime.dtype != torch.float32
     settings = job.plan.settings
     other = load_base(
-        name, max_sequence_length=settings.max_sequence_length, clip_skip=settings.clip_skip, as_stored=half
+        name,
+        max_sequence_length=settings.max_sequence_length,
+        clip_skip=settings.clip_skip,
+        quantize=settings.quantize,
+        dtype=job.runtime.dtype,
     )
     for network in (job.base.denoiser, *job.base.text_encoders()):
         network.to("cpu")  # the device's memory is for the one that draws
@@ -67,7 +71,7 @@ def load_other(job: DreamBoothJob, name: str) -> Base:
         raise InputError(
             f"--sample_with {name} does not take the adapter ({reason}); give a base of the same size"
         ) from None
-    other.denoiser.to(job.runtime.dtype)
+    cast_network(other.denoiser, job.runtime.dtype)
     return other
 
 

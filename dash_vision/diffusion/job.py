@@ -168,9 +168,6 @@ class DreamBoothJob:
         )
 
     def _tell_launch(self, launch: dict[str, Any]) -> None:
-        for adapter in self.adapters.values():
-            for layer in adapter.layers.values():
-                layer.precise_weight = None  # only the launch needs it
         report = LaunchReport(**{key: value for key, value in launch.items() if key != "step"})
         if self._bar is not None:
             self._bar.set_description_str("dash")

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
+from ..bases.devices import cast_network
 from ..bases.family import Target, moved
 from ..bases.loading import Base, find_family, load_base
 from ..bases.noise import NoiseOptions
 from ..bases.sampling import encode_inputs
 from ..core.adapter import Adapter, inject
 from ..core.schedule import DashSchedule
-from ..core.targets import find_targets
 from ..core.weights import weight_matrix
 from ..files.atomic import FolderInUse, FolderLock
 from ..files.errors import InputError
@@ -73,19 +73,18 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
     process = base.noise(NoiseOptions(**{f.name: getattr(settings, f.name) for f in fields(NoiseOptions)}))
     pictures = _decode(plan, listing, say)
     _announce(plan, pictures, say)
-    class_pictures, precise = tuple[InstanceImage, ...](), dict[str, dict[str, Tensor]]()
+    class_pictures: tuple[InstanceImage, ...] = ()
     if settings.with_prior_preservation:  # the base draws pictures, which takes all of its networks at once
-        precise = _ready_networks(plan, base, runtime, timings)
+        _ready_networks(plan, base, runtime, timings)
         with _timed(timings, "class images"):
             class_pictures = class_images(base, plan, runtime, say)
     material = _make_material(plan, base, pictures, class_pictures, runtime, say, timings)
     if not settings.with_prior_preservation:  # until now the memory was for the text encoders
-        precise = _ready_networks(plan, base, runtime, timings)
+        _ready_networks(plan, base, runtime, timings)
     base.denoiser.to(runtime.device)
     adapters = _inject(plan, base)
-    for component, weights in precise.items():
-        for module, weight in weights.items():
-            adapters[component].layers[module].precise_weight = weight
+    if plan.settings.dash_k:
+        _find_precise(base, adapters, runtime, say)
     networks = {name: _spread(base, plan, adapter.model, runtime) for name, adapter in adapters.items()}
     job = DreamBoothJob(
         plan=plan,
@@ -123,6 +122,9 @@ def _check_split(settings: DreamBoothConfig, runtime: Runtime) -> None:
     """Raises InputError for what FSDP does not go with."""
     if not runtime.sharded:
         return
+    for flag in ("quantize", "quantize_text_encoder"):
+        if getattr(settings, flag) != "none":
+            raise InputError(f"--{flag} does not go with FSDP, which splits plain weights; leave one of them out")
     if settings.compile:
         raise InputError("--compile does not go with FSDP, which hooks into the blocks; leave one of them out")
     if settings.clip_skip and settings.train_text_encoder:
@@ -165,7 +167,7 @@ def _claim(folder: Path) -> FolderLock:
 
 def _load(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> Base:
     with runtime.accelerator.main_process_first():  # one process fetches, the others find it in the cache
-        base = load_base(**settings.of_base(), waits=True, as_stored=runtime.dtype != torch.float32)
+        base = load_base(**settings.of_base(), waits=True, dtype=runtime.dtype)
     base.prompt_options = replace(base.prompt_options, guidance=settings.training_guidance_scale)
     base.family.check_prompts(base.pipeline, base.prompt_options)
     _check_other(settings, base)
@@ -319,29 +321,27 @@ def targets_of(plan: Plan, base: Base) -> dict[str, Target]:
     return targets
 
 
-def _precise_weights(plan: Plan, base: Base, runtime: Runtime) -> dict[str, dict[str, Tensor]]:
-    """The weights to adapt that a cast to half precision would round, for the launch: on the CPU, not copied."""
-    if runtime.dtype == torch.float32 or not plan.settings.dash_k:
-        return {}
-    weights = {}
-    for name, target in targets_of(plan, base).items():
-        try:
-            layers = find_targets(getattr(base.pipeline, name), target)
-        except ValueError as error:
-            raise InputError(f"--lora_target: {error}") from None
-        matrices = {m: weight_matrix(layer).detach() for m, layer in layers.items()}
-        weights[name] = {m: matrix for m, matrix in matrices.items() if matrix.dtype != runtime.dtype}
-    return weights
+def _find_precise(base: Base, adapters: dict[str, Adapter], runtime: Runtime, say: Say) -> None:
+    """Have the launch read from the base's files, one at a time, the weights that were quantized or rounded to half
+    precision, and say so. Where the base has no such files, it takes what the networks compute with."""
+    found, lacking = 0, 0
+    for name, adapter in adapters.items():
+        for module, layer in adapter.layers.items():
+            stored = base.precise(name, module, (layer.out_features, layer.in_features))
+            if stored is None:
+                lacking += layer.quantized or runtime.dtype != torch.float32
+            elif layer.quantized or stored.tensor.dtype != weight_matrix(layer.base).dtype:
+                layer.precise_weight, found = stored, found + 1
+    if found:
+        say(f"launch: the precise weights of {found} layers are read from the base's files")
+    if lacking:
+        say(f"launch: {lacking} layers have no precise weights in the base's files; it takes those in use")
 
 
-def _ready_networks(
-    plan: Plan, base: Base, runtime: Runtime, timings: dict[str, float]
-) -> dict[str, dict[str, Tensor]]:
-    """Load what is not loaded yet, cast the networks that are trained, and set them up; returns the weights that this
-    rounded, by component and module."""
+def _ready_networks(plan: Plan, base: Base, runtime: Runtime, timings: dict[str, float]) -> None:
+    """Load what is not loaded yet, cast the networks that are trained, and set them up."""
     with _timed(timings, "load"):
         base.load()
-    precise = _precise_weights(plan, base, runtime)
     checkpointing = plan.settings.gradient_checkpointing
     if plan.settings.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -354,13 +354,12 @@ def _ready_networks(
             encoder.to(runtime.device)
             if checkpointing:
                 cast(Any, encoder).gradient_checkpointing_enable({"use_reentrant": False})
-    return precise
 
 
 def _cast(network: nn.Module, runtime: Runtime) -> None:
     """Before a network goes to the device, which need not hold it in float32."""
     if runtime.dtype != torch.float32:
-        network.to(runtime.dtype)
+        cast_network(network, runtime.dtype)
 
 
 def _inject(plan: Plan, base: Base) -> dict[str, Adapter]:

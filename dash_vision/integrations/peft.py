@@ -34,9 +34,10 @@ from ..core.config import DashConfig
 from ..core.decompositions import Decompositions
 from ..core.launch import LaunchReport, choose_directions, mean_relative_index
 from ..core.loading import tensors_of
+from ..core.quantized import is_quantized, keep_trainable
 from ..core.schedule import DashSchedule
 from ..core.sharding import is_sharded, whole
-from ..core.weights import DashWeights, check_directions, kind_of, weight_matrix
+from ..core.weights import DashWeights, check_directions, device_of, kind_of, matrix_shape, weight_matrix
 from ..files.errors import InputError
 from ..files.fingerprints import probe_matrix
 from ..files.lora import export_states
@@ -129,6 +130,7 @@ def to_dash(
     """
     adapter = PeftAdapter(model, *_plain_lora(model), dash_k, eps, selection)
     adapter.add_shifts()
+    keep_trainable(model)
     cast(Any, model).save_pretrained = _SavePlainToo(adapter)
     cast(Any, model.base_model).add_weighted_adapter = _refuse_weighted
     return DashSchedule(cast(Any, adapter), prelaunch_steps, optimizer, seed)
@@ -185,7 +187,7 @@ class PeftAdapter:
     """A PEFT LoRA adapter as DashSchedule and the file formats see one: the counterpart of core.adapter.Adapter."""
 
     def __init__(
-        self, model: PeftModel, name: str, layers: dict[str, PeftLinear], dash_k: int, eps: float, selection: str
+        self, model: PeftModel, name: str, layers: dict[str, LoraLayer], dash_k: int, eps: float, selection: str
     ) -> None:
         settings = cast(Any, model.peft_config[name])
         first = next(iter(layers.values()))
@@ -271,10 +273,11 @@ class _Weights:
 class _Layer:
     """A PEFT layer as the launch sees one."""
 
-    def __init__(self, layer: PeftLinear, name: str) -> None:
+    def __init__(self, layer: LoraLayer, name: str) -> None:
         self.layer, self.name = layer, name
         self.base = layer.get_base_layer()
-        self.out_features, self.in_features = weight_matrix(self.base).shape
+        self.quantized, self.precise_weight = is_quantized(self.base), None
+        self.out_features, self.in_features = matrix_shape(self.base)
 
     def weights(self, name: str) -> _Weights:
         """Read anew each time: whatever moves the model replaces its tensors."""
@@ -287,7 +290,7 @@ class _Layer:
         return weight_matrix(self.base)
 
     def add_shifts(self, k: int) -> None:
-        layer, device = cast(Any, self.layer), cast(Tensor, self.base.weight).device
+        layer, device = cast(Any, self.layer), device_of(self.base)
         k = min(k, self.out_features, self.in_features)
         if not hasattr(layer, _SHIFTS):
             setattr(layer, _SHIFTS, nn.ParameterDict())
@@ -300,12 +303,14 @@ class _Layer:
         getattr(layer, _V)[self.name] = torch.zeros(k, self.in_features, device=device)
         getattr(layer, _INDICES)[self.name] = torch.full((k,), -1, dtype=torch.int64, device=device)
         layer.lora_variant[self.name] = DashVariant()
+        if self.quantized:  # some of PEFT's layers would merge B A alone into them
+            layer.merge = _refuse_merging
 
 
 # -- what is refused
 
 
-def _plain_lora(model: PeftModel) -> tuple[str, dict[str, PeftLinear]]:
+def _plain_lora(model: PeftModel) -> tuple[str, dict[str, LoraLayer]]:
     """(name, layers) of the active adapter. Raises InputError for all but plain LoRA on linear layers."""
     if not hasattr(PeftLinear, "lora_variants") or "lora_variant" not in inspect.getsource(PeftLinear.forward):
         raise InputError(
@@ -318,15 +323,15 @@ def _plain_lora(model: PeftModel) -> tuple[str, dict[str, PeftLinear]]:
     if "dash_adapter" in model.__dict__:
         raise InputError("the model has the dash already; its schedule is the one that to_dash returned before")
     prefix = "base_model.model."
-    layers: dict[str, PeftLinear] = {}
+    layers: dict[str, LoraLayer] = {}
     for module, layer in model.named_modules():
         if not isinstance(layer, LoraLayer) or name not in layer.r:
             continue
-        if type(layer) is not PeftLinear or layer.lora_bias.get(name):
+        if not _is_linear(layer) or layer.lora_bias.get(name):
             kind = f"{type(layer).__module__.rpartition('.')[2]}.{type(layer).__name__}"
             raise InputError(
-                f"{module} is PEFT's {kind}{' with lora_bias' if type(layer) is PeftLinear else ''}; the dash takes "
-                "plain LoRA on unquantized linear layers: give LoraConfig other target_modules"
+                f"{module} is PEFT's {kind}{' with lora_bias' if _is_linear(layer) else ''}; the dash takes plain LoRA "
+                "on linear layers: give LoraConfig other target_modules"
             )
         if name in layer.lora_variant:
             raise InputError(f"{module} has a variant of LoRA ({type(layer.lora_variant[name]).__name__}) already")
@@ -341,6 +346,14 @@ def _plain_lora(model: PeftModel) -> tuple[str, dict[str, PeftLinear]]:
             f"the layers have several ranks or scales ({sorted(sizes)[:3]}); leave out rank_pattern and alpha_pattern"
         )
     return name, layers
+
+
+def _is_linear(layer: LoraLayer) -> bool:
+    """Whether it is PEFT's layer around a linear one: a plain one, or one of its classes around a quantized one that
+    ask variants too."""
+    if type(layer) is PeftLinear:
+        return True
+    return is_quantized(layer.get_base_layer()) and "lora_variant" in inspect.getsource(cast(Any, type(layer)).forward)
 
 
 def _adapter_of(model: PeftModel) -> PeftAdapter:
@@ -387,6 +400,14 @@ def _refuse_weighted(*args: Any, **kwargs: Any) -> None:
     raise InputError(
         "add_weighted_adapter would leave out the shifts of singular values; load the plain LoRAs that save_as_lora "
         "writes into a model of PEFT alone, and combine those"
+    )
+
+
+def _refuse_merging(*args: Any, **kwargs: Any) -> None:
+    """In place of a quantized layer's merge."""
+    raise InputError(
+        "cannot merge into a quantized weight, whose rounding would swallow the update; write the adapter by "
+        "save_as_lora, and merge that into the unquantized model"
     )
 
 

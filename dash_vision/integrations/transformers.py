@@ -70,16 +70,29 @@ class DashCallback(TrainerCallback):
         if isinstance(self.adapter.model, PreTrainedModel):
             self.adapter.model._keys_to_ignore_on_save = cast(Any, FrozenKeys(self.adapter))
             cast(Any, self.adapter.model).save_pretrained = _SaveAdapterToo(self.schedule, self.adapter)
+            self._tell_of_adapter(getattr(self.adapter.model, "is_quantized", False))
+
+    def _tell_of_adapter(self, there: bool) -> None:
+        """A Trainer takes a quantized model only where transformers' own mark says that it has an adapter; but a model
+        with the mark is saved in PEFT's way. So it has it until the Trainer is made."""
+        if isinstance(self.adapter.model, PreTrainedModel):
+            self.adapter.model._hf_peft_config_loaded = there
 
     def attach(self, trainer: Trainer) -> DashCallback:
         """Put this callback before the Trainer's own, so that its trackers are told of the launch and of the shifts.
 
-        The alternative to the Trainer's `callbacks=[...]`, which asks the trackers first.
+        The alternative to the Trainer's `callbacks=[...]`, which asks the trackers first. Make it before the Trainer
+        where the model is quantized.
         """
+        self._tell_of_adapter(False)
         trainer.callback_handler.callbacks.insert(0, self)
         return self
 
     # -- the Trainer's events
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The Trainer has taken the model."""
+        self._tell_of_adapter(False)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -214,7 +227,15 @@ class FrozenKeys(Set[str]):
         if not self.adapter.layers or _is_merged(self.adapter):
             return []
         named = self.adapter.model.named_parameters(remove_duplicate=False)
-        return [name for name, p in named if not p.requires_grad and ".adapters." not in name]
+        names = [name for name, p in named if not p.requires_grad and ".adapters." not in name]
+        if not getattr(self.adapter.model, "is_quantized", False):
+            return names
+        # A quantized weight has more tensors, which are called after it.
+        frozen = {*names}
+        return [
+            *names,
+            *(key for key in self.adapter.model.state_dict() if _owner(key) in frozen and key not in frozen),
+        ]
 
     def __contains__(self, name: object) -> bool:
         return name in self._names()
@@ -224,6 +245,12 @@ class FrozenKeys(Set[str]):
 
     def __len__(self) -> int:
         return len(self._names())
+
+
+def _owner(key: str) -> str:
+    """ "layer.weight" of "layer.weight.absmax"."""
+    head, found, _ = key.rpartition(".weight.")
+    return f"{head}.weight" if found else key
 
 
 def _is_merged(adapter: Adapter) -> bool:

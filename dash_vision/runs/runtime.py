@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..core.quantized import is_quantized
 from ..core.sharding import shard, whole
 from ..files.errors import InputError, one_line
 from .signals import StopRequest
@@ -110,8 +111,16 @@ class Runtime:
                 raise InputError(str(error)) from None
             return network
         devices = [self.device.index] if self.device.type == "cuda" else None
+        # To begin with, the first process's weights would be sent to all, which quantized ones cannot be; each process
+        # has read the same.
+        sends = not any(map(is_quantized, network.modules()))
+        for parameter in () if sends else network.parameters():
+            if parameter.requires_grad:
+                dist.broadcast(parameter.detach(), src=0)
         # The launch leaves equal buffers on all processes: nothing to send in every step.
-        return nn.parallel.DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(
+            network, device_ids=devices, broadcast_buffers=False, init_sync=sends
+        )
 
     @contextmanager
     def unsynchronized(self, networks: Iterable[nn.Module]) -> Iterator[None]:

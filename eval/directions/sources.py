@@ -127,7 +127,7 @@ def _full_weights(path: Path, run: Run) -> Path | None:
 def load_frozen_model(run: Run, base: str | None) -> nn.Module:
     """The frozen model that a run was trained on."""
     if isinstance(run, DreamBoothRun):
-        return load_base(run, base).denoiser
+        return load_base(run, base, quantize="none").denoiser
     from dash_vision.bases.backbones import Backbone, build
 
     path = run.folder / NATIVE_NAME

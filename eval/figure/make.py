@@ -86,7 +86,7 @@ def _sample(
     """A block's pictures, and a sentence for each adapter that does not fit the base. Raises InputError."""
     first = next(iter(runs.values()))
     prompts = [prompt.replace("{}", first.subject) for prompt in block.prompts]
-    base = load_base(first, sampler.base, sampler.dtype)
+    base = load_base(first, sampler.base, sampler.dtype, sampler.quantize)
     notes = check_recorded(base, first.record.base, first.folder, sampler.base)
     runs, problems = fitting_runs(base, runs)
     move(base, usable_device(sampler.device), sampler.dtype)

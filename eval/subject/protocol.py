@@ -80,7 +80,7 @@ def _load(
     """The base, and the runs whose adapters load in it. notes, problems: take what is to be said of it and of the
     others."""
     first = next(iter(runs.values()))
-    base = load_base(first, how.sampler.base, how.sampler.dtype)
+    base = load_base(first, how.sampler.base, how.sampler.dtype, how.sampler.quantize)
     notes += check_recorded(base, first.record.base, first.folder, how.sampler.base)
     runs, unfit = fitting_runs(base, runs)
     problems += unfit

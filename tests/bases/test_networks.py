@@ -42,7 +42,7 @@ def test_a_network_takes_no_memory_before_it_is_loaded(half):
 
 
 def test_what_the_files_have_in_half_precision_may_stay_so_but_for_the_vae(half):
-    base = load_base(str(half), as_stored=True)
+    base = load_base(str(half), dtype=torch.bfloat16)
     dtypes = {name: {p.dtype for p in network.parameters()} for name, network in base.components().items()}
     assert dtypes == {"transformer": {torch.bfloat16}, "text_encoder": {torch.bfloat16}, "vae": {torch.float32}}
 
@@ -55,13 +55,16 @@ def test_a_network_with_several_dtypes_on_disk_is_not_rounded(half, tmp_path):
     key = next(iter(tensors))
     tensors[key] = torch.randn(tensors[key].shape)
     save_file(tensors, file, {"format": "pt"})
-    base = load_base(str(folder), as_stored=True)
+    base = load_base(str(folder))
     assert torch.equal(base.denoiser.state_dict()[key], tensors[key])
+    half = load_base(str(folder), dtype=torch.bfloat16)
+    assert torch.equal(half.denoiser.state_dict()[key], tensors[key].bfloat16())
+    assert half.identity() == base.identity()
 
 
 def test_the_identity_is_that_of_the_weights_whatever_dtype_they_are_read_in(half):
     whole = load_base(str(half)).identity()
-    base = load_base(str(half), waits=True, as_stored=True)
+    base = load_base(str(half), waits=True, dtype=torch.bfloat16)
     base.load("text_encoder", "vae")
     base.drop_text_encoders()
     base.load()

@@ -38,7 +38,7 @@ def another(tiny, tmp_path_factory):
 def test_a_file_of_a_transformer_is_the_base_with_that_transformer(another, tiny, name):
     """The base, the lines of the model card, and the base that is loaded again by a run's record: one identity."""
     file, folder = another(name)
-    base = load_base(str(file), single_file_config=str(folder), as_stored=True, waits=True)
+    base = load_base(str(file), single_file_config=str(folder), dtype=torch.bfloat16, waits=True)
     assert set(base.waiting) >= {"transformer", "vae", "text_encoder"}
     found, whole = base.identity(), load_base(str(tiny(name)))
     stock = type(whole.denoiser).from_single_file(str(file), config=str(folder), subfolder="transformer")

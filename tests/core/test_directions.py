@@ -130,7 +130,7 @@ def test_directions_come_from_the_weight_before_a_cast():
     model.load_state_dict({f"0.{k}": v for k, v in exact.state_dict().items()})
     model.to(torch.bfloat16)
     adapter = inject(model, DashConfig(rank=2, dash_k=3, target=["0"]))
-    adapter.layers["0"].precise_weight = exact.weight.detach()
+    adapter.layers["0"].precise_weight = exact.weight.detach
     with torch.no_grad():
         adapter.layers["0"].weights("default").B.normal_()
     adapter.launch()

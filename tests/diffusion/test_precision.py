@@ -50,11 +50,11 @@ def test_bf16_keeps_trainable_parameters_in_float32(bases, tmp_path):
 
 
 def test_the_launch_sees_the_weights_of_the_files_in_half_precision_too(bases, tmp_path):
-    """A file in float32 is rounded by the cast, one in bfloat16 is not: only the former has to be kept."""
+    """A file in float32 is rounded by the cast, one in bfloat16 is not: only the former has to be read again."""
     job = prepare(settings(bases, tmp_path / "out"), mixed_precision="bf16")
     stored = load_file(bases / "sd/unet/diffusion_pytorch_model.safetensors")
     for module, layer in job.adapters["unet"].layers.items():
-        assert torch.equal(layer.precise_weight.flatten(), stored[f"{module}.weight"].flatten())
+        assert torch.equal(layer.precise_weight().flatten(), stored[f"{module}.weight"].flatten())
     job.close()
     shutil.copytree(bases / "sd", tmp_path / "half")
     path = tmp_path / "half/unet/diffusion_pytorch_model.safetensors"

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 def tiny_llama(seed=0, **settings):
     torch.manual_seed(seed)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=1, vocab_size=48, **settings))
+    return LlamaForCausalLM(LlamaConfig(**{**sizes, "num_key_value_heads": 1, "vocab_size": 48, **settings}))
 
 
 def sentences(count=32, length=8, seed=1):
