@@ -74,9 +74,8 @@ def estimate(plan: Plan, base: Base, dtype: torch.dtype, cuda: bool = True) -> E
     conditions = _conditions(base, plan)
     denoiser, adapter, trained, activations, spectra = _training(plan, base, dtype, cuda, conditions)
     encoding, decoding = _pictures(plan, base)
-    text = (
-        encoders if family.light_text_encoders or plan.settings.train_text_encoder else 0
-    )  # else they are gone by then
+    stay = family.light_text_encoders or plan.settings.train_text_encoder  # else the text encoders are gone by then
+    text = encoders if stay else 0
     state = "8-bit adamw" if plan.settings.use_8bit_adam else plan.settings.optimizer
     training = {"denoiser": denoiser, "adapter": adapter, "optimizer": trained * _STATE[state]}
     if plan.settings.train_text_encoder:
