@@ -437,7 +437,8 @@ def _load_folder(folder: Path, name: str, wanted: _Wanted) -> _Loaded:
                 files = NetworkFiles(name, folder / part, library, kind, variant, word)
                 if file is not None:
                     files = SingleFileNetwork(str(file), folder / part, library, kind, None, word, file)
-                _check_quantized(files, flag)
+                if not wanted.bare:
+                    _check_quantized(files, flag)
                 options[part] = _empty(files)
                 sources[part] = files
         pipeline = _pipeline_class(family).from_pretrained(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..files.fingerprints import probe_matrix
 from . import fused
-from .quantized import is_quantized, is_repacked
+from .quantized import frozen_product, is_quantized, is_repacked
 from .sharding import is_sharded, whole
 from .weights import MERGED, DashWeights, has_numbers, is_conv1d, matrix_shape, weight_matrix
 
@@ -105,7 +105,7 @@ class DashLinear(nn.Module):
         if len(active) == 1 and fused.applies(self.base, active[0], x):
             assert isinstance(self.base, nn.Linear)
             return fused.linear(self.base, active[0], x)
-        y = self.base(x)
+        y = frozen_product(self.base, x) if self.quantized else self.base(x)
         for w in active:
             y = self._add_update(x, y, w)
         return y

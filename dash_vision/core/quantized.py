@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 _REPACKS = "support_avx512bf16_for_cpu"
 _ROWS = 1024  # unit vectors at once: they bound the memory of a dequantization
@@ -48,6 +49,30 @@ def keep_trainable(model: nn.Module) -> None:
 def is_repacked(layer: nn.Module) -> bool:
     """Whether bitsandbytes has done that to a layer already."""
     return bool(getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False))
+
+
+def frozen_product(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x) of a quantized layer. Where its library leaves the backward pass to autograd, which would keep the
+    unpacked weight for it, the weight is unpacked again there instead."""
+    if _can_dequantize(cast(Tensor, layer.weight)) and torch.is_grad_enabled() and x.requires_grad:
+        product: Tensor = _Product.apply(x, layer)
+        return product
+    answer: Tensor = layer(x)
+    return answer
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.Module) -> Tensor:
+        ctx.layer, ctx.dtype = layer, x.dtype
+        y: Tensor = layer(x)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        W = dequantized(ctx.layer)
+        return (gradient.to(W.dtype) @ W).to(ctx.dtype), None
 
 
 @torch.no_grad()

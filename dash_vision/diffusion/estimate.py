@@ -24,6 +24,8 @@ from .setup import targets_of
 
 # Bytes that an optimizer keeps for each number that it updates.
 _STATE = {"adamw": 8, "8-bit adamw": 2, "prodigy": 16}
+# Bytes of a weight in few bits, with bitsandbytes' scale of four bytes for 64 weights; torchao has one for each row.
+_QUANTIZED = {"nf4": 0.5 + 4 / 64, "int8": 1.0, "fp8": 1.0}
 _IN_AN_UPDATE = 8  # bytes a number that AdamW takes for a moment, for all tensors at once
 
 
@@ -70,7 +72,10 @@ def estimate(plan: Plan, base: Base, dtype: torch.dtype, cuda: bool = True) -> E
     gigabyte for itself: neither is in it.
     """
     family, pipeline = base.family, base.pipeline
-    vae, encoders = size_of(pipeline.vae), sum(_kept(encoder, dtype) for encoder in base.text_encoders())
+    vae, encoders = (
+        size_of(pipeline.vae),
+        sum(_kept(encoder, dtype, plan.settings.quantize_text_encoder) for encoder in base.text_encoders()),
+    )
     conditions = _conditions(base, plan)
     denoiser, adapter, trained, activations, spectra = _training(plan, base, dtype, cuda, conditions)
     encoding, decoding = _pictures(plan, base)
@@ -93,11 +98,27 @@ def estimate(plan: Plan, base: Base, dtype: torch.dtype, cuda: bool = True) -> E
     return Estimate(tuple(Stage(*stage) for stage in stages), spectra)
 
 
-def _kept(encoder: nn.Module, dtype: torch.dtype) -> int:
+def _kept(encoder: nn.Module, dtype: torch.dtype, word: str) -> int:
     """Bytes of a text encoder: see load_base's dtype; the configuration says what the files hold."""
     stored = str(cast(Any, encoder).config.dtype).removeprefix("torch.")
     halves = dtype != torch.float32 and stored == "bfloat16"
-    return size_of(encoder) // 2 if halves else size_of(encoder)
+    return _in_few_bits(encoder, word) // 2 if halves and word == "none" else _in_few_bits(encoder, word)
+
+
+def _in_few_bits(network: nn.Module, word: str) -> int:
+    """Bytes of a network whose linear layers are quantized by a word of bases.quantization."""
+    saved = 0.0
+    for layer in network.modules() if word != "none" else ():
+        if isinstance(layer, nn.Linear):
+            saved += layer.weight.numel() * (layer.weight.element_size() - _QUANTIZED[word])
+    return size_of(network) - int(saved)
+
+
+def _unpacked(network: nn.Module, word: str) -> int:
+    """Bytes of the largest quantized weight while it is unpacked for a product."""
+    linear = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+    sizes = [layer.weight.numel() * layer.weight.element_size() for layer in linear]
+    return max(sizes, default=0) if word != "none" else 0
 
 
 def _moved(name: str, parts: dict[str, int]) -> int:
@@ -123,7 +144,8 @@ def _training(
     networks = {name: copy.deepcopy(getattr(base.pipeline, name)) for name in targets_of(plan, base)}
     for network in networks.values():
         network.to(dtype)
-    size = size_of(networks[family.denoiser])
+    size = _in_few_bits(networks[family.denoiser], settings.quantize)
+    unpacked = _unpacked(networks[family.denoiser], settings.quantize)
     batch, encoded = _batch(plan, base, process), [conditions] * _batch_size(plan)
     with imagined(dtype, cuda):
         adapters = [_adapted(plan, base, name, network) for name, network in networks.items()]
@@ -131,7 +153,7 @@ def _training(
         with Meter() as meter:
             told = family.join(encoded) | batch.pictures
             loss_of(family, networks[family.denoiser], process, batch, told).backward()
-            peak = meter.peak
+            peak = meter.peak + unpacked
     layers = [layer for adapter in adapters for layer in adapter.layers.values()]
     kept = sum(size_of(layer.adapters) for layer in layers)
     trained = sum(p.numel() for adapter in adapters for p in adapter.parameters())

@@ -152,6 +152,12 @@ def _savings(config: PlanConfig, base: Base) -> Iterator[dict[str, Any]]:
     batch = config.train_batch_size or base.defaults.train_batch_size
     if batch > 1:
         yield {"train_batch_size": 1, "gradient_accumulation_steps": batch * config.gradient_accumulation_steps}
+    if config.quantize == "none":
+        yield {"quantize": "int8"}
+    if config.quantize != "nf4":
+        yield {"quantize": "nf4"}
+    if config.quantize_text_encoder == "none" and not base.family.light_text_encoders:
+        yield {"quantize_text_encoder": "nf4"}
     for side in _SIDES:
         if side < (config.resolution or base.resolution):
             yield {"resolution": side}

@@ -55,6 +55,23 @@ def test_output_and_gradients_are_those_of_the_dequantized_layer(backend, dtype)
         assert (found - expected).norm() <= TOLERANCE[dtype] * expected.norm()
 
 
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if not name.startswith("gguf")])
+def test_no_unpacked_weight_is_kept_for_the_backward_pass(backend):
+    """Else the training would hold all weights in full after all."""
+    model = quantize_layer(nn.Linear(256, 192), backend)
+    layer = nn.ModuleDict({"first": model})
+    inject(layer, DashConfig(rank=2, dash_k=2, target=["first"]))
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer["first"](torch.randn(2, 256, requires_grad=True))
+    assert max(kept) < 256 * 192  # a byte for each weight would be less than unpacked ones take
+
+
 @each_backend
 def test_dequantizing_gives_the_weight_up_to_its_rounding(backend):
     model = Pair(backend)

@@ -75,6 +75,16 @@ def test_weights_and_optimizer_are_counted_by_their_numbers():
     assert part(found, "training", "adapter") == pytest.approx(4 * (trained + directions), rel=0.01)
 
 
+def test_quantized_weights_count_in_their_bits():
+    """nf4 takes half a byte for a weight and four bytes for 64, int8 a byte."""
+    unet = miniature().denoiser
+    linear = sum(m.weight.numel() for m in unet.modules() if isinstance(m, torch.nn.Linear))
+    rest = sum(p.numel() for p in unet.parameters()) - linear
+    for word, each in (("nf4", 0.5625), ("int8", 1)):
+        found = estimated(mixed_precision="bf16", quantize=word)
+        assert part(found, "training", "denoiser") == pytest.approx(2 * rest + each * linear, abs=1)
+
+
 def test_a_gpu_takes_its_norms_in_float32():
     """Whose autocast keeps them so, as torch's documentation of autocast lists it."""
     on_cpu, on_gpu = (estimated(mixed_precision="bf16", no_gpu=no_gpu) for no_gpu in (True, False))
@@ -123,6 +133,7 @@ def sizes(monkeypatch):
     def rule(config, base):
         size = 16 * GIB / (2 if config.mixed_precision == "bf16" else 1) / (4 if config.gradient_checkpointing else 1)
         size *= (config.train_batch_size or 4) / 4 * (config.resolution or 1024) / 1024
+        size *= {"none": 1, "int8": 0.5, "nf4": 0.25}[config.quantize]
         return Estimate((Stage("training", {"denoiser": int(size)}, 0),), 0)
 
     monkeypatch.setattr(planning, "estimate_for", rule)
@@ -142,9 +153,9 @@ def test_flags_that_are_given_are_not_advised(sizes, capsys):
 
 
 def test_a_budget_that_nothing_fits_is_said_with_what_to_do(sizes, capsys):
-    assert planning.main(["--budget", "0.6GB"]) == 1
+    assert planning.main(["--budget", "0.51GB"]) == 1
     said = capsys.readouterr()
-    assert "--train_batch_size 1 --gradient_accumulation_steps 4" in said.out.splitlines()[-1]
+    assert "--train_batch_size 1 --gradient_accumulation_steps 4 --quantize nf4" in said.out.splitlines()[-1]
     assert "take a smaller base, or a larger GPU" in said.err
 
 
