@@ -9,6 +9,7 @@ Tokenizers are the small ones of the tests, which give prompts the same shapes.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
@@ -153,13 +154,18 @@ def _merged(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return found
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.published", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where to write them")
+    return parser
+
+
 def main() -> int:
     """Write all of them."""
-    if len(sys.argv) != 2:
-        print(f"error: {sys.argv[0]} takes a folder to write to", file=sys.stderr)
-        return 2
+    folder = make_parser().parse_args().folder
     for name in BASES:
-        print(write(name, Path(sys.argv[1])))
+        print(write(name, folder))
     return 0
 
 

@@ -11,12 +11,14 @@ from accelerate.commands.launch import launch_command_parser
 
 import benchmarks.__main__
 import benchmarks.individuals
+import benchmarks.published
 import dash_vision.__main__
 import dash_vision.miniature.__main__
 import eval.__main__
 import tests.soak.__main__
 from dash_vision.classification.config import VtabConfig
 from dash_vision.diffusion.config import DreamBoothConfig
+from dash_vision.diffusion.planning import PlanConfig
 from dash_vision.runs.settings import make_parser, parse
 from tests.support.paths import ROOT
 
@@ -34,12 +36,14 @@ TRAINERS = {
     "train_dreambooth.py": DreamBoothConfig,
     "train_vtab.py": VtabConfig,
     "dreambooth": DreamBoothConfig,
+    "plan": PlanConfig,
     "vtab": VtabConfig,
 }
 MODULES = {
     "eval": eval.__main__.make_parser,
     "benchmarks": benchmarks.__main__.make_parser,
     "benchmarks.individuals": benchmarks.individuals.make_parser,
+    "benchmarks.published": benchmarks.published.make_parser,
     "dash_vision.miniature": dash_vision.miniature.__main__.make_parser,
     "tests.soak": tests.soak.__main__.make_parser,
     "examples/commonsense.py": lambda: example_parser("examples/commonsense.py"),
@@ -116,7 +120,7 @@ def test_modules_named_in_a_sentence_exist():
 
 
 def known_flags():
-    parsers = [make_parser(cls, "", "") for cls in (DreamBoothConfig, VtabConfig)]
+    parsers = [make_parser(cls, "", "") for cls in (DreamBoothConfig, PlanConfig, VtabConfig)]
     parsers += [make() for make in MODULES.values()]
     parsers += [dash_vision.__main__.make_parser(), LAUNCH]
     flags = set(FOREIGN)
