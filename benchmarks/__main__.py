@@ -72,7 +72,7 @@ def _measure(args: argparse.Namespace, settings: Settings) -> list[Table]:
     if args.name == "launch":
         from . import launch
 
-        return launch.measure(settings, args.models, size, args.rank, args.dash_k)
+        return launch.measure(settings, args.models, size, args.rank, args.dash_k, args.ways)
     if args.name == "load":
         from . import load
 
@@ -131,6 +131,11 @@ def _add_models(command: argparse.ArgumentParser, name: str) -> None:
     else:
         models = ("vit", "sd15", "sdxl", "flux2", "z-image", "qwen-image")
         command.add_argument("--models", nargs="+", choices=models, default=list(models[:3]))
+    if name == "launch":
+        from .launch import WAYS
+
+        help_ = "SVDs of the largest weights take many minutes"
+        command.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help=help_)
 
 
 def _add_dreambooth(command: argparse.ArgumentParser, name: str) -> None:

@@ -7,7 +7,7 @@ import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -24,27 +24,36 @@ def _what(name: str) -> str:
     return "all block linears" if name == "vit" else "attention only"
 
 
-def measure(settings: Settings, models: list[str], size: Size, rank: int, k: int) -> list[Table]:
-    """Seconds of every way to launch, and in training steps."""
-    return [table for name in models for table in _tables(name, settings, size, rank, k)]
+WAYS = ("prepared", "files", "nothing", "svd", "thread")
+_SVD = "a full SVD of each layer"
 
 
-def _tables(name: str, settings: Settings, size: Size, rank: int, k: int) -> list[Table]:
+def measure(
+    settings: Settings, models: list[str], size: Size, rank: int, k: int, wanted: Sequence[str] = WAYS
+) -> list[Table]:
+    """Seconds of the wanted ways to launch, and in training steps; "thread": of training beside the preparation."""
+    return [table for name in models for table in _tables(name, settings, size, rank, k, wanted)]
+
+
+def _tables(name: str, settings: Settings, size: Size, rank: int, k: int, wanted: Sequence[str]) -> list[Table]:
     model = network(name, size, settings)
     adapter = inject(model, DashConfig(rank=rank, dash_k=k, target=TARGETS[name][_what(name)]))
     with torch.no_grad():
         for _, w in adapter.weights():
             w.B.normal_(std=0.01)
     with tempfile.TemporaryDirectory() as folder:
+        busy = time.process_time()
         adapter.prepare(folder)
         adapter.decompositions.wait()
-        ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-            # by name: what comes before, and what training waits for
-            "prepared in the background": (partial(_prepare, adapter, folder), adapter.launch),
-            "from files": (partial(_rewind, adapter, folder), adapter.launch),
-            "nothing ahead": (partial(_rewind, adapter, None), adapter.launch),
-            "a full SVD of each layer": (partial(_rewind, adapter, None), partial(full_svds, adapter)),
+        busy = time.process_time() - busy
+        all_ways: dict[str, tuple[str, Callable[[], object], Callable[[], object]]] = {
+            # by its word: its name, what comes before, and what training waits for
+            "prepared": ("prepared in the background", partial(_prepare, adapter, folder), adapter.launch),
+            "files": ("from files", partial(_rewind, adapter, folder), adapter.launch),
+            "nothing": ("nothing ahead", partial(_rewind, adapter, None), adapter.launch),
+            "svd": (_SVD, partial(_rewind, adapter, None), partial(full_svds, adapter)),
         }
+        ways = {name: rest for word, (name, *rest) in all_ways.items() if word in wanted}
         times: dict[str, list[float]] = {way: [] for way in ways}
         for number in range(settings.rounds):
             for way in list(ways) if number % 2 == 0 else list(reversed(ways)):
@@ -56,16 +65,16 @@ def _tables(name: str, settings: Settings, size: Size, rank: int, k: int) -> lis
     step()
     one_step = statistics.median(seconds(step, settings) for _ in range(max(3, settings.rounds)))
     rows: list[list[str | float]] = []
-    peer = statistics.median(times["a full SVD of each layer"])
+    peer = statistics.median(times[_SVD]) if _SVD in times else None
     for way, found in times.items():
         middle = statistics.median(found)
-        rows.append([way, middle, middle / one_step, peer / middle])
+        rows.append([way, middle, middle / one_step, "" if peer is None else peer / middle])
     title = (
         f"{TITLES[name]} ({size.of(name)}), {_what(name)}: {len(adapter.layers)} layers; a training step takes "
-        f"{one_step:.3g} s"
+        f"{one_step:.3g} s, the decompositions {busy:.3g} s of processor time"
     )
     stalls = Table(title, ("launch", "stall, s", "in training steps", "times less than the full SVDs"), rows)
-    return [stalls, _beside_the_thread(adapter, step, settings)]
+    return [stalls, *([_beside_the_thread(adapter, step, settings)] if "thread" in wanted else [])]
 
 
 def _beside_the_thread(adapter: Adapter, step: Callable[[], None], settings: Settings) -> Table:
