@@ -1,6 +1,6 @@
 """python -m benchmarks NAME [--device cpu|cuda] [--dtype float32|bfloat16] [--json FILE]
 
-NAME is layer, step, memory, launch, dreambooth, vtab, load, scale or exactness; `python -m benchmarks NAME --help`
+NAME is layer, step, memory, launch, dreambooth, vtab, load, scale, exactness or gpu; `python -m benchmarks NAME --help`
 lists each one's settings."""
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
 
             report(args.width, args.rank, args.dash_k)
             return 0
+        if args.name == "gpu":
+            from .gpu import measure
+
+            return 0 if measure(args.device, args.minutes, args.out) else 1
         rounds = args.rounds or (15 if args.device == "cpu" else 50)
         settings = Settings(torch.device(args.device), DTYPES[args.dtype], rounds, args.clock)
         publish(args.name, _measure(args, settings), settings, args.json)
@@ -43,7 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: cannot write {args.json}: {error.strerror or error}; give another --json", file=sys.stderr)
+        flag = "out" if args.name == "gpu" else "json"
+        print(
+            f"error: cannot write {getattr(args, flag)}: {error.strerror or error}; give another --{flag}",
+            file=sys.stderr,
+        )
         return 2
     return 0
 
@@ -104,6 +112,10 @@ def make_parser() -> argparse.ArgumentParser:
     exactness.add_argument("--width", type=float, default=0.5, help="share of the real channels (default: 0.5)")
     exactness.add_argument("--rank", type=int, default=4)
     exactness.add_argument("--dash_k", type=int, default=8)
+    gpu = commands.add_parser("gpu", help="what there is to know of one GPU, in some minutes")
+    gpu.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="cpu: a try with tiny networks")
+    gpu.add_argument("--minutes", type=_positive, default=5, metavar="N", help="begin no part later (default: 5)")
+    gpu.add_argument("--out", type=Path, default=Path("gpu-results"), metavar="DIR", help="default: gpu-results")
     return parser
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -54,13 +55,14 @@ class Size:
 
 def network(name: str, size: Size, settings: Settings) -> nn.Module:
     """The frozen network, in training mode."""
-    if name == "vit":
-        torch.manual_seed(0)
-        model: nn.Module = timm.create_model("vit_base_patch16_224", depth=size.depth, num_classes=100)
-    elif name in FLOWS:
-        model = FLOWS[name].network()
-    else:
-        model = build(SD15 if name == "sd15" else SDXL, size.width)
+    with settings.device:  # random numbers by the billion are made faster there
+        if name == "vit":
+            torch.manual_seed(0)
+            model: nn.Module = timm.create_model("vit_base_patch16_224", depth=size.depth, num_classes=100)
+        elif name in FLOWS:
+            model = FLOWS[name].network()
+        else:
+            model = build(SD15 if name == "sd15" else SDXL, size.width)
     if settings.dtype != torch.float32:
         model.to(settings.dtype)
     return model.to(settings.device).requires_grad_(False).train()
@@ -127,10 +129,14 @@ def _require_grad_before_the_blocks(name: str, model: nn.Module) -> None:
 
 
 def training_step(
-    name: str, model: nn.Module, size: Size, settings: Settings
+    name: str,
+    model: nn.Module,
+    size: Size,
+    settings: Settings,
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[Callable[[], None], torch.optim.Optimizer | None]:
     """A whole step: forward, backward, AdamW; for a model without parameters to train, the gradient of what goes into
-    its blocks instead."""
+    its blocks instead. around: gives what the forward pass is made in."""
     if name in FLOWS:
         call = FLOWS[name].call(model, size.side, settings.device, settings.dtype)
     else:
@@ -141,7 +147,7 @@ def training_step(
         _require_grad_before_the_blocks(name, model)
 
     def step() -> None:
-        with autocast(settings):
+        with autocast(settings), around():
             out = call()
         (out if isinstance(out, Tensor) else out[0]).float().square().mean().backward()
         if optimizer is not None:

@@ -25,10 +25,10 @@ gc.disable()  # while the tests' modules are imported: a collection looks throug
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    import torch
+    from tests.support import gpu
 
     for item in items:
-        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not gpu.there():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is none"))
         if item.get_closest_marker("hub"):
             item.add_marker(pytest.mark.skip(reason="needs the model hub, and tests run without network"))

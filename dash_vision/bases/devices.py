@@ -11,6 +11,7 @@ from torch import nn
 
 from ..core.quantized import is_quantized
 from ..files.errors import InputError
+from .offloading import offload_of
 
 
 def cast_network(network: nn.Module, dtype: torch.dtype) -> None:
@@ -21,8 +22,9 @@ def cast_network(network: nn.Module, dtype: torch.dtype) -> None:
 
 @contextmanager
 def placed(networks: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-    """Networks on a device while inside, back where they were after; those without weights stay."""
-    networks = [network for network in networks if cast(Any, network).device.type != "meta"]
+    """Networks on a device while inside, back where they were after; those without weights stay, and so do
+    those that are loaded block by block."""
+    networks = [n for n in networks if offload_of(n) is None and cast(Any, n).device.type != "meta"]
     before = [cast(Any, network).device for network in networks]
     away = [(network, home) for network, home in zip(networks, before, strict=True) if home != device]
     for network, _ in away:  # some quantized networks cannot be moved, not even to where they are

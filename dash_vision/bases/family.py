@@ -257,9 +257,11 @@ class Family(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. size: (width, height) in pixels. batch_size: pictures at once."""
+    """How to sample. size: (width, height) in pixels. batch_size: pictures at once. makes_room: the denoiser leaves the
+    device while prompts are encoded and pictures decoded."""
 
     steps: int
     guidance: float
     size: tuple[int, int]
     batch_size: int = 4
+    makes_room: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from .loading import Base
 
 __all__ = ["Sampling", "decode_latents", "encode_inputs", "encode_picture", "sample", "starting_noise", "to_pictures"]
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @torch.no_grad()
@@ -38,16 +40,17 @@ def sample(
     for a batch, it is halved. `tick(n)` is called for every n pictures done. Raises RunError when a picture holds
     values that are not finite.
     """
-    pictures: list[Image.Image] = []
+    latents: list[Tensor] = []
     size = how.batch_size
-    encoded = encode_inputs(base, prompts, device)
+    alone = [base.denoiser] if how.makes_room else []
+    with placed(alone if any(prompt not in base.inputs for prompt in prompts) else [], torch.device("cpu")):
+        encoded = encode_inputs(base, prompts, device)
     conditions = [encoded[prompt] for prompt in prompts]
     with placed([base.pipeline.vae, base.denoiser], device):
-        while len(pictures) < len(prompts):
-            rest = slice(len(pictures), len(pictures) + size)
+        while len(latents) < len(prompts):
+            rest = slice(len(latents), len(latents) + size)
             try:
-                latents = _denoise(base, conditions[rest], seed, numbers[rest], how, device, dtype)
-                pictures += to_pictures(decode_latents(base, latents))
+                latents += _denoise(base, conditions[rest], seed, numbers[rest], how, device, dtype).cpu()
             except torch.cuda.OutOfMemoryError:
                 torch.cuda.empty_cache()
                 if size == 1:
@@ -56,7 +59,8 @@ def sample(
                 log.warning("not enough memory for %d pictures at once; going on with %d", 2 * size, size)
                 continue
             tick(len(prompts[rest]))
-    return pictures
+        with placed(alone, torch.device("cpu")):
+            return to_pictures(decode_latents(base, torch.stack(latents)))
 
 
 def starting_noise(base: Base, seed: int, numbers: Sequence[int], size: tuple[int, int]) -> Tensor:
@@ -105,10 +109,11 @@ def _denoise(
 def encode_picture(base: Base, pixels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """(mean, standard deviation) of the latents' distribution [C, h, w] of one picture [3, height, width] in [-1, 1].
 
-    The VAE is on `device`. Always float32: SDXL's own VAE overflows in half precision. Raises InputError when the VAE
-    gives values that are not finite.
+    The VAE is on `device`. Always float32: SDXL's own VAE overflows in half precision. In tiles where the device's
+    memory does not suffice. Raises InputError when the VAE gives values that are not finite.
     """
-    mean, std = base.family.encode_picture(base.pipeline, pixels[None].to(device, torch.float32))
+    pixels = pixels[None].to(device, torch.float32)
+    mean, std = _in_tiles_if_need_be(base, lambda: base.family.encode_picture(base.pipeline, pixels))
     if not (torch.isfinite(mean).all() and torch.isfinite(std).all()):
         raise InputError(
             "the VAE gave values that are not finite; for SDXL give the fp16-fix VAE by "
@@ -129,15 +134,20 @@ def decode_latents(base: Base, latents: Tensor) -> Tensor:
 
 
 def _decode(base: Base, latents: Tensor) -> Tensor:
+    return _in_tiles_if_need_be(base, lambda: base.family.decode(base.pipeline, latents))
+
+
+def _in_tiles_if_need_be(base: Base, work: Callable[[], T]) -> T:
+    """What the VAE makes of a picture."""
     vae = base.pipeline.vae
     try:
-        return base.family.decode(base.pipeline, latents)
+        return work()
     except torch.cuda.OutOfMemoryError:
         torch.cuda.empty_cache()
-        log.warning("not enough memory to decode a picture at once; decoding it in tiles")
+        log.warning("not enough memory for a picture at once in the VAE; going on in tiles")
     vae.enable_tiling()
     try:
-        return base.family.decode(base.pipeline, latents)
+        return work()
     finally:
         vae.disable_tiling()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bases.quantization import QUANTIZATIONS
+from ..diffusion.config import OFFLOADS
 from ..files.errors import InputError
 from ..runs.settings import at_least, read_lines, typed_prompts
 from .adapters import DTYPES
@@ -32,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance_scale", type=float, metavar="X", help="guidance (default: the run's)")
     parser.add_argument("--scale", type=float, metavar="X", default=1.0, help="weight of the adapter (default: 1)")
     parser.add_argument("--base", metavar="ID|PATH", help="where the base is now (default: as the run says)")
+    parser.add_argument(
+        "--offload",
+        choices=OFFLOADS,
+        default="none",
+        help="what waits in the machine's memory, as in training (default: none)",
+    )
     parser.add_argument("--device", help="cpu or cuda (default: the GPU where there is one)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of the denoiser (default: on a GPU the run's)"
@@ -76,6 +83,7 @@ def _draw(args: argparse.Namespace, record: Any, prompts: Sequence[str]) -> None
     import torch
 
     from ..bases.devices import cast_network, usable_device
+    from ..bases.offloading import Offload
     from ..bases.recorded import check_recorded, load_lora, load_recorded
     from ..bases.sampling import Sampling, sample
 
@@ -92,7 +100,9 @@ def _draw(args: argparse.Namespace, record: Any, prompts: Sequence[str]) -> None
     asked = record.arguments
     steps = args.num_inference_steps or int(asked["num_inference_steps"])
     guidance = float(asked["guidance_scale"]) if args.guidance_scale is None else args.guidance_scale
-    how = Sampling(steps, guidance, (int(asked["resolution"]),) * 2)
+    how = Sampling(steps, guidance, (int(asked["resolution"]),) * 2, makes_room=args.offload != "none")
+    if args.offload == "group":
+        Offload(base.denoiser, device, base.family.units)
     places = [(p, n) for p in range(len(prompts)) for n in range(args.num_images)]
     # The first picture of a prompt has the noise of its column in samples.png.
     numbers = [n * 1000 + p for p, n in places]

@@ -15,7 +15,6 @@ from torch import Tensor
 from .decompositions import Decompositions
 from .layer import DashLinear
 from .sharding import whole
-from .weights import device_of
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def choose_directions(
         layer, w = layers[module], layers[module].weights(adapter)
         try:
             W = layer.frozen_matrix() if W is None else W
-            spectrum = decompositions.of(module, W, device_of(layer.base), source_of(layer))
+            spectrum = decompositions.of(module, W, w.A.device, source_of(layer))
             indices, U, V = w.choose(W, factors, spectrum, eps, selection, layer_generator(seed, module))
         except (ValueError, RuntimeError) as error:  # RuntimeError: a decomposition that fails, memory that runs out
             problem = f"cannot choose directions in {module}: {error}"

@@ -118,7 +118,10 @@ class DashWeights(nn.Module):
     ) -> None:
         super().__init__()
         self.rank, self.k, self.scaling = rank, k, scaling
-        self.A = nn.Parameter(torch.empty(rank, in_features, device=device))
+        first = torch.empty(rank, in_features, device="cpu")  # drawn there: on every device the same
+        if rank:
+            nn.init.kaiming_uniform_(first, a=math.sqrt(5))
+        self.A = nn.Parameter(first.to(device))
         self.B = nn.Parameter(torch.zeros(out_features, rank, device=device))
         self.dsigma = nn.Parameter(torch.zeros(k, device=device))
         self.U: Tensor
@@ -133,8 +136,6 @@ class DashWeights(nn.Module):
         self._seen: tuple[Any, ...] = ()
         self._held: tuple[Tensor, ...] = ()  # so that no other tensor comes to have the id of one that was seen
         self._phase = Phase(False, True, False)
-        if rank:
-            nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
     def forward(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """([A; V] [r + k, in], scales [r + k], [B, U] [out, r + k]): what the update multiplies by, in turn.

@@ -10,6 +10,7 @@ from ..bases.quantization import QUANTIZATIONS
 from ..files.errors import InputError
 from ..runs.settings import (
     DASH,
+    MACHINE,
     OPTIM,
     OUTPUT,
     DashArgs,
@@ -36,6 +37,7 @@ PRELAUNCH_STEPS = 100  # of the paper
 FLOW = "noise levels of flow-matching bases"
 TIMESTEP_SAMPLINGS = ("uniform", "logit_normal", "sigmoid", "shift")
 WEIGHTING_SCHEMES = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")
+OFFLOADS = ("none", "model", "group")
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 
 # A checkpoint and the run that resumes from it must agree in the settings of these groups: a change would make it
@@ -153,6 +155,13 @@ class TrainArgs:
     train_batch_size: int | None = option(None, TRAIN, "pictures per step and process", shown_default="the base's own")
     gradient_accumulation_steps: int = option(1, TRAIN, "batches per optimizer step")
     gradient_checkpointing: bool = option(False, TRAIN, "save memory, spend time")
+    offload: str = option(
+        "none",
+        MACHINE,
+        "what waits in the machine's memory instead of the GPU's: of the networks all but the one at work (model), and "
+        "of the denoiser all blocks but the one at work (group), which takes longer",
+        choices=OFFLOADS,
+    )
     max_sequence_length: int | None = option(
         None, TRAIN, "tokens of a prompt that a flow-matching base reads", shown_default="the pipeline's own"
     )
@@ -420,6 +429,13 @@ class DreamBoothConfig(
             raise InputError(
                 "--train_text_encoder does not go with --quantize_text_encoder nf4: diffusers loads no LoRA into that; "
                 "give int8 or fp8, or leave one of them out"
+            )
+        if self.offload == "group" and self.compile:
+            raise InputError("--compile does not go with --offload group, which moves weights; leave one of them out")
+        if self.offload == "group" and self.quantize != "none":
+            raise InputError(
+                f"--quantize {self.quantize} does not go with --offload group, which moves plain weights; give "
+                "--offload model, or leave --quantize out"
             )
         if self.hub_model_id is not None and not self.push_to_hub:
             raise InputError("--hub_model_id does nothing without --push_to_hub; add that, or leave it out")

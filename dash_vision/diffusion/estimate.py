@@ -12,6 +12,7 @@ from torch import nn
 from ..bases.family import Conditions
 from ..bases.loading import Base
 from ..bases.noise import NoiseOptions, NoiseProcess
+from ..bases.offloading import waiting_share
 from ..core.adapter import Adapter, inject
 from ..core.weights import weight_matrix
 from ..pictures.crops import CropInfo
@@ -82,20 +83,32 @@ def estimate(plan: Plan, base: Base, dtype: torch.dtype, cuda: bool = True) -> E
     stay = family.light_text_encoders or plan.settings.train_text_encoder  # else the text encoders are gone by then
     text = encoders if stay else 0
     state = "8-bit adamw" if plan.settings.use_8bit_adam else plan.settings.optimizer
+    offload, waiting = plan.settings.offload, 0
+    if offload == "group":
+        waiting, at_work = _waiting(base, dtype)
+        denoiser += at_work - waiting
     training = {"denoiser": denoiser, "adapter": adapter, "optimizer": trained * _STATE[state]}
     if plan.settings.train_text_encoder:
         training["text encoders"] = encoders
     training["gradients and activations"] = max(activations, trained * (4 + _IN_AN_UPDATE))
     drawing = {"denoiser": denoiser, "adapter": adapter, "VAE": vae, "activations": decoding}
+    if offload == "model":  # the denoiser and the activations come one after the other
+        drawing.pop("denoiser" if denoiser < decoding else "activations")
     stages = [
         ("prompts", {"text encoders": encoders}, encoders + vae),
         ("pictures", {"VAE": vae, "activations": encoding}, encoders + vae),
-        ("training", training, denoiser + text + vae),
-        ("samples", drawing, text + vae),
+        ("training", training, waiting + denoiser + text + vae),
+        ("samples", drawing, waiting + text + vae + (denoiser if offload == "model" else 0)),
     ]
     if not cuda:
         stages = [(name, parts, host - _moved(name, parts) + sum(parts.values())) for name, parts, host in stages]
     return Estimate(tuple(Stage(*stage) for stage in stages), spectra)
+
+
+def _waiting(base: Base, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes of the denoiser's blocks under --offload group: see offloading.waiting_share."""
+    network = copy.deepcopy(base.denoiser).to(dtype)
+    return waiting_share(network, base.family.units)
 
 
 def _kept(encoder: nn.Module, dtype: torch.dtype, word: str) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..bases.devices import cast_network
 from ..bases.loading import Base, load_base
+from ..bases.offloading import Offload, offload_of
 from ..core.adapter import Adapter
 from ..files.container import read_safetensors
 from ..files.errors import InputError, RunError
@@ -48,6 +49,10 @@ def load_exported(job: DreamBoothJob) -> Base:
     """The job's base with a stock pipeline that has loaded the file of the run's folder, on the same device."""
     pipeline = stock_pipeline(job.base.pipeline, job.adapters)
     pipeline.load_lora_weights(str(job.plan.output), weight_name=DIFFUSERS_NAME, adapter_name=_ADAPTER)
+    denoiser = getattr(pipeline, job.base.family.denoiser)
+    offload = offload_of(denoiser)
+    if offload is not None:  # the LoRA was put where the weights wait
+        offload.place(denoiser)
     return replace(job.base, pipeline=pipeline)
 
 
@@ -72,6 +77,8 @@ def load_other(job: DreamBoothJob, name: str) -> Base:
             f"--sample_with {name} does not take the adapter ({reason}); give a base of the same size"
         ) from None
     cast_network(other.denoiser, job.runtime.dtype)
+    if settings.offload == "group":
+        Offload(other.denoiser, job.runtime.device, other.family.units)
     return other
 
 

@@ -18,6 +18,7 @@ from ..bases.family import Conditions, Family
 from ..bases.identity import difference
 from ..bases.loading import Base
 from ..bases.noise import NoiseProcess, denoising_loss
+from ..bases.offloading import keeping_little
 from ..core.adapter import Adapter
 from ..core.launch import LaunchReport
 from ..core.loading import probe_weight
@@ -113,8 +114,8 @@ class DreamBoothJob:
 
     def _loss(self, batch: Batch) -> Tensor:
         batch = batch.to(self.runtime.device)
-        with self.runtime.autocast():
-            network = self.networks[self.base.family.denoiser]
+        network = self.networks[self.base.family.denoiser]
+        with self.runtime.autocast(), keeping_little(network):
             return loss_of(self.base.family, network, self.process, batch, self._conditions(batch))
 
     def _conditions(self, batch: Batch) -> Conditions:

@@ -52,7 +52,8 @@ def write_adapters(
 @dataclass(frozen=True)
 class Sheet:
     """What a sheet of samples shows. inputs: the subject's pictures. columns: prompts. seed, steps, guidance: of the
-    sampler. side: of a sample in pixels. method, note: the title of the trained row and the small print under it."""
+    sampler. side: of a sample in pixels. method, note: the title of the trained row and the small print under it.
+    makes_room: see bases.family.Sampling."""
 
     inputs: Sequence[Image.Image]
     instance_prompt: str
@@ -64,6 +65,7 @@ class Sheet:
     side: int
     method: str
     note: str
+    makes_room: bool = False
 
 
 def draw_samples(
@@ -71,7 +73,8 @@ def draw_samples(
 ) -> Image.Image:
     """The sheet of inputs, base (with `base_row`) and trained; pictures in one column start from the same noise.
     switch(whether): turns what was trained on and off."""
-    how = Sampling(sheet.steps, sheet.guidance, (sheet.side, sheet.side), _at_once(sheet.side, runtime.sharded))
+    at_once = _at_once(sheet.side, runtime.sharded)
+    how = Sampling(sheet.steps, sheet.guidance, (sheet.side, sheet.side), at_once, sheet.makes_room)
     noises, seed, device = range(len(sheet.columns)), sheet.seed, runtime.device
     titles = [(sheet.method, sheet.note, True)]
     if base_row:

@@ -149,13 +149,19 @@ def _savings(config: PlanConfig, base: Base) -> Iterator[dict[str, Any]]:
         yield {"mixed_precision": "bf16"}
     if not config.gradient_checkpointing:
         yield {"gradient_checkpointing": True}
+    if config.offload == "none" and not config.no_gpu:
+        yield {"offload": "model"}
     batch = config.train_batch_size or base.defaults.train_batch_size
     if batch > 1:
         yield {"train_batch_size": 1, "gradient_accumulation_steps": batch * config.gradient_accumulation_steps}
-    if config.quantize == "none":
-        yield {"quantize": "int8"}
+    plain = config.quantize == "none"
+    if plain and config.offload != "group" and not (config.no_gpu or config.compile):
+        yield {"offload": "group"}
+    apart = {} if config.no_gpu else {"offload": "model"}  # blocks of quantized weights are not moved
+    if plain:
+        yield {"quantize": "int8"} | apart
     if config.quantize != "nf4":
-        yield {"quantize": "nf4"}
+        yield {"quantize": "nf4"} | apart
     if config.quantize_text_encoder == "none" and not base.family.light_text_encoders:
         yield {"quantize_text_encoder": "nf4"}
     for side in _SIDES:

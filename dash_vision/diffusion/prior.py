@@ -137,7 +137,8 @@ def _said(value: float | None) -> str:
 def _generate(base: Base, plan: Plan, folder: Path, numbers: Sequence[int], runtime: Runtime) -> None:
     """Draw the class pictures of these numbers, and write each to its file."""
     size, at_once = (plan.resolution, plan.resolution), plan.settings.sample_batch_size
-    how = Sampling(plan.num_inference_steps, plan.guidance_scale, size, at_once)
+    makes_room = plan.settings.offload != "none"
+    how = Sampling(plan.num_inference_steps, plan.guidance_scale, size, at_once, makes_room)
     with tqdm(total=len(numbers), desc="class pictures", disable=not runtime.main) as bar:
         for start in range(0, len(numbers), at_once):
             part = numbers[start : start + at_once]

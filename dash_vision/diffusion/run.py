@@ -185,6 +185,7 @@ def draw(job: DreamBoothJob, name: str, base_row: bool, exported: Base | None = 
         steps=base.defaults.num_inference_steps if steps is None else steps,
         guidance=base.defaults.guidance_scale if guidance is None else guidance,
         side=plan.resolution,
+        makes_room=plan.settings.offload != "none",
         method=f"LoRA-Dash, k = {plan.settings.dash_k}" if plan.settings.dash_k else "LoRA",
         note=f"rank {plan.rank}, {job.training.step} training steps",
     )

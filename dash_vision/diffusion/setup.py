@@ -19,6 +19,7 @@ from ..bases.devices import cast_network
 from ..bases.family import Target, moved
 from ..bases.loading import Base, find_family, load_base
 from ..bases.noise import NoiseOptions
+from ..bases.offloading import Offload, offload_of
 from ..bases.sampling import encode_inputs
 from ..core.adapter import Adapter, inject
 from ..core.schedule import DashSchedule
@@ -54,6 +55,7 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
     started, timings = time.time(), dict[str, float]()
     say = say if runtime.main else _silent
     _check_split(settings, runtime)
+    _check_offload(settings, runtime)
     output = Path(settings.output_dir).expanduser()
     if settings.dataset_name:
         settings = _from_dataset(settings, output, runtime)
@@ -81,8 +83,7 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
     material = _make_material(plan, base, pictures, class_pictures, runtime, say, timings)
     if not settings.with_prior_preservation:  # until now the memory was for the text encoders
         _ready_networks(plan, base, runtime, timings)
-    base.denoiser.to(runtime.device)
-    adapters = _inject(plan, base)
+    adapters = _inject(plan, base, runtime)
     if plan.settings.dash_k:
         _find_precise(base, adapters, runtime, say)
     networks = {name: _spread(base, plan, adapter.model, runtime) for name, adapter in adapters.items()}
@@ -132,6 +133,15 @@ def _check_split(settings: DreamBoothConfig, runtime: Runtime) -> None:
     if settings.optimizer != "adamw" or settings.use_8bit_adam:
         wanted = "--use_8bit_adam" if settings.use_8bit_adam else f"--optimizer {settings.optimizer}"
         raise InputError(f"FSDP splits the optimizer's numbers too, which {wanted} does not take; leave it out")
+
+
+def _check_offload(settings: DreamBoothConfig, runtime: Runtime) -> None:
+    """Raises InputError where blocks that are loaded one after another would be so on several processes."""
+    if settings.offload == "group" and runtime.world > 1:
+        raise InputError(
+            f"--offload group is for a single process, and there are {runtime.world}; start one, or let FSDP split the "
+            "base over them"
+        )
 
 
 def _from_dataset(settings: DreamBoothConfig, output: Path, runtime: Runtime) -> DreamBoothConfig:
@@ -354,6 +364,8 @@ def _ready_networks(plan: Plan, base: Base, runtime: Runtime, timings: dict[str,
             encoder.to(runtime.device)
             if checkpointing:
                 cast(Any, encoder).gradient_checkpointing_enable({"use_reentrant": False})
+    if plan.settings.offload == "group":
+        Offload(base.denoiser, runtime.device, base.family.units)
 
 
 def _cast(network: nn.Module, runtime: Runtime) -> None:
@@ -362,8 +374,11 @@ def _cast(network: nn.Module, runtime: Runtime) -> None:
         cast_network(network, runtime.dtype)
 
 
-def _inject(plan: Plan, base: Base) -> dict[str, Adapter]:
-    """Adapters by component, the denoiser first."""
+def _inject(plan: Plan, base: Base, runtime: Runtime) -> dict[str, Adapter]:
+    """Adapters by component, the denoiser first, which is on its device then."""
+    offload = offload_of(base.denoiser)
+    if offload is None:
+        base.denoiser.to(runtime.device)
     adapters = {}
     for name, target in targets_of(plan, base).items():
         config = plan.settings.dash_config(plan.rank, target)
@@ -372,6 +387,8 @@ def _inject(plan: Plan, base: Base) -> dict[str, Adapter]:
             adapters[name] = inject(getattr(base.pipeline, name), config)
         except ValueError as error:
             raise InputError(f"--lora_target: {error}") from None
+    if offload is not None:
+        offload.place(base.denoiser)
     return adapters
 
 

@@ -6,24 +6,19 @@ import pytest
 import torch
 
 from dash_vision import DashConfig, inject
+from tests.support import gpu
 from tests.support.layers import Net
 from tests.support.models import sd_unet, trained, unet_inputs
 
 pytestmark = pytest.mark.gpu
-GPU = "cuda"
+GPU = gpu.DEVICE
 SHAPES = {"linear": (5, 12), "bare": (2, 7, 12), "gpt": (5, 12), "conv": (2, 3, 9, 9), "point": (2, 3, 9, 9)}
 
 
 @pytest.fixture(autouse=True)
-def whole_float32():
-    """A GPU may multiply float32 with the ten bits of TF32; a comparison with the CPU needs all 23."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
-    for backend in backends:
-        backend.allow_tf32 = False
-    yield
-    for backend, allowed in zip(backends, before, strict=True):
-        backend.allow_tf32 = allowed
+def exactly():
+    with gpu.exact():
+        yield
 
 
 def output_and_gradients(net, name, x):
@@ -58,8 +53,9 @@ def test_a_launch_chooses_the_cpu_s_directions(selection, prepared):
         adapter = inject(unet, DashConfig(rank=2, dash_k=3, selection=selection))
         draw = torch.Generator().manual_seed(5)
         with torch.no_grad():
-            for parameter in adapter.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=draw))
+            for name, parameter in adapter.named_parameters():
+                if not name.endswith(".dsigma"):  # no shifts before there are directions
+                    parameter.copy_(torch.randn(parameter.shape, generator=draw))
         if prepared:
             adapter.prepare()
             adapter.decompositions.wait()
@@ -71,6 +67,16 @@ def test_a_launch_chooses_the_cpu_s_directions(selection, prepared):
             assert torch.equal(states[1][key], tensor), key
         else:  # U and V, rounded from float64 to float32
             torch.testing.assert_close(states[1][key], tensor, atol=1e-6, rtol=0, msg=key)
+
+
+def test_a_seed_gives_the_same_adapter_on_every_device():
+    begun = []
+    for device in ("cpu", GPU):
+        torch.manual_seed(4)
+        begun.append(inject(Net().to(device), DashConfig(rank=4, dash_k=3, target=["linear"])))
+    (own,), (other,) = ([w for _, w in adapter.weights()] for adapter in begun)
+    assert other.A.device.type == GPU
+    assert torch.equal(own.A, other.A.cpu())
 
 
 def test_a_trained_unet_gives_what_it_gives_on_the_cpu():

@@ -28,24 +28,24 @@ def settings(folder, out, base="sd", **changes):
     return DreamBoothConfig(**{**common, **changes})
 
 
-def prepare(config, lines=None, mixed_precision="no", **options):
-    """The job of a run on the CPU. lines: takes what the run says. options: of make_runtime."""
+def prepare(config, lines=None, mixed_precision="no", device="cpu", **options):
+    """The job of a run. lines: takes what the run says. options: of make_runtime."""
     gc.collect()  # runs that are done with let go of their folders
-    runtime = make_runtime(mixed_precision, "cpu", **options)
+    runtime = make_runtime(mixed_precision, device, **options)
     return setup.prepare(config, runtime, (lines if lines is not None else []).append)
 
 
-def train(config, lines=None, mixed_precision="no"):
+def train(config, lines=None, mixed_precision="no", device="cpu"):
     """A whole run."""
-    job = prepare(config, lines, mixed_precision)
+    job = prepare(config, lines, mixed_precision, device)
     fit(job)
     finish(job)
     return job
 
 
-def fitted(config, lines=None, mixed_precision="no"):
+def fitted(config, lines=None, mixed_precision="no", device="cpu"):
     """A run without its end: trained, with its checkpoints; no adapter is written and no picture drawn."""
-    job = prepare(config, lines, mixed_precision)
+    job = prepare(config, lines, mixed_precision, device)
     fit(job)
     job.close()
     return job
