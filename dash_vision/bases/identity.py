@@ -71,8 +71,11 @@ def _of_tensor(tensor: Tensor | Callable[[], Tensor], all_of_them: bool) -> str 
 
 def of_file(path: Path) -> str:
     """Digest of a file's bytes."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:DIGITS]
 
 
 def of_tokenizer(tokenizer: Any) -> str:
