@@ -11,13 +11,13 @@ from benchmarks.step import allocated_on_cpu
 from dash_vision.bases.loading import load_base
 from dash_vision.bases.offloading import Offload, waiting_share
 from dash_vision.diffusion import planning
-from dash_vision.diffusion.config import OFFLOADS
 from dash_vision.diffusion.estimate import Estimate, Stage
 from dash_vision.diffusion.metering import Meter
 from dash_vision.diffusion.planning import PlanConfig, estimate_for, parse_size
 from tests.support.dreambooth import prepare, settings
 from tests.support.paths import ROOT
 
+CPU = torch.device("cpu")
 GIB = 2**30
 
 
@@ -117,25 +117,18 @@ def test_text_encoders_count_in_the_dtype_that_they_are_kept_in(tiny, tmp_path):
 
 
 def test_what_waits_in_the_machines_memory_is_counted_there():
-    none, model, group = (estimated(offload=offload, gradient_checkpointing=True) for offload in OFFLOADS)
-    waiting, at_work = waiting_share(miniature().denoiser, miniature().family.units)
     base = load_base(None)
-    offload = Offload(base.denoiser, torch.device("cpu"), base.family.units)
-    homes = {id(home): home.numel() * 4 for home in offload._homes.values()}
+    size = sum(parameter.numel() * 4 for parameter in base.denoiser.parameters())
+    waiting, at_work = waiting_share(base.denoiser, base.family.units)
+    homes = {key: home.numel() * 4 for key, home in Offload(base.denoiser, CPU, base.family.units)._homes.items()}
     assert waiting == sum(homes.values())
-    blocks = [
-        sum(homes.get(id(p), 0) for p in block.parameters())
-        for block in base.denoiser.modules()
-        if type(block).__name__ in base.family.units
-    ]
-    assert at_work == 2 * max(blocks)
-    whole = part(none, "training", "denoiser")
-    assert part(model, "training", "denoiser") == whole
-    assert part(group, "training", "denoiser") == whole - waiting + at_work
-    assert [stage.total for stage in model.stages[:3]] == [stage.total for stage in none.stages[:3]]
-    drawn, apart = none.stages[3], model.stages[3]
-    assert apart.total == drawn.total - min(drawn.device["denoiser"], drawn.device["activations"])
-    assert group.stages[2].host == none.stages[2].host + at_work
+    blocks = [block for block in base.denoiser.modules() if type(block).__name__ in base.family.units]
+    assert at_work == 2 * max(sum(homes[id(p)] for p in block.parameters()) for block in blocks)
+    model, group = (estimated(offload=offload, gradient_checkpointing=True) for offload in ("model", "group"))
+    assert part(model, "training", "denoiser") == size
+    assert part(group, "training", "denoiser") == part(group, "samples", "denoiser") == size - waiting + at_work
+    assert len({"denoiser", "activations"} & model.stages[3].device.keys()) == 1  # one after the other
+    assert model.stages[3].host - group.stages[3].host == size - waiting
 
 
 def test_what_does_not_go_together_is_not_advised(sizes, capsys):
