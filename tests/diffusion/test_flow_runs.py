@@ -339,7 +339,15 @@ OVERFIT = {
 
 @pytest.mark.parametrize(
     ("name", "steps", "rank", "rate"),
-    [("flux2-klein", 32, 32, 1e-2), ("qwen-image", 48, 96, 1e-2), ("sd3-without-t5", 48, 96, 6e-3)],
+    [
+        ("flux2-klein", 32, 32, 1e-2),
+        ("flux2-dev", 32, 32, 1e-2),
+        ("z-image", 48, 96, 6e-3),
+        ("qwen-image", 48, 96, 1e-2),
+        ("flux", 64, 96, 4e-3),
+        ("sd3-without-t5", 48, 96, 6e-3),
+        ("krea2", 48, 96, 1e-2),
+    ],
 )
 def test_the_stock_pipeline_draws_the_one_picture_that_was_learned(bases, tiny, tmp_path, name, steps, rank, rate):
     """At least twice as near to it, in latents, as the untrained base. A wrong sign or packing fails here; one picture
