@@ -157,13 +157,13 @@ def _savings(config: PlanConfig, base: Base) -> Iterator[dict[str, Any]]:
     plain = config.quantize == "none"
     if plain and config.offload != "group" and not (config.no_gpu or config.compile):
         yield {"offload": "group"}
+    if config.quantize_text_encoder == "none" and not base.family.light_text_encoders:
+        yield {"quantize_text_encoder": "nf4"}
     apart = {} if config.no_gpu else {"offload": "model"}  # blocks of quantized weights are not moved
     if plain:
         yield {"quantize": "int8"} | apart
     if config.quantize != "nf4":
         yield {"quantize": "nf4"} | apart
-    if config.quantize_text_encoder == "none" and not base.family.light_text_encoders:
-        yield {"quantize_text_encoder": "nf4"}
     for side in _SIDES:
         if side < (config.resolution or base.resolution):
             yield {"resolution": side}

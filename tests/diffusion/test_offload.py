@@ -2,9 +2,12 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from dash_vision.__main__ import main
 from dash_vision.bases import sampling
 from dash_vision.bases.offloading import offload_of
 from dash_vision.diffusion.run import finish, fit
@@ -49,6 +52,15 @@ def test_a_run_is_the_same_to_the_last_bit(runs, base, offload):
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
     waits = offload_of(other.base.denoiser)
     assert (waits is not None) == (offload == "group")
+
+
+def test_generate_draws_the_same_pictures(runs, tmp_path):
+    out = runs("sd", "group").plan.output
+    for offload in ("none", "group"):
+        words = ["--prompts", "a {}", "-o", str(tmp_path / offload), "--device", "cpu", "--offload", offload]
+        assert main(["generate", str(out), *words]) == 0
+    drawn, expected = (np.asarray(Image.open(tmp_path / name / "000-00.png")) for name in ("group", "none"))
+    assert np.array_equal(drawn, expected)
 
 
 def test_blocks_wait_and_what_is_trained_does_not(bases, tmp_path):
