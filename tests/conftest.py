@@ -15,6 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # file first, and they would wait for it.
 import gc
 import json
+import logging
 import signal
 from contextlib import ExitStack
 from functools import cache
@@ -54,6 +55,15 @@ def nothing_waits_for_the_disk():
     """Files are there for the tests of a machine that does not lose its power; a sync takes tens of milliseconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def closed_streams_are_no_output():
+    """The handler of a library may hold a stream that pytest closed with an earlier test; what logging says of that is
+    not the program's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging, "raiseExceptions", False)
         yield
 
 
