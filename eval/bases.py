@@ -11,10 +11,9 @@ from torch import Tensor
 from dash_vision.bases.identity import difference
 from dash_vision.bases.loading import Base
 from dash_vision.bases.recorded import load_lora, load_recorded
-from dash_vision.core.loading import probe_weight, read_adapters
-from dash_vision.core.quantized import is_quantized
+from dash_vision.core.loading import allowed_difference, probe_weight, read_adapters
 from dash_vision.files.errors import InputError
-from dash_vision.files.fingerprints import SAME_BASE, SAME_QUANTIZED_BASE, compare_probes
+from dash_vision.files.fingerprints import compare_probes
 from dash_vision.files.lora import DIFFUSERS_NAME
 from dash_vision.files.native import NATIVE_NAME, AdapterState
 
@@ -78,7 +77,7 @@ def _check_layers(base: Base, run: DreamBoothRun) -> None:
         modules = dict(networks[component].named_modules()) if component in networks else {}
         layers = {m: modules[m] for m in state.kinds if isinstance(getattr(modules.get(m), "weight", None), Tensor)}
         found = {m: probe_weight(layer) for m, layer in layers.items()}
-        allowed = SAME_QUANTIZED_BASE if any(map(is_quantized, layers.values())) else SAME_BASE
+        allowed = allowed_difference(layers.values())
         if len(found) < len(state.kinds) or compare_probes(found, state.probes, allowed):
             raise InputError(
                 f"{run.folder} was trained on other weights than {base.name} holds; name its base by --base"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -85,9 +85,8 @@ class Base:
     it again from anywhere on this machine. note: what a user of it should know. prompt_options: how prompts are told to
     the denoiser, in training and when pictures are drawn. inputs: what the sampler is told, by prompts that are encoded
     already. waiting: what loads each network that has no weights yet, by its name in the pipeline. files: where the
-    weights of networks lie, as far as they can be read again one by one. quantize, quantize_text_encoder: see
-    `load_base`. sampler: class of the base's own one, which the pipeline has unless it cannot draw as the base was
-    trained.
+    weights of networks lie, as far as they can be read again one by one. sampler: class of the base's own one, which
+    the pipeline has unless it cannot draw as the base was trained.
     """
 
     name: str
@@ -100,8 +99,6 @@ class Base:
     inputs: dict[str, Conditions] = field(default_factory=dict, repr=False)
     waiting: dict[str, Callable[[], nn.Module]] = field(default_factory=dict, repr=False)
     files: dict[str, NetworkFiles | SingleFile] = field(default_factory=dict, repr=False)
-    quantize: str = "none"
-    quantize_text_encoder: str = "none"
     sampler: str = ""
     _digests: dict[str, str] = field(default_factory=dict, repr=False)
 
@@ -274,7 +271,7 @@ def load_base(
         pipeline, family, files, singles = _load_gguf(path, single_file_config, wanted, dtype)
     elif path.is_file():
         with _opened(path) as file:
-            whole = next((family for family in FAMILIES if family.owns(file.keys())), None)
+            whole = _family_of_tensors(file.keys())
             marks = whole.marks(file, single_file_config is not None) if whole else marks
         if whole is not None:
             family = whole
@@ -295,7 +292,6 @@ def load_base(
     family.check_prompts(pipeline, options)
     base = Base(name, family, pipeline, family.suited(pipeline), specification, family.note(pipeline), options)
     base.files, base.sampler = {**files, **singles}, sampler
-    base.quantize, base.quantize_text_encoder = quantize, quantize_text_encoder
     base.waiting = {part: partial(_read, found, _dtypes(part, family, dtype)) for part, found in files.items()}
     drawn_by = type(pipeline.scheduler).__name__
     if drawn_by != sampler:
@@ -374,7 +370,7 @@ def find_family(name: str) -> Family:
     if path.is_file():
         with _opened(path) as file:
             keys = list(file.keys())
-        return next((family for family in FAMILIES if family.owns(keys)), None) or _unknown(path, keys)
+        return _family_of_tensors(keys) or _unknown(path, keys)
     with explained(lambda error: _refusal(name, reasons.of_name(name, error, None, None))):
         index = diffusers.DiffusionPipeline.load_config(str(path) if path.is_dir() else name)
     return _family_of(index, name)
@@ -632,6 +628,11 @@ def _absolute(name: str | None) -> str | None:
     if name is None or not Path(name).expanduser().exists():
         return name
     return str(from_root(name))
+
+
+def _family_of_tensors(keys: Collection[str]) -> Family | None:
+    """The family of a single file that holds all networks of a base; None for another file."""
+    return next((family for family in FAMILIES if family.owns(keys)), None)
 
 
 def _family_of(index: Any, name: str) -> Family:

@@ -188,14 +188,13 @@ class SingleFileNetwork(NetworkFiles):
     def _weights(self) -> int:
         """How many there are. Raises InputError for weights that are not what they are multiplied by."""
         prefix = "model.diffusion_model."
-        held = stored.tensors_in([self.file])
-        scales = [name for name in held if name.endswith(_SCALES)]
+        scales = [name for name in self._held if name.endswith(_SCALES)]
         if scales:
             raise InputError(
                 f"cannot load the base {self.base}: its weights are quantized ({scales[0]}), which cannot be trained "
                 "here; give the file in bfloat16 or float16"
             )
-        own = [tensor for name, tensor in held.items() if name.startswith(prefix)] or held.values()
+        own = [tensor for name, tensor in self._held.items() if name.startswith(prefix)] or self._held.values()
         return sum(math.prod(tensor.shape) for tensor in own)
 
     @property
@@ -206,14 +205,18 @@ class SingleFileNetwork(NetworkFiles):
     @cached_property
     def tensors(self) -> Mapping[str, stored.StoredTensor]:
         """What the file holds, by the names of the network's state dict."""
-        held = stored.tensors_in([self.file])
-        if held.keys() >= self.empty().state_dict().keys():
-            return held
+        if self._held.keys() >= self.empty().state_dict().keys():
+            return self._held
         return _tensors_of_file(self.file, self.kind, self._class.load_config(str(self.folder)))
 
     def stored_dtype(self) -> torch.dtype:
         """See NetworkFiles."""
-        return common_dtype(stored.tensors_in([self.file]))
+        return common_dtype(self._held)
+
+    @cached_property
+    def _held(self) -> Mapping[str, stored.StoredTensor]:
+        """What the file holds, by its own names."""
+        return stored.tensors_in([self.file])
 
     def why(self, error: Exception) -> str:
         """See NetworkFiles."""

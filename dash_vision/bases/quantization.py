@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 QUANTIZATIONS = ("none", "nf4", "int8", "fp8")
 INSTALL = "pip install 'dash-vision[quantization]'"
 _BACKENDS = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
-_BLOCK = 64  # weights that share a scale in nf4
+BLOCK = 64  # weights that share a scale in nf4
 _TORCHAO = {"int8": "Int8WeightOnlyConfig", "fp8": "Float8WeightOnlyConfig"}
 
 
@@ -97,7 +97,7 @@ def _left_out(network: nn.Module) -> list[str] | None:
     import torch
 
     linear = [(name, module) for name, module in network.named_modules() if isinstance(module, torch.nn.Linear)]
-    uneven = [name for name, layer in linear if layer.in_features % _BLOCK]
+    uneven = [name for name, layer in linear if layer.in_features % BLOCK]
     return uneven if uneven and not torch.cuda.is_available() else None
 
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from ..core.quantized import dequantized
 from . import quantization
-
-_COLUMNS = 64  # weights that share a scale in nf4
+from .quantization import BLOCK
 
 
 @torch.no_grad()
@@ -31,8 +30,8 @@ def _four_bits(W: Tensor) -> Tensor:
 
     # By blocks, which are the same in a matrix of any width; on CPUs the library reads some widths wrongly.
     flat = W.reshape(-1)
-    blocks = torch.cat([flat, flat.new_zeros(-len(flat) % _COLUMNS)]).view(-1, _COLUMNS)
-    kept, state = functional.quantize_4bit(blocks, quant_type="nf4", blocksize=_COLUMNS)
+    blocks = torch.cat([flat, flat.new_zeros(-len(flat) % BLOCK)]).view(-1, BLOCK)
+    kept, state = functional.quantize_4bit(blocks, quant_type="nf4", blocksize=BLOCK)
     back: Tensor = functional.dequantize_4bit(kept, state)
     return back.reshape(-1)[: len(flat)].view_as(W)
 

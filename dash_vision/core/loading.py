@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -182,9 +182,13 @@ def probe_weight(layer: nn.Module) -> list[float]:
     return layer.probes() if isinstance(layer, DashLinear) else probe_matrix(whole(weight_matrix(layer)))
 
 
+def allowed_difference(layers: Iterable[nn.Module]) -> float:
+    """How far the probes of these layers may be from those of the weights that an adapter was trained on."""
+    return SAME_QUANTIZED_BASE if any(is_quantized(base_of(layer)) for layer in layers) else SAME_BASE
+
+
 def _check_base(path: str | PathLike[str], state: AdapterState, layers: Mapping[str, nn.Module]) -> None:
-    rounded = any(is_quantized(base_of(layer)) for layer in layers.values())
-    allowed = SAME_QUANTIZED_BASE if rounded else SAME_BASE
+    allowed = allowed_difference(layers.values())
     difference = compare_probes({m: probe_weight(layer) for m, layer in layers.items()}, state.probes, allowed)
     if difference is None:
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,8 +11,9 @@ from torch import nn
 
 from ..bases.family import Conditions
 from ..bases.loading import Base
-from ..bases.noise import NoiseOptions, NoiseProcess
+from ..bases.noise import NoiseProcess
 from ..bases.offloading import waiting_share
+from ..bases.quantization import BLOCK
 from ..core.adapter import Adapter, inject
 from ..core.weights import weight_matrix
 from ..pictures.crops import CropInfo
@@ -21,12 +22,12 @@ from .job import loss_of
 from .latents import Batch
 from .metering import Meter, imagine, imagined, size_of, telling_shapes
 from .plan import Plan
-from .setup import targets_of
+from .setup import noise_of, targets_of
 
 # Bytes that an optimizer keeps for each number that it updates.
 _STATE = {"adamw": 8, "8-bit adamw": 2, "prodigy": 16}
-# Bytes of a weight in few bits, with bitsandbytes' scale of four bytes for 64 weights; torchao has one for each row.
-_QUANTIZED = {"nf4": 0.5 + 4 / 64, "int8": 1.0, "fp8": 1.0}
+# Bytes of a weight in few bits, with bitsandbytes' scale of four bytes for a block; torchao has one for each row.
+_QUANTIZED = {"nf4": 0.5 + 4 / BLOCK, "int8": 1.0, "fp8": 1.0}
 _IN_AN_UPDATE = 8  # bytes a number that AdamW takes for a moment, for all tensors at once
 
 
@@ -73,10 +74,8 @@ def estimate(plan: Plan, base: Base, dtype: torch.dtype, cuda: bool = True) -> E
     gigabyte for itself: neither is in it.
     """
     family, pipeline = base.family, base.pipeline
-    vae, encoders = (
-        size_of(pipeline.vae),
-        sum(_kept(encoder, dtype, plan.settings.quantize_text_encoder) for encoder in base.text_encoders()),
-    )
+    vae, word = size_of(pipeline.vae), plan.settings.quantize_text_encoder
+    encoders = sum(_kept(encoder, dtype, word) for encoder in base.text_encoders())
     conditions = _conditions(base, plan)
     denoiser, adapter, trained, activations, spectra = _training(plan, base, dtype, cuda, conditions)
     encoding, decoding = _pictures(plan, base)
@@ -153,7 +152,7 @@ def _training(
     """(bytes of the denoiser, bytes of the adapter, numbers that are trained, bytes of a step's gradients and
     activations, bytes of the decompositions)."""
     family, settings = base.family, plan.settings
-    process = base.noise(NoiseOptions(**{f.name: getattr(settings, f.name) for f in fields(NoiseOptions)}))
+    process = noise_of(settings, base)
     networks = {name: copy.deepcopy(getattr(base.pipeline, name)) for name in targets_of(plan, base)}
     for network in networks.values():
         network.to(dtype)

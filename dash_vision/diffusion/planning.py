@@ -65,12 +65,10 @@ def _print(config: PlanConfig) -> int:
     print(table(found, not config.no_gpu))
     if budget is None:
         return 0
-    taken = found.host if config.no_gpu else found.device
-    extra = OF_PROGRAM if config.no_gpu else OF_CUDA
-    if taken + extra <= budget:
+    if _taken(config, found) <= budget:
         print(f"It fits into {config.budget}.")
         return 0
-    return _advise(config, base, budget, extra)
+    return _advise(config, base, budget)
 
 
 def parse_size(text: str) -> int:
@@ -81,7 +79,12 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * GIB)
 
 
-def estimate_for(config: DreamBoothConfig, base: Base) -> Estimate:
+def _taken(config: PlanConfig, found: Estimate) -> int:
+    """Bytes of what the budget is of, with what CUDA or the program takes."""
+    return found.host + OF_PROGRAM if config.no_gpu else found.device + OF_CUDA
+
+
+def estimate_for(config: PlanConfig, base: Base) -> Estimate:
     """The estimate of a run with these settings on a base whose networks have no weights."""
     from ..runs.runtime import DTYPES
     from .estimate import estimate
@@ -90,7 +93,7 @@ def estimate_for(config: DreamBoothConfig, base: Base) -> Estimate:
 
     prompts = Prompts(str(config.instance_prompt), str(config.class_prompt or ""))
     plan = make_plan(config, prompts, base)
-    return estimate(plan, base, DTYPES[config.mixed_precision or "no"], not getattr(config, "no_gpu", False))
+    return estimate(plan, base, DTYPES[config.mixed_precision or "no"], not config.no_gpu)
 
 
 def table(found: Estimate, gpu: bool) -> str:
@@ -122,7 +125,7 @@ def _gib(size: int | None) -> str:
 # -- what makes a run fit
 
 
-def _advise(config: PlanConfig, base: Base, budget: int, extra: int) -> int:
+def _advise(config: PlanConfig, base: Base, budget: int) -> int:
     """Print what further flags give, one after another, until the run fits. The exit status."""
     settings, flags = copy.copy(config), dict[str, Any]()
     print(f"It does not fit into {config.budget}. With")
@@ -130,8 +133,7 @@ def _advise(config: PlanConfig, base: Base, budget: int, extra: int) -> int:
         flags |= changes
         for name, value in changes.items():
             setattr(settings, name, value)
-        found = estimate_for(settings, base)
-        taken = (found.host if config.no_gpu else found.device) + extra
+        taken = _taken(config, estimate_for(settings, base))
         words = " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in flags.items())
         print(f"  {words}: {_gib(taken)} GiB{', which fits' if taken <= budget else ''}", flush=True)
         if taken <= budget:

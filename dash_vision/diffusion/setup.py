@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..bases.devices import cast_network
 from ..bases.family import Target, moved
 from ..bases.loading import Base, find_family, load_base
-from ..bases.noise import NoiseOptions
+from ..bases.noise import NoiseOptions, NoiseProcess
 from ..bases.offloading import Offload, offload_of
 from ..bases.sampling import encode_inputs
 from ..core.adapter import Adapter, inject
@@ -72,7 +72,7 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
         say(f"note: {note}")
     if plan.taken():
         say(f"      defaults of this base: {', '.join(plan.taken())}")
-    process = base.noise(NoiseOptions(**{f.name: getattr(settings, f.name) for f in fields(NoiseOptions)}))
+    process = noise_of(settings, base)
     pictures = _decode(plan, listing, say)
     _announce(plan, pictures, say)
     class_pictures: tuple[InstanceImage, ...] = ()
@@ -320,6 +320,11 @@ def _drop_text_encoders(plan: Plan, base: Base, runtime: Runtime) -> None:
 
 
 # -- networks and adapters
+
+
+def noise_of(settings: DreamBoothConfig, base: Base) -> NoiseProcess:
+    """The noise process of a run with these settings. Raises InputError for settings that the base does not have."""
+    return base.noise(NoiseOptions(**{f.name: getattr(settings, f.name) for f in fields(NoiseOptions)}))
 
 
 def targets_of(plan: Plan, base: Base) -> dict[str, Target]:
