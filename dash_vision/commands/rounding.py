@@ -58,9 +58,8 @@ def _weight(base: Base, component: str, module: str, state: AdapterState, file: 
         W = stored().float()
     else:
         base.load(component)
-        layer = (
-            dict(base.components()[component].named_modules()).get(module) if component in base.components() else None
-        )
+        network = base.components().get(component)
+        layer = None if network is None else dict(network.named_modules()).get(module)
         if layer is None:
             raise InputError(f"{base.name} has no layer {module}; name the base of {file} by --base")
         W = weight_matrix(layer).detach().float()

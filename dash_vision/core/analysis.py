@@ -9,7 +9,7 @@ the same rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from .adapter import Adapter
 from .directions import Directions, change_rates, top_directions
-from .weights import weight_matrix
 
 FEW, PREDICTED, MANY = 4, 8, 16  # the paper's numbers of true and predicted directions
 
@@ -128,8 +127,10 @@ def null_rates(directions: Directions, update: Update, draws: int, seed: int, ep
     return torch.stack([update_rates(directions, random, eps) * (size / max(norm(random), 1e-300)) for random in drawn])
 
 
-def largest_share(adapter: Adapter) -> float:
+def largest_share(adapter: Adapter, probes: Mapping[str, Sequence[float]]) -> float:
     """The largest |dW| / |W| of an adapter's layers, by Frobenius norms; an adapter that learned nothing has 0.
+
+    probes: of the frozen weights by module, as core.loading.probe_weight makes them; the first of each is |W|.
 
     The low-rank part and the shifts count as if they stood at right angles, which decides no order of magnitude.
     """
@@ -137,8 +138,7 @@ def largest_share(adapter: Adapter) -> float:
     for module, weights in adapter.weights():
         low = norm(LowRank(weights.A.flatten(1), weights.B.flatten(1) * weights.scaling))
         shift = weights.dsigma.detach().double().norm().item()
-        size = weight_matrix(adapter.layers[module].base).detach().double().norm().item()
-        shares.append(math.hypot(low, shift) / max(size, 1e-300))
+        shares.append(math.hypot(low, shift) / max(probes[module][0], 1e-300))
     return max(shares)
 
 

@@ -15,7 +15,6 @@ from ..bases.noise import NoiseProcess
 from ..bases.offloading import waiting_share
 from ..bases.quantization import BLOCK
 from ..core.adapter import Adapter, inject
-from ..core.weights import weight_matrix
 from ..pictures.crops import CropInfo
 from ..runs.seeds import stream
 from .job import loss_of
@@ -68,7 +67,7 @@ class Estimate:
 def estimate(plan: Plan, base: Base, dtype: torch.dtype, cuda: bool = True) -> Estimate:
     """What each stage of a run takes.
 
-    base: from load_base(..., waits=True); its networks stay without weights. dtype: what the denoiser is kept in.
+    base: from load_base(..., without_weights=True). dtype: what the denoiser is kept in.
     cuda: the run has a GPU. Activations are counted by making a training step, and by encoding and decoding a picture,
     with tensors that have no numbers (see metering). torch's allocator rounds its blocks up, and CUDA takes half a
     gigabyte for itself: neither is in it.
@@ -113,8 +112,8 @@ def _waiting(base: Base, dtype: torch.dtype) -> tuple[int, int]:
 def _kept(encoder: nn.Module, dtype: torch.dtype, word: str) -> int:
     """Bytes of a text encoder: see load_base's dtype; the configuration says what the files hold."""
     stored = str(cast(Any, encoder).config.dtype).removeprefix("torch.")
-    halves = dtype != torch.float32 and stored == "bfloat16"
-    return _in_few_bits(encoder, word) // 2 if halves and word == "none" else _in_few_bits(encoder, word)
+    halves = word == "none" and dtype != torch.float32 and stored == "bfloat16"
+    return _in_few_bits(encoder, word) // (2 if halves else 1)
 
 
 def _in_few_bits(network: nn.Module, word: str) -> int:
@@ -170,7 +169,7 @@ def _training(
     kept = sum(size_of(layer.adapters) for layer in layers)
     trained = sum(p.numel() for adapter in adapters for p in adapter.parameters())
     dash = settings.dash_k > 0
-    spectra = sum(8 * min(weight_matrix(layer.base).shape) ** 2 for layer in layers) if dash else 0
+    spectra = sum(8 * min(layer.out_features, layer.in_features) ** 2 for layer in layers) if dash else 0
     return size, kept, trained, peak, spectra
 
 

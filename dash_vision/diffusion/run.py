@@ -104,7 +104,7 @@ def _tell_next_to_nothing(job: DreamBoothJob) -> None:
     """Say where an adapter learned so little that float32 hardly holds it beside the weights: it was trained, by a rate
     or by other settings that leave nothing of its gradients."""
     for name, adapter in job.adapters.items():
-        share = largest_share(adapter)
+        share = largest_share(adapter, job.probes[name])
         if share < _NEXT_TO_NOTHING:
             job.say(
                 f"warning: the adapter of the {name} is next to nothing, at most {share:.0e} of the weights; look at "

@@ -16,6 +16,7 @@ from dash_vision.core.analysis import (
     update_rates,
 )
 from dash_vision.core.directions import singular_directions
+from dash_vision.core.loading import probe_weight
 from tests.support.adapters import CONFIG, net
 from tests.support.models import trained
 
@@ -146,4 +147,5 @@ def test_the_largest_share_is_that_of_the_dense_update_to_within_its_cross_term(
         shares.append(
             (low.square().sum() + shift.square().sum()).sqrt() / model.get_submodule(module).base.weight.norm()
         )
-    assert largest_share(adapter) == pytest.approx(max(shares).item(), rel=1e-5)
+    probes = {module: probe_weight(layer) for module, layer in adapter.layers.items()}
+    assert largest_share(adapter, probes) == pytest.approx(max(shares).item(), rel=1e-5)
