@@ -40,6 +40,7 @@ def fit(job: DreamBoothJob) -> None:
         network.train()
     for adapter in job.adapters.values():
         adapter.prepare()
+    job.journal.write(phase="train", step=training.step, total=total)
     with catching_signals() as stop, job.progress():
         while training.step < total:
             _train(job, min(total, _next_pause(job)), stop)
@@ -118,6 +119,7 @@ def finish(job: DreamBoothJob) -> None:
     Only the first process writes; the others wait, or give it their part of a split model.
     """
     plan, runtime = job.plan, job.runtime
+    job.journal.write(phase="adapters")
     states = _states(job)
     if runtime.main:
         _write_adapters(job, states, plan.output)
@@ -133,9 +135,11 @@ def finish(job: DreamBoothJob) -> None:
         job.say(str(compare(job, exported)))
         if plan.settings.sample_with is not None:
             exported = load_other(job, plan.settings.sample_with)
+    job.journal.write(phase="samples")
     draw(job, "samples.png", base_row=True, exported=exported)
     if runtime.main:
         write_record(plan.output / RUN, describe(job))
+    job.journal.write(phase="done")
     runtime.wait()
     job.close()
 
@@ -193,6 +197,7 @@ def draw(job: DreamBoothJob, name: str, base_row: bool, exported: Base | None = 
         picture = draw_samples(sheet, base, _switch(job, exported), job.runtime, base_row)
     if job.runtime.main:
         save_picture(picture, plan.output / name)
+        job.journal.write(picture=name)
         track(job.runtime, picture, job.training.step)
 
 
