@@ -303,6 +303,7 @@ class _Layer:
         getattr(layer, _V)[self.name] = torch.zeros(k, self.in_features, device=device)
         getattr(layer, _INDICES)[self.name] = torch.full((k,), -1, dtype=torch.int64, device=device)
         layer.lora_variant[self.name] = DashVariant()
+        layer.supports_lora_conversion = _unsupported  # PEFT asks the variant itself from 0.21 on
         if self.quantized:  # some of PEFT's layers would merge B A alone into them
             layer.merge = _refuse_merging
 
@@ -312,9 +313,9 @@ class _Layer:
 
 def _plain_lora(model: PeftModel) -> tuple[str, dict[str, LoraLayer]]:
     """(name, layers) of the active adapter. Raises InputError for all but plain LoRA on linear layers."""
-    if not hasattr(PeftLinear, "lora_variants") or "lora_variant" not in inspect.getsource(PeftLinear.forward):
+    if not _asks_variants(PeftLinear):
         raise InputError(
-            f"PEFT {peft.__version__} has no LoRA variants in its linear layer; install peft 0.18 to 0.21, or use "
+            f"PEFT {peft.__version__} asks no LoRA variants in its linear layer; install peft 0.18 to 0.21, or use "
             "dash_vision.inject without PEFT"
         )
     name = model.active_adapter
@@ -346,6 +347,12 @@ def _plain_lora(model: PeftModel) -> tuple[str, dict[str, LoraLayer]]:
             f"the layers have several ranks or scales ({sorted(sizes)[:3]}); leave out rank_pattern and alpha_pattern"
         )
     return name, layers
+
+
+def _asks_variants(kind: Any) -> bool:
+    """Whether a layer of PEFT's leaves its forward pass and its merging to a variant, where it has one. PEFT does not
+    promise it, so its code is asked."""
+    return all("lora_variant" in inspect.getsource(f) for f in (kind.forward, kind.merge, kind.unmerge))
 
 
 def _is_linear(layer: LoraLayer) -> bool:
@@ -401,6 +408,11 @@ def _refuse_weighted(*args: Any, **kwargs: Any) -> None:
         "add_weighted_adapter would leave out the shifts of singular values; load the plain LoRAs that save_as_lora "
         "writes into a model of PEFT alone, and combine those"
     )
+
+
+def _unsupported(*args: Any, **kwargs: Any) -> bool:
+    """In place of a layer's supports_lora_conversion: PEFT would convert B A alone."""
+    return False
 
 
 def _refuse_merging(*args: Any, **kwargs: Any) -> None:
