@@ -63,7 +63,7 @@ class DashSchedule:
         self._forget_shifts(waiting)
         layers = sum(r.layers for r in reports)
         mean = sum(r.mean_relative_index * r.layers for r in reports) / layers
-        return LaunchReport(layers, sum(r.seconds for r in reports), mean)
+        return LaunchReport(layers, sum(r.seconds for r in reports), mean, sum(r.in_full for r in reports))
 
     def _check_optimizers(self) -> None:
         """Raises ValueError for an optimizer that updates A and B of an adapter and not its shifts: it was made before
