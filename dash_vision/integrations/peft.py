@@ -222,15 +222,16 @@ class PeftAdapter:
         """Choose every layer's directions; see Adapter.launch, which computes the same."""
         start, c = time.perf_counter(), self.config
         layers = cast(Any, self.layers)
+        decompositions = Decompositions()
         for module, (indices, U, V) in choose_directions(
-            layers, self.name, c.eps, c.selection, seed, Decompositions()
+            layers, self.name, c.eps, c.selection, seed, decompositions
         ).items():
             w = self.layers[module].weights(self.name)
             w.indices.copy_(indices)
             w.U.copy_(U)
             w.V.copy_(V)
         place = mean_relative_index(w for _, w in self.weights())
-        return LaunchReport(len(self.layers), time.perf_counter() - start, place)
+        return LaunchReport(len(self.layers), time.perf_counter() - start, place, decompositions.in_full)
 
     def state_dict(self, keys: Collection[str] = KEYS) -> dict[str, Tensor]:
         """The tensors by "module.key", those of `keys`; not copied."""

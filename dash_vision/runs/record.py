@@ -26,12 +26,14 @@ METHODS = {"lora": "LoRA", "dash": "LoRA-Dash"}  # as pages and figures call the
 @dataclass(frozen=True)
 class Launch:
     """The dash's launch: after which optimizer step, of how many layers, in how many seconds, and where in their
-    spectra the chosen directions lie on average (0 = largest singular value, 1 = smallest)."""
+    spectra the chosen directions lie on average (0 = largest singular value, 1 = smallest). in_full: how many layers
+    took a full SVD."""
 
     step: int
     layers: int
     seconds: float
     mean_relative_index: float
+    in_full: int = 0
 
 
 @dataclass(frozen=True)
@@ -203,8 +205,13 @@ def _dataclass(kind: type[_R], value: Any) -> _R:
     if not isinstance(value, Mapping):
         raise TypeError(f"{str(value)[:40]!r} is no object")
     hints = typing.get_type_hints(kind)
-    names = [f.name for f in dataclasses.fields(typing.cast(Any, kind))]
-    missing = [name for name in names if name not in value]
-    if missing or len(value) > len(names):
-        raise KeyError(missing[0] if missing else next(iter(value.keys() - set(names))))
-    return kind(**{name: _typed(hints[name], value[name]) for name in names})
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, kind))}
+    wrong = [name for name, f in fields.items() if name not in value and _is_wanted(f)] or [*(value.keys() - fields)]
+    if wrong:
+        raise KeyError(wrong[0])
+    return kind(**{name: _typed(hints[name], value[name]) for name in fields if name in value})
+
+
+def _is_wanted(f: dataclasses.Field[Any]) -> bool:
+    """Whether every record has had the field from the beginning: those that came later have a default."""
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
