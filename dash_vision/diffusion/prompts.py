@@ -59,6 +59,15 @@ def derive_prompts(config: DreamBoothConfig) -> Prompts:
     return Prompts(instance, class_, subject_in_prompt)
 
 
+def rare_words(prompts: Prompts) -> set[str]:
+    """Words of the instance prompt that stand for the subject and mean nothing: those that guides name, and one that
+    is all that the class prompt lacks."""
+    words, rest = prompts.instance.split(), prompts.class_.split()
+    found = {word for word in words if word in RARE_WORDS}
+    alone = [word for i, word in enumerate(words) if words[:i] + words[i + 1 :] == rest]
+    return found | set(alone[:1])
+
+
 def note_unsaid(prompts: Prompts, captions: Sequence[str | None]) -> str | None:
     """What to say where every picture has a caption of its own (None: it has none) and no caption names the subject."""
     subject = prompts.subject or prompts.instance
