@@ -14,7 +14,7 @@ def markdown(evaluation: Evaluation, launch: int | None) -> str:
     lines = [f"| step | {' | '.join(measures)} | |", f"| ---: |{' ---: |' * len(measures)} --- |"]
     for one in sorted(evaluation.checkpoints, key=lambda one: one.step):
         cells = [fixed(mean, 4) if (mean := one.mean(name)) is not None else "" for name in measures]
-        lines.append(f"| {one.step} | {' | '.join(cells)} | {', '.join(_marks(one, evaluation, launch))} |")
+        lines.append(f"| {one.step} | {' | '.join(cells)} | {', '.join(marks(one, evaluation, launch))} |")
     held = len(evaluation.heldout)
     lines += ["", f"Measured on {held} picture{'' if held == 1 else 's'} in {evaluation.folder}: "]
     lines[-1] += "; ".join(_about(name, evaluation) for name in measures) + "."
@@ -29,7 +29,8 @@ def _about(measure: str, evaluation: Evaluation) -> str:
     return f"{measure} is the {MEASURES[measure]}" + (f" ({encoder})" if encoder else "")
 
 
-def _marks(one: Evaluated, evaluation: Evaluation, launch: int | None) -> list[str]:
+def marks(one: Evaluated, evaluation: Evaluation, launch: int | None) -> list[str]:
+    """What there is to say of a checkpoint beside its values. launch: the step after which the dash was launched."""
     marks = ["the base"] if one.step == 0 else []
     if evaluation.recommended is not None:
         marks += ["recommended"] if one.step == evaluation.recommended.step else []

@@ -132,3 +132,15 @@ def test_what_cannot_be_done_is_one_sentence(shown, capsys, words, said):
 def test_a_run_without_kept_adapters_says_how_to_keep_them(runs, capsys):
     assert main(["checkpoints", str(runs / "dash")]) == 2
     assert "--save_lora_every" in capsys.readouterr().err
+
+
+def test_the_report_shows_the_recommended_checkpoint_its_curves_and_its_sheet(shown, tmp_path):
+    assert main(["report", str(shown), "-o", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    evaluation = read_evaluation(shown / "checkpoints/checkpoints.json")
+    assert '<h2 id="checkpoints">Checkpoints</h2>' in page
+    assert evaluation.recommended.sentence in page
+    for words in ("How like the subject", "How far from the base", "Denoising loss", "Likeness against drift"):
+        assert words in page
+    assert "pictures by the checkpoints of" in page
+    assert f"{evaluation.trained[-1].mean('likeness'):.4f}" in page
