@@ -10,6 +10,7 @@ what the tests compare this with.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -143,15 +144,15 @@ class _Linear(torch.autograd.Function):
         rows, weight, *update = ctx.saved_tensors
         for_x, _, _, *wanted = ctx.needs_input_grad
         dx, g = None, gradient.reshape(-1, len(weight))
-        gh, down, *found = _gradients(g, rows, *update, ctx.scaling, *wanted[:3])
+        gh, down, found = _gradients(g, rows, update, ctx.scaling, wanted)
         if for_x:
             dx = _as(ctx.dtype, torch.mm(g, _as(rows.dtype, weight)).addmm_(gh, down).view(ctx.shape))
         return dx, None, None, *found, None, None, None, None
 
 
 class _Update(torch.autograd.Function):
-    """Adds the update into y [tokens, out], which a quantized layer gave, and keeps for the backward pass what LoRA alone
-    would."""
+    """Adds the update into y [tokens, out], which a quantized layer gave, and keeps for the backward pass what LoRA
+    alone would."""
 
     @staticmethod
     def forward(
@@ -178,7 +179,7 @@ class _Update(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         rows, *update = ctx.saved_tensors
         for_y, for_x, *wanted = ctx.needs_input_grad
-        gh, down, *found = _gradients(g, rows, *update, ctx.scaling, *wanted[:3])
+        gh, down, found = _gradients(g, rows, update, ctx.scaling, wanted)
         dx = _as(ctx.dtype, torch.mm(gh, down)) if for_x else None
         return g if for_y else None, dx, *found, None, None, None
 
@@ -194,21 +195,12 @@ def _add(
 
 
 def _gradients(
-    g: Tensor,
-    rows: Tensor,
-    A: Tensor,
-    B: Tensor,
-    dsigma: Tensor,
-    U: Tensor,
-    V: Tensor,
-    kept: Tensor | None,
-    scaling: float,
-    for_A: bool,
-    for_B: bool,
-    for_dsigma: bool,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """([tokens, r + k] and [r + k, in], whose product is the input's gradient by the update; those of A, B and dsigma),
-    of the output's gradient g [tokens, out]."""
+    g: Tensor, rows: Tensor, update: Sequence[Any], scaling: float, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+    """([tokens, r + k] and [r + k, in], whose product is the input's gradient by the update; those of A, B and dsigma
+    as far as they are `wanted`), of the output's gradient g [tokens, out]. update: what the forward pass saved."""
+    A, B, dsigma, U, V, kept = update
+    for_A, for_B, for_dsigma, *_ = wanted
     r, dtype = len(A), rows.dtype
     dA = dB = ddsigma = None
     down = _down(A, V, dsigma, scaling, dtype)
@@ -226,4 +218,4 @@ def _gradients(
                 dA.mul_(scaling)
         if for_dsigma:
             ddsigma = (toward[r:] * V).sum(1, dtype=dsigma.dtype)
-    return gh, down, dA, dB, ddsigma
+    return gh, down, (dA, dB, ddsigma)

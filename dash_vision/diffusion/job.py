@@ -26,6 +26,7 @@ from ..core.weights import kind_of
 from ..files.atomic import FolderLock
 from ..files.checkpoint import load_checkpoint
 from ..files.errors import InputError
+from ..runs.evaluation import Evaluation
 from ..runs.gradients import untrained_sentence
 from ..runs.journal import Journal
 from ..runs.loop import Training
@@ -52,14 +53,25 @@ def loss_of(family: Family, network: nn.Module, process: NoiseProcess, batch: Ba
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """A picture that is not learned from, whole, encoded, and with the prompt that describes it."""
+
+    image: Image.Image
+    example: Example
+
+
+@dataclass(frozen=True)
 class Material:
     """What is learned from. inputs: the pictures. examples, class_examples: them and the class pictures, encoded.
-    conditions: by prompt; what family.tokenize gives where text encoders are trained."""
+    conditions: by prompt; what family.tokenize gives where text encoders are trained. heldout: what the run is measured
+    on, from the folder heldout_folder."""
 
     inputs: list[Image.Image]
     examples: list[Example]
     class_examples: list[Example]
     conditions: dict[str, Any]
+    heldout: list[HeldOut] = field(default_factory=list)
+    heldout_folder: str = ""
 
 
 @dataclass
@@ -68,7 +80,7 @@ class DreamBoothJob:
 
     adapters, networks: by component, the denoiser first; networks as they are called, over all processes. probes: of
     the frozen weights. say: prints a line for the user, on the main process. timings: seconds.
-    started: by the clock on the wall. journal: where the run tells how far it is.
+    started: by the clock on the wall. journal: where the run tells how far it is. evaluation: what was measured so far.
     """
 
     plan: Plan
@@ -84,6 +96,7 @@ class DreamBoothJob:
     journal: Journal = field(default_factory=lambda: Journal(None))
     timings: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
+    evaluation: Evaluation | None = None
 
     def __post_init__(self) -> None:
         settings, batch_size = self.plan.settings, self.plan.train_batch_size
@@ -99,7 +112,7 @@ class DreamBoothJob:
         """The loss of this process's share of batch number `batch`, a scalar: instance pictures, and class pictures
         under prior preservation."""
         self._show(batch // self.training.accumulation)
-        losses = [self._loss(part) for part in self.batches(batch)]
+        losses = [self.loss_over(part) for part in self.batches(batch)]
         return sum(losses[1:], losses[0])
 
     def batches(self, number: int) -> list[Batch]:
@@ -114,7 +127,8 @@ class DreamBoothJob:
         other = draw_batch(self.base, m.class_examples, self.class_order, share, self.process, weight, offset)
         return [join(batch, other)] if batch.latents.shape[1:] == other.latents.shape[1:] else [batch, other]
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def loss_over(self, batch: Batch) -> Tensor:
+        """The loss of a batch that is on the CPU, a scalar."""
         batch = batch.to(self.runtime.device)
         network = self.networks[self.base.family.denoiser]
         with self.runtime.autocast(), keeping_little(network):
@@ -172,13 +186,19 @@ class DreamBoothJob:
             f"loss {sum(losses) / len(losses):.4f}, lr {rate:.1e}, {each:.2g} s a step, {speed:.1f} images/s"
         )
 
+    def tell(self, line: str) -> None:
+        """Print a line for the user above the bar of the steps, if there is one."""
+        if self._bar is not None and self.runtime.main:
+            self._bar.write(line)
+        else:
+            self.say(line)
+
     def _tell_launch(self, launch: dict[str, Any]) -> None:
         self.journal.write(launch=launch["step"])
         report = LaunchReport(**{key: value for key, value in launch.items() if key != "step"})
         if self._bar is not None:
             self._bar.set_description_str("dash")
-            if self.runtime.main:
-                self._bar.write(f"step {launch['step']}: {report}")
+            self.tell(f"step {launch['step']}: {report}")
 
     def untrained(self, names: Sequence[str], unused: bool) -> None:
         """Say which tensors are not trained."""

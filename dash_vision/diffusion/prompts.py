@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..files.errors import InputError
+from ..measures.names import RARE_WORDS
 from ..pictures.listing import subfolder_names
 from ..pictures.names import FolderName, name_of
 from .config import DreamBoothConfig
 
-RARE_WORD = "sks"
-RARE_WORDS = (RARE_WORD, "ohwx", "zwx")  # those that guides name; a folder's name that begins with one has its own
+RARE_WORD = RARE_WORDS[0]  # a folder's name that begins with one of them has its own
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dash_vision.__main__ import main as dash_vision
 from eval.__main__ import COMMANDS, main, make_parser
 from tests.support.paths import ROOT
 
-NAMES = ["curves", "directions", "figure", "report", "subject", "vtab"]
+NAMES = ["checkpoints", "curves", "directions", "figure", "report", "subject", "vtab"]
 
 
 def parsers():
