@@ -150,8 +150,9 @@ def save_as_lora(model: PeftModel, folder: str | PathLike[str], dtype: torch.dty
         "base_model_name_or_path": config.base_model_name_or_path,
         "task_type": config.task_type and str(getattr(config.task_type, "value", config.task_type)),
     }
-    whole = _trained_whole(model, adapter.name)
-    return export_states({"model": adapter.state()}, folder, "peft", dtype, whole, peft=entries)
+    return export_states(
+        {"model": adapter.state()}, folder, "peft", dtype, _trained_whole(model, adapter.name), peft=entries
+    )
 
 
 def from_lora(model: PeftModel, folder: str | PathLike[str], **settings: Any) -> DashSchedule:
@@ -222,16 +223,15 @@ class PeftAdapter:
         """Choose every layer's directions; see Adapter.launch, which computes the same."""
         start, c = time.perf_counter(), self.config
         layers = cast(Any, self.layers)
-        decompositions = Decompositions()
         for module, (indices, U, V) in choose_directions(
-            layers, self.name, c.eps, c.selection, seed, decompositions
+            layers, self.name, c.eps, c.selection, seed, Decompositions()
         ).items():
             w = self.layers[module].weights(self.name)
             w.indices.copy_(indices)
             w.U.copy_(U)
             w.V.copy_(V)
         place = mean_relative_index(w for _, w in self.weights())
-        return LaunchReport(len(self.layers), time.perf_counter() - start, place, decompositions.in_full)
+        return LaunchReport(len(self.layers), time.perf_counter() - start, place)
 
     def state_dict(self, keys: Collection[str] = KEYS) -> dict[str, Tensor]:
         """The tensors by "module.key", those of `keys`; not copied."""
