@@ -24,7 +24,7 @@ from tests.support.browser import brightness, chromium, laid_out, set_window
 from tests.support.paths import ROOT
 from tests.support.processes import free_port
 
-QUICK = {"max_train_steps": "20", "num_inference_steps": "2", "validation_steps": "10", "checkpointing_steps": "5"}
+QUICK = {"max_train_steps": "20", "num_inference_steps": "2", "validation_steps": "4"}
 SHOWN = {"max_train_steps": "700", "validation_steps": "100"}
 
 
@@ -133,7 +133,7 @@ class User:
 # Pictures without alternative text, and fields and buttons without a name.
 UNNAMED = """
 const named = e => e.getAttribute("aria-label") || (e.labels && e.labels.length)
-  || (e.textContent.trim() && !/INPUT|SELECT|TEXTAREA/.test(e.tagName));
+  || e.querySelector("img[alt]") || (e.textContent.trim() && !/INPUT|SELECT|TEXTAREA/.test(e.tagName));
 const parts = document.querySelectorAll("img, input, select, textarea, button, progress, summary, pre[tabindex]");
 return [...parts].filter(e => e.getClientRects().length && !(e.tagName === "IMG" ? e.alt.trim() : named(e)))
   .map(e => e.outerHTML.slice(0, 200));
@@ -206,7 +206,6 @@ def watch_stop_and_resume(user):
     user.shoot("running", height=760)
     user.browser.refresh()
     assert user.state() == "running"
-    user.check_page()
     user.find('[data-act="stop"]').click()
     user.until(lambda: user.state() == "stopped")
     user.check_page()
@@ -221,6 +220,7 @@ def watch_stop_and_resume(user):
     user.until(lambda: user.text(".card .pill") == "training")
     user.check_page()
     user.go("/runs/cat")
+    user.check_page()
     user.until(lambda: user.state() == "finished")
 
 
