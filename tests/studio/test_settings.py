@@ -83,6 +83,7 @@ def test_what_is_empty_or_the_default_is_no_word_of_the_command(tmp_path):
         ({"cache_dir": "~"}, "cache_dir"),
         ({"sample_with": "/etc"}, "sample_with"),
         ({"single_file_config": "../x/y"}, "single_file_config"),
+        ({"logging_dir": "../../logs"}, "logging_dir"),
         ({"variant": "--overwrite"}, "variant"),
     ],
 )
