@@ -25,7 +25,7 @@ from tests.support.paths import ROOT
 from tests.support.processes import free_port
 
 QUICK = {"max_train_steps": "20", "num_inference_steps": "2", "validation_steps": "4"}
-SHOWN = {"max_train_steps": "700", "validation_steps": "100"}
+SHOWN = {"max_train_steps": "600", "validation_steps": "100", "holdout": "1", "evaluate_every": "100"}
 
 
 class User:
@@ -202,7 +202,7 @@ def new_run(user, settings):
 
 def watch_stop_and_resume(user):
     user.until(lambda: user.text("#numbers").startswith("step "))
-    user.until(lambda: user.shown("#sheet img") and user.shown("#chart svg"))
+    user.until(lambda: user.shown("#latest img") and user.shown("#chart svg"))
     user.shoot("running", height=760)
     user.browser.refresh()
     assert user.state() == "running"
