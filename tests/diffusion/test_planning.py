@@ -47,10 +47,13 @@ def test_a_meter_counts_what_is_alive_and_no_view_twice():
 
 
 @pytest.mark.parametrize(
-    ("precision", "checkpointing"), [("no", False), ("bf16", True)], ids=["float32", "bf16, checkpointing"]
+    ("precision", "checkpointing", "text"),
+    [("no", False, False), ("bf16", True, False), ("no", False, True)],
+    ids=["float32", "bf16, checkpointing", "text encoder"],
 )
-def test_a_step_takes_what_is_planned(precision, checkpointing, tmp_path):
+def test_a_step_takes_what_is_planned(precision, checkpointing, text, tmp_path):
     changes = {"pretrained_model_name_or_path": None, "gradient_checkpointing": checkpointing, "train_batch_size": 2}
+    changes["train_text_encoder"] = text
     config = settings(ROOT, tmp_path / "out", **changes)
     job = prepare(config, mixed_precision=precision)
 
