@@ -3,7 +3,7 @@
     python -m benchmarks.host DIR --base sdxl              a base of published size, mixed precision
     python -m benchmarks.host DIR --base flux2-klein-4b --steps 0
 
-The base's weights are random numbers in bfloat16, in files of 2 GB at most, which are written to DIR first (8 GB for
+The base's weights are random numbers in bfloat16, in files of 1 GB at most, which are written to DIR first (8 GB for
 FLUX.2 klein 4B, whose text encoder is left narrow). A process of its own then trains on pictures of 64 pixels. Its
 maximum resident set is set against the largest network as it is kept.
 """
@@ -30,7 +30,7 @@ from torch import Tensor
 from . import published
 from .measure import Table
 
-SHARD = 2 * 10**9  # bytes
+SHARD = 10**9  # bytes
 _NARROW = {"intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 28}
 _STARTED = time.perf_counter()
 
