@@ -150,8 +150,8 @@ class _Linear(torch.autograd.Function):
 
 
 class _Update(torch.autograd.Function):
-    """Adds the update into y [tokens, out], which a quantized layer gave, and keeps for the backward pass what LoRA alone
-    would."""
+    """Adds the update into y [tokens, out], which a quantized layer gave, and keeps for the backward pass what LoRA
+    alone would."""
 
     @staticmethod
     def forward(

@@ -75,8 +75,8 @@ class _Product(torch.autograd.Function):
 
 
 def _times_weight(g: Tensor, layer: nn.Module) -> Tensor:
-    """g [tokens, out] @ W of a layer whose weight can be dequantized. Where it has a scale for each row, as torchao's, g
-    is scaled instead of W, which has many more numbers."""
+    """g [tokens, out] @ W of a layer whose weight can be dequantized. Where it has a scale for each row, as torchao's,
+    g is scaled instead of W, which has many more numbers."""
     weight = cast(Any, layer.weight)
     numbers, scale, zero = (getattr(weight, name, None) for name in ("qdata", "scale", "zero_point"))
     by_rows = isinstance(numbers, Tensor) and isinstance(scale, Tensor) and scale.shape == (len(numbers), 1)
