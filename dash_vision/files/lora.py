@@ -98,10 +98,7 @@ def _folded_rank(state: AdapterState, module: str) -> int:
 
 def _fold(state: AdapterState, module: str, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(A' [rank, in], B' [out, rank]) of one layer, zero-padded; a convolution's as 4-dimensional kernels."""
-    A, B, dsigma, U, V = (state.tensors[f"{module}.{key}"].double() for key in ("A", "B", "dsigma", "U", "V"))
-    down, up = A, B * state.scaling
-    if state.launched:
-        down, up = torch.cat([down, V]), torch.cat([up, U * dsigma], dim=1)
+    down, up = state.factors(module)
     padding = rank - down.shape[0]
     down = torch.cat([down, down.new_zeros(padding, down.shape[1])]).to(dtype)
     up = torch.cat([up, up.new_zeros(up.shape[0], padding)], dim=1).to(dtype)
