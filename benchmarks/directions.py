@@ -25,7 +25,7 @@ from torch import Tensor
 from dash_vision.core.analysis import PREDICTED, Overlap, null_pairs, overlap, update_rates
 from dash_vision.core.directions import Directions, singular_directions
 from dash_vision.files.errors import InputError
-from eval.directions.sources import Source, frozen_weights, read_source, read_truth
+from eval.directions.sources import frozen_weights, read_source, read_truth
 from eval.directions.trainer import TrainerRun
 from eval.directions.updates import learned, low_rank
 from eval.intervals import student
@@ -52,7 +52,9 @@ def analyse(runs: Sequence[Path], truths: Mapping[str, Sequence[Path]], base: st
     ranks = [*dict.fromkeys(source.state.rank for _, source, _ in sources if source.state), None]
     for number, (module, W) in enumerate(frozen.items()):
         directions = singular_directions(W)
-        true = {(kind, source.name): _rates(directions, learned(source, module, W, directions)) for kind, source in full}
+        true = {
+            (kind, source.name): _rates(directions, learned(source, module, W, directions)) for kind, source in full
+        }
         for _, source, steps in sources:
             assert source.state is not None
             for step, tensors in steps.items():
@@ -61,7 +63,7 @@ def analyse(runs: Sequence[Path], truths: Mapping[str, Sequence[Path]], base: st
                     _add(rows, (source.name, source.state.rank, step, kind, name), own, other, directions)
                 if step == max(steps):
                     _append(record["share"], f"rank {source.state.rank}", _share(own))
-        for (kind, name), rates in true.items():
+        for (kind, _), rates in true.items():
             _append(record["share"], f"full, {kind} labels", _share(rates))
         for (first_kind, name), (kind, other) in itertools.combinations(true, 2):
             if first_kind == "true":
@@ -163,7 +165,9 @@ def tables(record: dict[str, Any]) -> str:
                 rows.append((f"{name}, rank {rank}", *against(record, chosen, "rate", layers)))
         parts.append(f"By change rate, step {last}, for each {what}:\n\n" + _table(("", *HEAD), rows))
     shares = [(name, f"{100 * statistics.fmean(values):.1f} %") for name, values in record["share"].items()]
-    parts.append(f"Share of a layer's change rates in its {PREDICTED} largest:\n\n" + _table(("update", "share"), shares))
+    parts.append(
+        f"Share of a layer's change rates in its {PREDICTED} largest:\n\n" + _table(("update", "share"), shares)
+    )
     return "\n\n".join(parts)
 
 

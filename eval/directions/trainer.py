@@ -7,28 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dash_vision.bases.pretrained import PLAIN, load_pretrained
 from dash_vision.core.loading import read_adapters
-from dash_vision.files.errors import InputError
 from dash_vision.files.native import NATIVE_NAME, AdapterState, read_notes
 from dash_vision.runs.record import RUN
 
 from ..bases import no_loading_bars
 
 _COMPONENT = "model"  # as DashCallback calls it in its native file
-_PLAIN, _STATE, _WEIGHTS = "adapter_config.json", "trainer_state.json", "model.safetensors"
-# By PEFT's word for the task, the class of transformers that loads a base for it.
-_CLASSES = {
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-}
+_STATE, _WEIGHTS = "trainer_state.json", "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -60,23 +51,10 @@ class TrainerRun:
         return dict(sorted(found.items()))
 
     def load_base(self, place: str | None) -> nn.Module:
-        """The pretrained model, from `place` or from where the plain LoRA beside the adapter says. Raises InputError."""
-        import transformers
-
-        configs = [f / _PLAIN for f in (self.folder, *_checkpoints(self.folder)) if (f / _PLAIN).is_file()]
-        try:
-            about: dict[str, Any] = json.loads(configs[0].read_text(encoding="utf-8"))
-            kind = getattr(transformers, _CLASSES.get(about["task_type"], "AutoModel"))
-            name = place or about["base_model_name_or_path"]
-        except (IndexError, KeyError, ValueError):
-            raise InputError(f"{self.folder} has no {_PLAIN} that names its base; make the run again") from None
+        """The pretrained model, from `place` or from where the plain LoRA of the run says. Raises InputError."""
         no_loading_bars()
-        transformers.utils.logging.set_verbosity_error()  # heads of one's own are made new, which does not matter here
-        try:
-            model: nn.Module = kind.from_pretrained(name, dtype=torch.float32)
-        except (OSError, ValueError, TypeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise InputError(f"cannot load the base {name} ({reason}); name its folder by --base") from None
+        folders = [f for f in (self.folder, *_checkpoints(self.folder)) if (f / PLAIN).is_file()]
+        model: nn.Module = load_pretrained(folders[0] if folders else self.folder, place)
         return model
 
 
