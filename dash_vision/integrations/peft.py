@@ -147,7 +147,7 @@ def save_as_lora(model: PeftModel, folder: str | PathLike[str], dtype: torch.dty
         "base_model_name_or_path": config.base_model_name_or_path,
         "task_type": config.task_type and str(getattr(config.task_type, "value", config.task_type)),
     }
-    return export_states({"model": adapter.state()}, folder, "peft", dtype, _trained_whole(model), peft=entries)
+    return export_states({"model": adapter.state()}, folder, "peft", dtype, _trained_whole(model), peft=entries).path
 
 
 def from_lora(model: PeftModel, folder: str | PathLike[str], **settings: Any) -> DashSchedule:
