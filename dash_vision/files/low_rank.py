@@ -33,9 +33,9 @@ class Layer:
 class Export:
     """A plain LoRA that was written.
 
-    path: of its weights. rank: of its layers; where kohya's layout makes one layer of several, it has the rank of all of
-    them together unless a rank was asked for. layers: what is left of each; none of a file in float32 that was asked for
-    no rank, which holds everything.
+    path: of its weights. rank: of its layers; a layer that kohya's layout makes of several has the ranks of all of them
+    unless a rank was asked for. layers: what is left of each; none of a file in float32 that was asked for no rank,
+    which holds everything.
     """
 
     path: Path
