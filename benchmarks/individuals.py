@@ -40,6 +40,7 @@ from dash_vision.bases.loading import Base, load_base
 from dash_vision.bases.sampling import Sampling, sample
 from dash_vision.files.atomic import replacing, write_json, write_text
 from dash_vision.files.errors import InputError
+from dash_vision.measures.encoders import miniature_vit
 from dash_vision.miniature.train.data import prompt_ids
 from dash_vision.miniature.train.report import Judge, train_judge
 from dash_vision.miniature.world.scenes import (
@@ -53,7 +54,6 @@ from dash_vision.miniature.world.scenes import (
     render,
     write_pictures,
 )
-from eval.subject.encoders import miniature_vit
 
 from .effects import Comparison, effects, forest_picture, markdown
 

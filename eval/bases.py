@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dash_vision.bases.identity import difference
 from dash_vision.bases.loading import Base
+from dash_vision.bases.networks import no_loading_bars
 from dash_vision.bases.recorded import load_lora, load_recorded
 from dash_vision.core.loading import allowed_difference, probe_weight, read_adapters
 from dash_vision.files.errors import InputError
@@ -29,15 +30,6 @@ def native_adapters(run: Run) -> dict[str, AdapterState]:
         return read_adapters(path)
     except InputError as error:
         raise InputError(str(error)) from None
-
-
-def no_loading_bars() -> None:
-    """Keep diffusers and transformers from drawing a bar for each model that they load."""
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
 
 
 def load_base(

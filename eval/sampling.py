@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 
-from dash_vision.bases.devices import cast_network
+from dash_vision.bases.devices import cast_network, within_memory
 from dash_vision.bases.loading import Base
 from dash_vision.bases.sampling import Sampling, sample
 from dash_vision.files.errors import InputError, RunError
@@ -39,15 +38,6 @@ def _place(base: Base) -> tuple[torch.device, torch.dtype]:
     """Where the denoiser is, and what it computes in."""
     weight = next(base.denoiser.parameters())
     return weight.device, weight.dtype
-
-
-@contextmanager
-def within_memory(what: str, instead: str) -> Iterator[None]:
-    """Raises InputError where the GPU's memory does not suffice for `what`; instead: the flags to give then."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError:
-        raise InputError(f"the GPU's memory does not suffice for {what}; give {instead}") from None
 
 
 def move(base: Base, device: str, dtype: str) -> None:

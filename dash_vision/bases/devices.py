@@ -48,3 +48,12 @@ def usable_device(name: str | None = None) -> str:
             f"--device is {name}, which cannot be used here ({reason}); give cpu, or leave it out"
         ) from None
     return name
+
+
+@contextmanager
+def within_memory(what: str, instead: str) -> Iterator[None]:
+    """Raises InputError where the GPU's memory does not suffice for `what`; instead: the flags to give then."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise InputError(f"the GPU's memory does not suffice for {what}; give {instead}") from None

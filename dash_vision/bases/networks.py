@@ -137,6 +137,15 @@ def common_dtype(tensors: Mapping[str, stored.StoredTensor]) -> torch.dtype:
     return found.pop() if len(found) == 1 else torch.float32
 
 
+def no_loading_bars() -> None:
+    """Keep diffusers and transformers from drawing a bar for each model that they load."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars of the libraries, since reading local files takes a moment, and no reports: what is wrong is

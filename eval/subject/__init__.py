@@ -11,9 +11,10 @@ import argparse
 from pathlib import Path
 
 from dash_vision.files.errors import InputError
+from dash_vision.measures.names import CLIP, DINO
 
 from ..blocks import add_sampling, blocks_of, sampler_of
-from .prompts import CLIP, DINO, PICTURES_PER_PROMPT, PROMPT_LISTS
+from .prompts import PICTURES_PER_PROMPT, PROMPT_LISTS
 
 NAME, HELP = "subject", "the DreamBooth protocol: DINO, CLIP-I and CLIP-T"
 

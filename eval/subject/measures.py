@@ -10,13 +10,14 @@ from torch import Tensor
 
 from dash_vision.bases.devices import usable_device
 from dash_vision.files.errors import InputError
+from dash_vision.measures.encoders import ClipEncoder, DinoEncoder
+from dash_vision.measures.names import CLIP, DINO
+from dash_vision.measures.similarity import adherence, between, likeness
 from dash_vision.miniature import MINIATURE
 
 from ..intervals import differences, intervals
 from ..runs import DreamBoothRun
-from .encoders import ClipEncoder, DinoEncoder
 from .jobs import FLOOR, Job, Protocol, load_picture
-from .prompts import CLIP, DINO
 
 
 def encoders(first: DreamBoothRun, how: Protocol) -> tuple[ClipEncoder, DinoEncoder | None]:
@@ -54,20 +55,14 @@ def scores(
             pictures.append(picture)
     seen = features(pictures, clip, dino)
     said = clip.texts(texts).repeat_interleave(count, dim=0)
-    found = {metric: (features @ real[metric].T).mean(dim=1) for metric, features in seen.items()}
-    found["CLIP-T"] = (seen["CLIP-I"] * said).sum(dim=1)
+    found = {metric: likeness(features, real[metric]) for metric, features in seen.items()}
+    found["CLIP-T"] = adherence(seen["CLIP-I"], said)
     return {metric: values.view(-1, count).mean(dim=1).tolist() for metric, values in found.items()}
 
 
 def ceiling(real: dict[str, Tensor]) -> dict[str, dict[str, float]]:
     """Metric -> the mean similarity of two different real pictures; empty for a single one."""
-    return {metric: {"mean": _between(features)} for metric, features in real.items() if len(features) > 1}
-
-
-def _between(features: Tensor) -> float:
-    """Mean cosine over pairs of different rows."""
-    n = len(features)
-    return ((features @ features.T).sum().item() - n) / (n * (n - 1))
+    return {metric: {"mean": between(features)} for metric, features in real.items() if len(features) > 1}
 
 
 def summaries(jobs: Sequence[Job], scores: dict[str, dict[str, list[float]]]) -> dict[str, Any]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-# The backbones that the protocol is usually measured with.
-CLIP = "openai/clip-vit-base-patch32"
-DINO = "vit_small_patch16_224.dino"
 PICTURES_PER_PROMPT = 4
 
 _PLACES = (

@@ -20,6 +20,7 @@ from dash_vision.bases.loading import Base
 from dash_vision.bases.recorded import check_recorded
 from dash_vision.files.atomic import write_json, write_text
 from dash_vision.files.errors import InputError
+from dash_vision.measures.encoders import ClipEncoder, DinoEncoder
 from dash_vision.miniature import MINIATURE
 from dash_vision.runs.versions import installed_versions
 
@@ -30,7 +31,6 @@ from ..intervals import interval_method
 from ..runs import DreamBoothRun
 from ..sampling import move
 from ..saving import check_output
-from .encoders import ClipEncoder, DinoEncoder
 from .jobs import MOST_PROMPTS, Asked, Plan, Protocol, draw_missing, make_plan
 from .measures import backbones, ceiling, encoders, features, paired_differences, scores, summaries
 from .prompts import PROMPT_LISTS, prompt_list

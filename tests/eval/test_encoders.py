@@ -12,8 +12,8 @@ from torchvision.transforms import functional as images
 from transformers import CLIPModel, CLIPProcessor
 
 from dash_vision.bases.backbones import MINIATURE_WEIGHTS
+from dash_vision.measures.encoders import ClipEncoder, DinoEncoder
 from dash_vision.miniature import MINIATURE, clip_path
-from eval.subject.encoders import ClipEncoder, DinoEncoder
 from tests.support.vtab import TINY
 
 
