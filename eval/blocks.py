@@ -64,6 +64,11 @@ def add_sampling(parser: argparse.ArgumentParser, prompts: str) -> None:
         "--adapter", action=_Into, dest="adapters", metavar="NAME=OUT", help="a run, and its method's name"
     )
     parser.add_argument("--prompts", action=_Into, nargs="+", metavar="PROMPT", help=prompts)
+    add_sampler(parser)
+
+
+def add_sampler(parser: argparse.ArgumentParser) -> None:
+    """How to sample."""
     parser.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
     parser.add_argument("--base", help="where the base is now (default: as the run says)")
     parser.add_argument("--num_inference_steps", type=int, help="sampling steps (default: the run's)")
