@@ -103,6 +103,17 @@ def bases(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def measured(bases, tmp_path_factory):
+    """The output folder of a run on the base sd that was measured every two of its eight steps on two held-out
+    pictures; to be read only."""
+    from tests.support.dreambooth import measured_settings, train
+    from tests.support.shared import shared
+
+    with shared(tmp_path_factory, "measured", lambda root: train(measured_settings(bases, root / "out"))) as root:
+        yield root / "out"
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """Folders of tiny pipelines by their name in tests.support.tiny.PIPELINES; to be read only."""
     from tests.support.shared import shared

@@ -19,7 +19,7 @@ ARROWS = {
     "miniature": {"files"},
     "miniature.world": {"miniature"},
     "bases": {"runs", "core", "files", "pictures", "miniature"},
-    "measures": {"bases", "runs", "files", "miniature", "miniature.world"},
+    "measures": {"bases", "runs", "files", "drawing", "miniature", "miniature.world"},
     "miniature.train": {"bases", "runs", "core", "files", "pictures", "drawing", "miniature", "miniature.world"},
     "diffusion": {"measures", "bases", "runs", "core", "files", "pictures", "drawing", "miniature"},
     "classification": {"bases", "runs", "core", "files", "pictures", "miniature", "miniature.world"},

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from ..bases.quantization import QUANTIZATIONS
 from ..files.errors import InputError
+from ..runs.evaluation import PREFERENCES
 from ..runs.settings import (
     DASH,
     MACHINE,
@@ -33,6 +34,7 @@ BASE, DATA, TRAIN, PRIOR, SHOW = (
     "preservation of the class",
     "pictures of the result",
 )
+EVAL = "measuring while training"
 PRELAUNCH_STEPS = 100  # of the paper
 FLOW = "noise levels of flow-matching bases"
 TIMESTEP_SAMPLINGS = ("uniform", "logit_normal", "sigmoid", "shift")
@@ -300,6 +302,44 @@ class HubArgs:
 
 
 @dataclass
+class EvalArgs:
+    """What is measured while the run goes on, see diffusion.evaluating."""
+
+    holdout: str | None = option(
+        None,
+        EVAL,
+        "pictures that are kept out of the training and that the run is measured on: a share of the pictures (0.2), a "
+        "number of them, or a folder of others",
+        metavar="SHARE|N|DIR",
+    )
+    evaluate_every: int | None = option(
+        None,
+        EVAL,
+        "optimizer steps between measurements, whose adapters are kept in OUTPUT_DIR/adapters",
+        shown_default="so many that measuring takes about a tenth of the training, 2 to 10 times a run",
+    )
+    eval_encoders: list[str] = option(  # noqa: RUF009 (it makes a field)
+        [],
+        EVAL,
+        "what compares pictures, and a CLIP that compares them with prompts: hub ids, folders, or none for the loss "
+        "alone",
+        metavar="ID|PATH",
+        shown_default="facebook/dinov2-base and openai/clip-vit-base-patch32; of the miniature its own",
+    )
+    prefer: str = option(
+        "balanced",
+        EVAL,
+        "which checkpoint is recommended: the one most like the subject, the one that keeps most of the base "
+        "(faithful), or one between",
+        choices=PREFERENCES,
+    )
+    early_stop: bool = option(False, EVAL, "end the training when it brings no better checkpoint any more")
+    early_stopping_patience: int = option(
+        3, EVAL, "measurements in a row without a better checkpoint after which --early_stop ends the training"
+    )
+
+
+@dataclass
 class ShowArgs:
     """samples.png."""
 
@@ -330,6 +370,7 @@ class ShowArgs:
 @dataclass
 class DreamBoothConfig(
     MachineArgs,
+    EvalArgs,
     ShowArgs,
     HubArgs,
     CheckpointArgs,
@@ -378,7 +419,7 @@ class DreamBoothConfig(
         at_least(self, 1, "resolution", "max_train_steps", "train_batch_size", "num_crop_variants", "num_train_epochs")
         at_least(self, 1, "gradient_accumulation_steps", "num_class_images", "sample_batch_size", "validation_epochs")
         at_least(self, 1, "num_validation_images", "num_inference_steps", "checkpoints_total_limit", "lr_num_cycles")
-        at_least(self, 1, "repeats", "max_token_length")
+        at_least(self, 1, "repeats", "max_token_length", "evaluate_every", "early_stopping_patience")
         at_least(self, 0, "lr_warmup_steps", "checkpointing_steps", "validation_steps", "seed", "save_lora_every")
         at_least(self, 1, "max_sequence_length")
         at_least(self, 0, "clip_skip")
@@ -427,11 +468,13 @@ class DreamBoothConfig(
             raise InputError(
                 "--class_data_dir does nothing without --with_prior_preservation; add that, or leave it out"
             )
-        if self.class_prompt is not None and not (self.with_prior_preservation or self.preserve_class):
+        uses_class = self.with_prior_preservation or self.preserve_class or self.holdout
+        if self.class_prompt is not None and not uses_class:
             raise InputError(
-                "--class_prompt does nothing without --with_prior_preservation or --preserve_class; add one of them, "
-                "or leave it out"
+                "--class_prompt does nothing without --with_prior_preservation, --preserve_class or --holdout; add one "
+                "of them, or leave it out"
             )
+        self._check_evaluation()
         if self.text_encoder_lr and not self.train_text_encoder:
             raise InputError("--text_encoder_lr does nothing here; add --train_text_encoder, or leave it out")
         if self.text_encoder_lr == 0 and self.train_text_encoder:
@@ -461,6 +504,23 @@ class DreamBoothConfig(
         if self.validation_epochs is not None and self.validation_steps:
             raise InputError("--validation_epochs and --validation_steps say the same; give one of them")
         self._note_idle()
+
+    def _check_evaluation(self) -> None:
+        """Raises InputError for settings of measurements in a run that makes none, and for what does not fit."""
+        if self.holdout is not None:
+            return
+        given = {
+            "evaluate_every": self.evaluate_every is not None,
+            "eval_encoders": bool(self.eval_encoders),
+            "early_stop": self.early_stop,
+            "prefer": self.prefer != "balanced",
+        }
+        for name, is_given in given.items():
+            if is_given:
+                raise InputError(
+                    f"--{name} does nothing without --holdout, which says what is measured on; add it (such as "
+                    "--holdout 1), or leave it out"
+                )
 
     def _note_idle(self) -> None:
         """Note what makes no difference: commands are copied with all their settings in them."""

@@ -26,6 +26,7 @@ from ..core.weights import kind_of
 from ..files.atomic import FolderLock
 from ..files.checkpoint import load_checkpoint
 from ..files.errors import InputError
+from ..runs.evaluation import Evaluation
 from ..runs.gradients import untrained_sentence
 from ..runs.loop import Training
 from ..runs.runtime import Runtime
@@ -66,14 +67,25 @@ def loss_of(
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """A picture that is not learned from, whole, encoded, and with the prompt that describes it."""
+
+    image: Image.Image
+    example: Example
+
+
+@dataclass(frozen=True)
 class Material:
     """What is learned from. inputs: the pictures. examples, class_examples: them and the class pictures, encoded.
-    conditions: by prompt; what family.tokenize gives where text encoders are trained."""
+    conditions: by prompt; what family.tokenize gives where text encoders are trained. heldout: what the run is measured
+    on, from the folder heldout_folder."""
 
     inputs: list[Image.Image]
     examples: list[Example]
     class_examples: list[Example]
     conditions: dict[str, Any]
+    heldout: list[HeldOut] = field(default_factory=list)
+    heldout_folder: str = ""
 
 
 @dataclass
@@ -82,7 +94,7 @@ class DreamBoothJob:
 
     adapters, networks: by component, the denoiser first; networks as they are called, over all processes. probes: of
     the frozen weights. say: prints a line for the user, on the main process. timings: seconds.
-    started: by the clock on the wall.
+    started: by the clock on the wall. evaluation: what was measured so far.
     """
 
     plan: Plan
@@ -97,6 +109,7 @@ class DreamBoothJob:
     lock: FolderLock | None = None
     timings: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
+    evaluation: Evaluation | None = None
 
     def __post_init__(self) -> None:
         settings, batch_size = self.plan.settings, self.plan.train_batch_size
@@ -112,7 +125,7 @@ class DreamBoothJob:
         """The loss of this process's share of batch number `batch`, a scalar: instance pictures, class pictures under
         prior preservation, and the instance pictures under the class prompt where the class is preserved."""
         self._show(batch // self.training.accumulation)
-        losses = [self._loss(part) for part in self.batches(batch)]
+        losses = [self.loss_over(part) for part in self.batches(batch)]
         return sum(losses[1:], losses[0])
 
     def batches(self, number: int) -> list[Batch]:
@@ -133,7 +146,8 @@ class DreamBoothJob:
             batch = join(batch, subject.preserving(prompts, s.preserve_class_weight))
         return [batch, *others]
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def loss_over(self, batch: Batch) -> Tensor:
+        """The loss of a batch that is on the CPU, a scalar."""
         batch = batch.to(self.runtime.device)
         network = self.networks[self.base.family.denoiser]
         of_base = self.of_base(batch.of_base()) if batch.kept else None
@@ -201,12 +215,18 @@ class DreamBoothJob:
             f"loss {sum(losses) / len(losses):.4f}, lr {rate:.1e}, {each:.2g} s a step, {speed:.1f} images/s"
         )
 
+    def tell(self, line: str) -> None:
+        """Print a line for the user above the bar of the steps, if there is one."""
+        if self._bar is not None and self.runtime.main:
+            self._bar.write(line)
+        else:
+            self.say(line)
+
     def _tell_launch(self, launch: dict[str, Any]) -> None:
         report = LaunchReport(**{key: value for key, value in launch.items() if key != "step"})
         if self._bar is not None:
             self._bar.set_description_str("dash")
-            if self.runtime.main:
-                self._bar.write(f"step {launch['step']}: {report}")
+            self.tell(f"step {launch['step']}: {report}")
 
     def untrained(self, names: Sequence[str], unused: bool) -> None:
         """Say which tensors are not trained."""

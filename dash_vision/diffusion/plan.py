@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from ..files.errors import InputError
 from ..pictures.crops import make_buckets
 from .config import DECISIVE, MAY_CHANGE, PRELAUNCH_STEPS, DreamBoothConfig, check_lengths, prelaunch_steps
 from .long_prompts import count_chunks
+from .period import SAMPLING_STEPS, usual_period
 from .prompts import Prompts, default_validation_prompts
 
 if TYPE_CHECKING:
@@ -26,9 +28,9 @@ class Plan:
     """The settings of a run on a base. settings: as the user gave them; what is None there stands resolved here.
 
     epoch_steps: optimizer steps in which every picture of the subject is seen `repeats` times. validation_steps: 0 for
-    none on the way. chunks: that a caption is read in. target: DashConfig's, for the denoiser. validation_prompts: the
-    columns of samples.png before they are repeated. output, class_folder: where the run writes, and where the class
-    pictures are.
+    none on the way; evaluate_every: None for none at all. chunks: that a caption is read in. target: DashConfig's, for
+    the denoiser. validation_prompts: the columns of samples.png before they are repeated. output, class_folder: where
+    the run writes, and where the class pictures are.
     """
 
     settings: DreamBoothConfig
@@ -46,6 +48,7 @@ class Plan:
     max_train_steps: int
     prelaunch_steps: int
     validation_steps: int
+    evaluate_every: int | None
     epoch_steps: int
     chunks: int
     train_batch_size: int
@@ -98,7 +101,11 @@ class Plan:
     def _periods(self) -> list[tuple[str, int]]:
         """Settings that ask for something every so many steps, and the steps."""
         validation = "validation_epochs" if self.settings.validation_epochs is not None else "validation_steps"
-        return [("save_lora_every", self.settings.save_lora_every), (validation, self.validation_steps)]
+        return [
+            ("save_lora_every", self.settings.save_lora_every),
+            ("evaluate_every", self.settings.evaluate_every or 0),
+            (validation, self.validation_steps),
+        ]
 
 
 def make_plan(settings: DreamBoothConfig, prompts: Prompts, base: Base, pictures: int = 1, processes: int = 1) -> Plan:
@@ -131,6 +138,7 @@ def make_plan(settings: DreamBoothConfig, prompts: Prompts, base: Base, pictures
         lora_target=names,
         prelaunch_steps=prelaunch_steps(settings, values["max_train_steps"]),
         validation_steps=(settings.validation_epochs or 0) * epoch or settings.validation_steps,
+        evaluate_every=_evaluate_every(settings, values, batch // processes),
         epoch_steps=epoch,
         chunks=count_chunks(base.family, base.pipeline, settings.max_token_length),
         target=base.family.target(base.pipeline, names[0]) if len(names) == 1 else names,
@@ -138,6 +146,19 @@ def make_plan(settings: DreamBoothConfig, prompts: Prompts, base: Base, pictures
     )
     _check(plan, base)
     return plan
+
+
+def _evaluate_every(settings: DreamBoothConfig, values: Mapping[str, Any], batch: int) -> int | None:
+    """Steps between measurements; None where nothing is measured. batch: pictures of a step, on one process."""
+    if settings.holdout is None or settings.evaluate_every is not None:
+        return settings.evaluate_every
+    return usual_period(
+        values["max_train_steps"],
+        batch,
+        settings.gradient_checkpointing,
+        min(values["num_inference_steps"], SAMPLING_STEPS),
+        values["guidance_scale"] > 1,
+    )
 
 
 def _check(plan: Plan, base: Base) -> None:

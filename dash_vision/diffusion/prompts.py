@@ -27,7 +27,8 @@ class Prompts:
     def of_class(self, prompt: str) -> str:
         """The class prompt of a picture with this prompt: a caption without its rare word, as "cat in the snow" of "sks
         cat in the snow"; the class prompt where the caption has none, and where the user gave one."""
-        left = re.sub(rf"\b(?:{'|'.join(RARE_WORDS)})\b[\s,]*", "", prompt).strip(" ,")
+        words = "|".join(map(re.escape, {*RARE_WORDS, *rare_words(self)}))
+        left = re.sub(rf"\b(?:{words})\b[\s,]*", "", prompt).strip(" ,")
         return self.class_ if self.general or prompt == self.instance or left in ("", prompt) else left
 
 
@@ -65,6 +66,15 @@ def derive_prompts(config: DreamBoothConfig) -> Prompts:
             'name; give --class_prompt, such as "a photo of a dog"'
         )
     return Prompts(instance, class_, subject_in_prompt, config.class_prompt is not None)
+
+
+def rare_words(prompts: Prompts) -> set[str]:
+    """Words of the instance prompt that stand for the subject and mean nothing: those that guides name, and one that
+    is all that the class prompt lacks."""
+    words, rest = prompts.instance.split(), prompts.class_.split()
+    found = {word for word in words if word in RARE_WORDS}
+    alone = [word for i, word in enumerate(words) if words[:i] + words[i + 1 :] == rest]
+    return found | set(alone[:1])
 
 
 def note_unsaid(prompts: Prompts, captions: Sequence[str | None]) -> str | None:

@@ -24,32 +24,41 @@ from ..runs.runtime import device_name
 from ..runs.signals import StopRequest, catching_signals
 from ..runs.versions import installed_versions
 from .checkpoints import latest_checkpoint
+from .evaluating import Evaluator, resting
 from .exported import compare, load_exported, load_other
 from .job import DreamBoothJob
 from .outputs import PACKAGES, Sheet, draw_samples, save_picture, track, write_adapters, write_card
 
 _NEXT_TO_NOTHING = 1e-6  # of the weights; a step of AdamW at 1e-4 leaves some hundred times as much
-KEPT = "adapters"  # of earlier steps, by --save_lora_every
+KEPT = "adapters"  # of earlier steps, by --save_lora_every and --evaluate_every
 
 
 def fit(job: DreamBoothJob) -> None:
     """Train to max_train_steps. Raises Stopped after SIGINT or SIGTERM, with a checkpoint written; RunError when the
     loss or an update is no finite number."""
     training, total = job.training, job.plan.max_train_steps
+    evaluator = Evaluator(job) if job.material.heldout else None
     for network in job.networks.values():
         network.train()
     for adapter in job.adapters.values():
         adapter.prepare()
     with catching_signals() as stop, job.progress():
-        while training.step < total:
+        if evaluator is not None:
+            evaluator.resume()
+            _evaluate(job, evaluator, begun=True)
+        while training.step < total and (evaluator is None or evaluator.worth_going_on()):
             _train(job, min(total, _next_pause(job)), stop)
             if _is_due(job, job.plan.settings.save_lora_every):
                 _keep_adapters(job)
+            if evaluator is not None:
+                _evaluate(job, evaluator)
             if training.step < total:
                 if _is_due(job, job.plan.validation_steps):
                     _validate(job)
             elif training.checkpoint_every and total % training.checkpoint_every:
                 job.save()  # a later run with more steps can resume from here
+        if evaluator is not None and training.step < total:
+            evaluator.stop()
         _stop_if_asked(job, stop)
     for network in job.networks.values():
         network.eval()
@@ -57,12 +66,27 @@ def fit(job: DreamBoothJob) -> None:
 
 def _next_pause(job: DreamBoothJob) -> int:
     """The next step after which samples are drawn or adapters are kept."""
-    pauses = [every for every in (job.plan.validation_steps, job.plan.settings.save_lora_every) if every]
+    plan = job.plan
+    periods = (plan.validation_steps, plan.settings.save_lora_every, plan.evaluate_every)
+    pauses = [every for every in periods if every]
     return min(((job.training.step // every + 1) * every for every in pauses), default=job.plan.max_train_steps)
 
 
 def _is_due(job: DreamBoothJob, every: int) -> bool:
     return every > 0 and job.training.step % every == 0
+
+
+def _evaluate(job: DreamBoothJob, evaluator: Evaluator, begun: bool = False) -> None:
+    """Measure the job at its step, if that is due and was not done, and keep the adapter that was measured. begun: the
+    base alone too, where it was not measured yet."""
+    step = job.training.step
+    if begun and evaluator.missing(0):
+        evaluator.measure(None)
+    if step and evaluator.due(step) and evaluator.missing(step):
+        if not _is_due(job, job.plan.settings.save_lora_every):
+            _keep_adapters(job)
+        evaluator.measure(kept_folder(job).relative_to(job.plan.output).as_posix())
+    job.runtime.wait()
 
 
 def _train(job: DreamBoothJob, until: int, stop: StopRequest) -> None:
@@ -90,11 +114,8 @@ def _stop_if_asked(job: DreamBoothJob, stop: StopRequest, written: bool = False)
 
 
 def _validate(job: DreamBoothJob) -> None:
-    for network in job.networks.values():
-        network.eval()
-    draw(job, f"validation/step-{job.training.step:06d}.png", base_row=False)
-    for network in job.networks.values():
-        network.train()
+    with resting(job):
+        draw(job, f"validation/step-{job.training.step:06d}.png", base_row=False)
 
 
 # -- the end
@@ -127,6 +148,8 @@ def finish(job: DreamBoothJob) -> None:
         write_card(plan.output, record, loading_lines(job.base), job.base.family)
         write_record(plan.output / RUN, record)  # before the pictures, which may take long or fail
         job.say(f"adapters: {plan.output}")
+        if job.evaluation is not None and job.evaluation.recommended is not None:
+            job.say(job.evaluation.recommended.sentence)
     exported = None
     if runtime.main and not runtime.sharded:  # of a split model no process holds whole weights
         exported = load_exported(job)
@@ -142,10 +165,15 @@ def finish(job: DreamBoothJob) -> None:
 
 def _keep_adapters(job: DreamBoothJob) -> None:
     """The adapters as they are, in every format, in a folder of their own below the output folder."""
-    states, plan = _states(job), job.plan
+    states = _states(job)
     if job.runtime.main:
-        _write_adapters(job, states, plan.output / KEPT / f"{from_root(plan.output).name}-{job.training.step:06d}")
+        _write_adapters(job, states, kept_folder(job))
     job.runtime.wait()
+
+
+def kept_folder(job: DreamBoothJob) -> Path:
+    """Where the adapters of the present step are kept."""
+    return job.plan.output / KEPT / f"{from_root(job.plan.output).name}-{job.training.step:06d}"
 
 
 def _states(job: DreamBoothJob) -> dict[str, AdapterState]:
@@ -241,6 +269,7 @@ def describe(job: DreamBoothJob) -> DreamBoothRecord:
         seconds=round(time.time() - job.started, 1),
         versions=installed_versions(PACKAGES),
         untrained=training.untrained,
+        evaluation=job.evaluation,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -26,6 +26,8 @@ from ..core.schedule import DashSchedule
 from ..core.weights import weight_matrix
 from ..files.atomic import FolderInUse, FolderLock
 from ..files.errors import InputError
+from ..files.places import from_root
+from ..pictures.captions import shown
 from ..pictures.folder import InstanceImage, decode_files
 from ..pictures.listing import Listing, check_folder, list_folder
 from ..runs.loop import Training
@@ -33,10 +35,12 @@ from ..runs.optimizers import make_optimizer, make_rate
 from ..runs.record import RUN
 from ..runs.runtime import Runtime
 from ..runs.seeds import seed_everything
+from .asking import asked_of
 from .checkpoints import put_aside, starting_point
 from .config import DreamBoothConfig
 from .dataset import dataset_pictures
-from .job import DreamBoothJob, Material
+from .heldout import split
+from .job import DreamBoothJob, HeldOut, Material
 from .latents import Example, Framing, encode_examples, prompts_of
 from .long_prompts import encode_chunks, left_out, takes_chunks, tokenize_chunks
 from .plan import Plan, make_plan
@@ -56,11 +60,17 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
     say = say if runtime.main else _silent
     _check_split(settings, runtime)
     _check_offload(settings, runtime)
+    if settings.holdout is not None and runtime.sharded:
+        raise InputError(
+            "--holdout does not go with FSDP: measuring takes a whole base on one process; leave it out, and measure "
+            "the adapters of --save_lora_every by `python -m eval checkpoints` afterwards"
+        )
     output = Path(settings.output_dir).expanduser()
     if settings.dataset_name:
         settings = _from_dataset(settings, output, runtime)
     # Missing pictures are the commonest mistake: found before minutes are spent on loading a model.
-    listing = _list_pictures(settings)
+    parts = split(settings, _list_pictures(settings))
+    listing = parts.listing
     prompts = derive_prompts(settings)
     make_writable(output)
     lock = _claim(output) if runtime.main else None
@@ -74,13 +84,18 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
         say(f"      defaults of this base: {', '.join(plan.taken())}")
     process = noise_of(settings, base)
     pictures = _decode(plan, listing, say)
+    heldout = _decode(plan, parts.heldout, say) if parts.heldout else ()
     _announce(plan, pictures, say)
+    if parts.heldout:
+        _announce_heldout(plan, pictures, heldout, say)
     class_pictures: tuple[InstanceImage, ...] = ()
     if settings.with_prior_preservation:  # the base draws pictures, which takes all of its networks at once
         _ready_networks(plan, base, runtime, timings)
         with _timed(timings, "class images"):
             class_pictures = class_images(base, plan, runtime, say)
-    material = _make_material(plan, base, pictures, class_pictures, runtime, say, timings)
+    material = _make_material(plan, base, pictures, class_pictures, heldout, runtime, say, timings)
+    if parts.heldout:
+        material = replace(material, heldout_folder=str(from_root(parts.heldout.folder)))
     if not settings.with_prior_preservation:  # until now the memory was for the text encoders
         _ready_networks(plan, base, runtime, timings)
     adapters = _inject(plan, base, runtime)
@@ -236,11 +251,23 @@ def _announce(plan: Plan, pictures: tuple[InstanceImage, ...], say: Say) -> None
         say(f"note: {unsaid}")
 
 
+def _announce_heldout(
+    plan: Plan, pictures: tuple[InstanceImage, ...], heldout: tuple[InstanceImage, ...], say: Say
+) -> None:
+    names = ", ".join(shown(picture.name) for picture in heldout[:_TOLD]) + (", ..." if len(heldout) > _TOLD else "")
+    say(f"held out: {len(heldout)} ({names}), measured every {plan.evaluate_every} steps")
+    learned = {(picture.image.size, picture.image.tobytes()) for picture in pictures}
+    for picture in heldout:
+        if (picture.image.size, picture.image.tobytes()) in learned:
+            say(f"note: {shown(picture.name)} is held out, and the same picture is among those to learn from")
+
+
 def _make_material(
     plan: Plan,
     base: Base,
     pictures: tuple[InstanceImage, ...],
     class_pictures: tuple[InstanceImage, ...],
+    heldout: tuple[InstanceImage, ...],
     runtime: Runtime,
     say: Say,
     timings: dict[str, float],
@@ -250,13 +277,23 @@ def _make_material(
     with _timed(timings, "encode"):
         examples = _encode(plan, base, pictures, plan.prompts.instance, "pictures", runtime)
         class_examples = _encode(plan, base, class_pictures, plan.prompts.class_, "class pictures", runtime)
-        prompts = prompts_of(examples, class_examples)
+        measured = _encode_heldout(plan, base, heldout, runtime)
+        prompts = prompts_of(examples, class_examples, measured)
         if plan.settings.preserve_class:
             prompts += [plan.prompts.of_class(prompt) for prompt in prompts_of(examples)]
         conditions = _encode_prompts(plan, base, list(dict.fromkeys(prompts)), runtime, say)
         if not (plan.settings.train_text_encoder or base.family.light_text_encoders):  # some have billions of numbers
-            _drop_text_encoders(plan, base, runtime)
-    return Material([picture.image for picture in pictures], examples, class_examples, conditions)
+            asked = asked_of(plan, [one.prompt for one in measured], base.embedded)[0].prompts if measured else ()
+            _drop_text_encoders(plan, base, asked, runtime)
+    kept = [HeldOut(picture.image, example) for picture, example in zip(heldout, measured, strict=True)]
+    return Material([picture.image for picture in pictures], examples, class_examples, conditions, kept)
+
+
+def _encode_heldout(plan: Plan, base: Base, pictures: tuple[InstanceImage, ...], runtime: Runtime) -> list[Example]:
+    """Their middle parts: what they are measured on has nothing random in it."""
+    s = plan.settings
+    framing = Framing(plan.resolution, True, False, s.aspect_ratio_buckets, 1)
+    return encode_examples(base, pictures, plan.prompts.instance, framing, runtime.device, s.seed)
 
 
 def _encode(
@@ -314,10 +351,10 @@ def _begun(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _drop_text_encoders(plan: Plan, base: Base, runtime: Runtime) -> None:
-    """Keep what the samples of the run will ask of the text encoders, and let them go."""
+def _drop_text_encoders(plan: Plan, base: Base, asked: Sequence[str], runtime: Runtime) -> None:
+    """Keep what the samples and the measurements of the run will ask of the text encoders, and let them go."""
     cpu = torch.device("cpu")
-    encoded = encode_inputs(base, plan.validation_prompts, runtime.device)
+    encoded = encode_inputs(base, (*plan.validation_prompts, *asked), runtime.device)
     base.inputs |= {prompt: moved(inputs, cpu) for prompt, inputs in encoded.items()}
     base.drop_text_encoders()
 

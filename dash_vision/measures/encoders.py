@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,11 +30,28 @@ class PictureEncoder(Protocol):
 
     name: str
 
+    def to(self, device: str) -> None:
+        """Move it there. Raises InputError where the memory does not suffice."""
+
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
         """[n, d], unit rows."""
 
 
-class ClipEncoder:
+class _OnDevice:
+    """A network that computes features, on a device."""
+
+    name: str
+    model: Any
+    device: str
+
+    def to(self, device: str) -> None:
+        """Move it there. Raises InputError where the memory does not suffice."""
+        with within_memory(self.name, _INSTEAD):
+            self.model.to(device)
+        self.device = device
+
+
+class ClipEncoder(_OnDevice):
     """CLIP through transformers. name: a hub id, a folder, or MINIATURE for the one the embedded base was made with.
     flag: by which the user named it."""
 
@@ -42,22 +60,20 @@ class ClipEncoder:
 
         no_loading_bars()
         self.name = f"CLIP of the {MINIATURE}" if name == MINIATURE else f"CLIP {name}"
-        self.device = device
         place: str | Path = name
         if name == MINIATURE:
             from ..miniature import clip_path
 
             place = clip_path()
         try:
-            self.model: Any = CLIPModel.from_pretrained(place, use_safetensors=True).float().eval()
+            self.model = CLIPModel.from_pretrained(place, use_safetensors=True).float().eval()
             self.processor: Any = CLIPProcessor.from_pretrained(place)
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
                 f"cannot load CLIP from {name} ({reason}); name a folder or a hub id in the local cache by {flag}"
             ) from None
-        with within_memory(self.name, _INSTEAD):
-            self.model.to(device)
+        self.to(device)
 
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
         """[n, d], unit rows."""
@@ -84,17 +100,16 @@ class ClipEncoder:
         return _in_batches(texts, encode)
 
 
-class DinoEncoder:
+class DinoEncoder(_OnDevice):
     """A timm model without its head, with its own resizing and normalisation. name: timm's, or MINIATURE for the ViT
     that ships beside the embedded base. checkpoint: a local .safetensors file of a timm model's weights instead of the
     hub's."""
 
     def __init__(self, name: str = DINO, checkpoint: str | None = None, device: str = "cpu") -> None:
-        self.device = device
         self.name = f"ViT of the {MINIATURE}" if name == MINIATURE else f"timm {name}"
         self.model, self.transform = miniature_vit() if name == MINIATURE else self._timm(name, checkpoint)
-        with within_memory(self.name, _INSTEAD):
-            self.model.eval().to(device)
+        self.model.eval()
+        self.to(device)
 
     def _timm(self, name: str, checkpoint: str | None) -> tuple[Any, Any]:
         import timm
@@ -123,21 +138,20 @@ class DinoEncoder:
         return _in_batches(pictures, encode)
 
 
-class HubEncoder:
+class HubEncoder(_OnDevice):
     """DINOv2 or another vision transformer through transformers, by its class token. name: a hub id or a folder."""
 
     def __init__(self, name: str, device: str = "cpu") -> None:
         from transformers import AutoImageProcessor, AutoModel
 
         no_loading_bars()
-        self.name, self.device = name, device
+        self.name = name
         try:
-            self.model: Any = AutoModel.from_pretrained(name, use_safetensors=True).float().eval()
+            self.model = AutoModel.from_pretrained(name, use_safetensors=True).float().eval()
             self.processor: Any = AutoImageProcessor.from_pretrained(name)
         except (OSError, ValueError, RuntimeError) as error:
             raise _unloadable(name, error) from None
-        with within_memory(name, _INSTEAD):
-            self.model.to(device)
+        self.to(device)
 
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
         """[n, d], unit rows."""
@@ -156,6 +170,19 @@ class Encoders:
 
     likeness: PictureEncoder | None = None
     text: ClipEncoder | None = None
+
+    @contextmanager
+    def on(self, device: torch.device) -> Iterator[None]:
+        """Both on a device while inside, and on the CPU after."""
+        for encoder in (self.likeness, self.text):
+            if encoder is not None:
+                encoder.to(str(device))
+        try:
+            yield
+        finally:
+            for encoder in (self.likeness, self.text):
+                if encoder is not None:
+                    encoder.to("cpu")
 
     @property
     def names(self) -> dict[str, str]:

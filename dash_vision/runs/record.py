@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from ..files.atomic import write_json
 from ..files.errors import InputError
+from .evaluation import Evaluation
+from .values import typed
 
 RUN, RESULT, VAL_RESULT = "run.json", "result.json", "val_result.json"
 RECORDS = (RUN, RESULT, VAL_RESULT)  # of finished runs
@@ -51,7 +49,8 @@ class BaseRecord:
 class DreamBoothRecord:
     """A DreamBooth run. subject: "sks cat" of "a photo of sks cat". validation_prompts: of samples.png, column by
     column. instance_digest: of the pictures' pixels. arguments: every setting, after the base's defaults. losses: of
-    every optimizer step. timings, seconds: in seconds. untrained: trainable tensors that had no gradient."""
+    every optimizer step. timings, seconds: in seconds. untrained: trainable tensors that had no gradient. evaluation:
+    what was measured on held-out pictures, where there are some."""
 
     KIND: ClassVar[str] = "dreambooth"
 
@@ -77,6 +76,7 @@ class DreamBoothRecord:
     seconds: float
     versions: dict[str, str]
     untrained: list[str] = field(default_factory=list)
+    evaluation: Evaluation | None = None
     kind: str = KIND
 
 
@@ -133,7 +133,6 @@ class VtabRecord:
 
 
 Record = DreamBoothRecord | VtabRecord
-_R = TypeVar("_R")
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -157,7 +156,7 @@ def read_record(path: Path) -> Record:
     if not isinstance(kind, str) or kind not in kinds:
         raise InputError(f"{path} is no record of a run of dash-vision; give the output folder of a run")
     try:
-        record = _typed(kinds[kind], content)
+        record: Record = typed(kinds[kind], content)
         _check(record)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"{path} is of another version of dash-vision ({error}); make the run again") from None
@@ -177,34 +176,3 @@ def _check(record: Record) -> None:
         raise ValueError(f"the launch was after step {record.launch.step}")
     if not record.method.strip():
         raise ValueError("the method has no name")
-
-
-def _typed(kind: Any, value: Any) -> Any:
-    """`value` of JSON as `kind`, an annotation of the classes above. Raises KeyError, TypeError or ValueError."""
-    if kind is Any:
-        return value
-    if dataclasses.is_dataclass(kind):
-        return _dataclass(typing.cast(type, kind), value)
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
-        return None if value is None else _typed(next(a for a in inner if a is not type(None)), value)
-    if origin is list and isinstance(value, list):
-        return [_typed(inner[0], item) for item in value]
-    if origin is dict and isinstance(value, Mapping):
-        return {str(key): _typed(inner[1], item) for key, item in value.items()}
-    if kind is float and type(value) in (int, float) and math.isfinite(value):
-        return float(value)
-    if kind in (int, str, bool) and type(value) is kind:
-        return value
-    raise TypeError(f"{str(value)[:40]!r} is no {getattr(kind, '__name__', kind)}")
-
-
-def _dataclass(kind: type[_R], value: Any) -> _R:
-    if not isinstance(value, Mapping):
-        raise TypeError(f"{str(value)[:40]!r} is no object")
-    hints = typing.get_type_hints(kind)
-    names = [f.name for f in dataclasses.fields(typing.cast(Any, kind))]
-    missing = [name for name in names if name not in value]
-    if missing or len(value) > len(names):
-        raise KeyError(missing[0] if missing else next(iter(value.keys() - set(names))))
-    return kind(**{name: _typed(hints[name], value[name]) for name in names})

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,22 +115,33 @@ def _checked(scales: Sequence[float]) -> list[float]:
 
 
 def _real(run: DreamBoothRun, given: Path | None, say: Callable[[str], None]) -> Real:
-    """What the drawn pictures are compared with. Raises InputError."""
-    folder = given or Path(str(run.argument("instance_data_dir"))).expanduser()
+    """What the drawn pictures are compared with: those in a folder that is given, else those that the run kept out of
+    its training, else those of the training. Raises InputError."""
+    measured = run.record.evaluation
+    kept = measured.heldout if measured is not None and given is None else []
+    folder = given or Path(measured.folder if measured is not None else run.argument("instance_data_dir")).expanduser()
     if given is None and not folder.is_dir():
         raise InputError(
-            f"{run.folder} was trained on the pictures in {folder}, which are not there; --pictures says where "
-            "pictures of the subject are"
+            f"the pictures of {run.folder} were in {folder}, which is not there; --pictures says where pictures of the "
+            "subject are"
         )
     listing = list_folder(folder, captions=bool(run.argument("use_captions")))
-    decoded = decode_files(listing)
+    if kept:
+        listing = replace(listing, files=tuple(file for file in listing.files if file.name in kept))
+        if len(listing.files) != len(kept):
+            raise InputError(
+                f"{folder} lacks pictures that {run.folder} was not trained on ({kept[0]}); --pictures says where "
+                "pictures of the subject are"
+            )
+    decoded = decode_files(listing, resolution=int(run.argument("resolution")))
     for note in decoded.notes:
         say(f"note: {note}")
-    if given is None:
+    if given is None and not kept:
         say("note: the pictures are compared with those of the training; --pictures names others, which tell more")
-    source = f"{len(decoded.images)} pictures " + (f"in {given}" if given else "of the training")
+    what = f"in {given}" if given else "that were kept out of the training" if kept else "of the training"
     instance = run.record.instance_prompt
-    return Real([p.image for p in decoded.images], [p.caption or instance for p in decoded.images], source)
+    images, captions = [p.image for p in decoded.images], [p.caption or instance for p in decoded.images]
+    return Real(images, captions, f"{len(images)} picture{'s' if len(images) > 1 else ''} {what}")
 
 
 def asked_of(run: DreamBoothRun, captions: Sequence[str], embedded: bool) -> tuple[Asked, list[list[int]]]:

@@ -25,7 +25,7 @@ from tests.support.paths import ROOT
         (["--instance_data", "x", "--lr_scheduler", "cosin"], "invalid choice: 'cosin'"),
         (
             ["--instance_data", "x", "--class_prompt", "a cat"],
-            "does nothing without --with_prior_preservation or --preserve_class",
+            "does nothing without --with_prior_preservation",
         ),
         (["--instance_data", "x", "--config", "none.yaml"], "there is no settings file none.yaml"),
     ],

@@ -51,14 +51,14 @@ def test_at_0_nothing_has_moved(runs, tmp_path, capsys):
     story = json.loads((tmp_path / "a/strength.json").read_text())
     assert story["scales"] == [0.0, 1.0]
     at = story["values"]
-    assert at["0"]["drift"] + at["0"]["leak"] == pytest.approx([0.0] * 14, abs=1e-12)
-    assert (len(at["1"]["likeness"]), len(at["1"]["drift"])) == (4, 10)
+    assert at["0"]["drift"] + at["0"]["leak"] == pytest.approx([0.0] * 15, abs=1e-12)
+    assert (len(at["1"]["likeness"]), len(at["1"]["drift"])) == (5, 10)
     assert all(drift > 0 for drift in at["1"]["drift"])
     table = (tmp_path / "a/strength.md").read_text()
     assert table.rstrip() in capsys.readouterr().out
     rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
     assert rows == ["strength", "---", "0: the base", "1: as trained"]
-    mean = sum(at["1"]["likeness"]) / 4
+    mean = sum(at["1"]["likeness"]) / 5
     assert f"| 1: as trained | {mean:.3f} (" in table
     for name in ("sheet.png", "curves.png"):
         assert Image.open(tmp_path / "a" / name).width > 500

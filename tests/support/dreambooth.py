@@ -28,6 +28,12 @@ def settings(folder, out, base="sd", **changes):
     return DreamBoothConfig(**{**common, **changes})
 
 
+def measured_settings(folder, out, **changes):
+    """Of a run that is measured on two of the five pictures every second step, by the miniature's encoders."""
+    common = {"holdout": "2", "evaluate_every": 2, "eval_encoders": ["miniature"], "num_inference_steps": 1}
+    return settings(folder, out, **{**common, **changes})
+
+
 def prepare(config, lines=None, mixed_precision="no", device="cpu", **options):
     """The job of a run. lines: takes what the run says. options: of make_runtime."""
     gc.collect()  # runs that are done with let go of their folders
