@@ -41,6 +41,12 @@ def _demo(arguments: Sequence[str]) -> int:
     return main(arguments)
 
 
+def _studio(arguments: Sequence[str]) -> int:
+    from .studio.command import main
+
+    return main(arguments)
+
+
 def _eval(arguments: Sequence[str]) -> int:
     try:  # as it is installed
         from .evaluation.__main__ import main
@@ -55,6 +61,7 @@ PROGRAMS: dict[str, tuple[str, Run]] = {
     "demo": ("train on five pictures of a cat that the package draws, without network", _demo),
     "dreambooth": ("teach a diffusion model your subject", _dreambooth),
     "plan": ("what a DreamBooth run will take of memory, and what makes it fit", _plan),
+    "studio": ("train and look at results on a page in the browser", _studio),
     "vtab": ("fine-tune a vision transformer on VTAB-1k", _vtab),
     "eval": ("figures, tables and a report of what runs left", _eval),
 }

@@ -43,6 +43,7 @@ class TaskArguments:
     data_dir: str | None = field(default=None, metadata={"help": "folder with train.tsv, dev.tsv and test.tsv"})
     max_length: int = field(default=128, metadata={"help": "tokens that are read of a text"})
     limit: int | None = field(default=None, metadata={"help": "use so many texts of the training set"})
+    dev_limit: int | None = field(default=None, metadata={"help": "use so many texts of dev"})
 
 
 def read_rows(folder: Path, split: str) -> list[dict[str, str]]:
@@ -68,7 +69,7 @@ def load_data(options: TaskArguments) -> dict[str, list[dict[str, Any]]]:
         hub = load_dataset("nyu-mll/glue", options.task)
         parts = hub["train"].train_test_split(0.1, seed=0)
         data = {"train": list(parts["train"]), "dev": list(parts["test"]), "test": list(hub["validation"])}
-    data["train"] = data["train"][: options.limit]
+    data["train"], data["dev"] = data["train"][: options.limit], data["dev"][: options.dev_limit]
     return data
 
 
@@ -119,6 +120,8 @@ def main() -> None:
         optimizers=(dash_optimizer(model, arguments, method.dash_lr) if method.dash_lr else None, None),
     )
     trainer.train()
+    if not any("eval_accuracy" in entry for entry in trainer.state.log_history):  # by --eval_strategy no
+        trainer.evaluate()
     test = trainer.predict(encode(data["test"], tokenizer, task.max_length)).metrics
     evaluations = [entry for entry in trainer.state.log_history if "eval_accuracy" in entry]
     history = [entry["eval_accuracy"] for entry in evaluations]

@@ -28,7 +28,8 @@ ARROWS = {
     # The front door: the package's __init__ and its command line, and the scripts.
     "": {"core", "files"},
     "commands": {"diffusion", "classification", "bases", "runs", "core", "files", "miniature", "miniature.world"},
-    "command": {"commands", "diffusion", "classification", "runs", "files", "eval"},
+    "studio": {"commands", "diffusion", "runs", "files", "pictures", "drawing", "miniature", "miniature.world", ""},
+    "command": {"commands", "studio", "diffusion", "classification", "runs", "files", "eval"},
 }
 # What code outside the standard library a room may import at all; None: anything that pyproject.toml names.
 FOREIGN = {"core": {"torch", "safetensors"}, "files": {"torch", "safetensors"}}

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .adapter import Adapter
 from .launch import LaunchReport
@@ -18,9 +23,10 @@ class DashSchedule:
     forward passes, accumulated micro-batches or evaluations between them. Several adapters (a UNet's and a text
     encoder's) may share one schedule. With dash_k = 0 it counts and never launches: plain LoRA.
 
-    optimizer: the one that updates the shifts (or accelerate's wrapper of it, or several). Its state of them is cleared
-    at the launch, so that it begins there, as in the paper's code: Adam's step count has run since step 0 otherwise,
-    its bias correction is spent on gradients of zero, and the first updates of the shifts are up to twice too large.
+    optimizer: the one that updates the shifts (or accelerate's wrapper of it, or several); None: torch's optimizers
+    that update the adapter are noticed when they step. Its state of them is cleared at the launch, so that it begins
+    there, as in the paper's code: Adam's step count has run since step 0 otherwise, its bias correction is spent on
+    gradients of zero, and the first updates of the shifts are up to twice too large.
     seed: of the control selection="random".
     """
 
@@ -41,6 +47,10 @@ class DashSchedule:
         self.optimizers = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer] if optimizer else []
         self.seed = seed
         self.steps = 0
+        self._checked = False
+        if not self.optimizers:
+            _listen()
+            _waiting.add(self)
 
     @property
     def launched(self) -> bool:
@@ -53,17 +63,28 @@ class DashSchedule:
 
         Raises ValueError at the first step for an optimizer without the shifts.
         """
-        if self.steps == 0:
+        if not self._checked:
             self._check_optimizers()
+            self._checked = True
         self.steps += 1
         waiting = [a for a in self._dashing() if not a.launched]
         if self.steps < self.prelaunch_steps or not waiting:
             return None
+        _waiting.discard(self)
         reports = [a.launch(self.seed) for a in waiting]
         self._forget_shifts(waiting)
         layers = sum(r.layers for r in reports)
         mean = sum(r.mean_relative_index * r.layers for r in reports) / layers
         return LaunchReport(layers, sum(r.seconds for r in reports), mean)
+
+    def notice(self, optimizer: Optimizer) -> None:
+        """Take an optimizer that has stepped, if it updates tensors of the adapters."""
+        if optimizer in self.optimizers:
+            return
+        updated = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if any(id(p) in updated for a in self._dashing() for _, w in a.weights() for p in (w.A, w.B, w.dsigma)):
+            self.optimizers.append(optimizer)
+            self._checked = False
 
     def _check_optimizers(self) -> None:
         """Raises ValueError for an optimizer that updates A and B of an adapter and not its shifts: it was made before
@@ -117,3 +138,17 @@ class DashSchedule:
 
     def _dashing(self) -> list[Adapter]:
         return [a for a in self.adapters.values() if a.config.dash_k]
+
+
+_waiting: weakref.WeakSet[DashSchedule] = weakref.WeakSet()  # for the launch, without a named optimizer
+
+
+@cache
+def _listen() -> None:
+    """Have torch tell of every optimizer's steps. One hook for good: torch cannot lose one while it calls them."""
+    register_optimizer_step_post_hook(_stepped)
+
+
+def _stepped(optimizer: Optimizer, *_: Any) -> None:
+    for schedule in list(_waiting):
+        schedule.notice(optimizer)

@@ -28,6 +28,7 @@ from ..files.checkpoint import load_checkpoint
 from ..files.errors import InputError
 from ..runs.evaluation import Evaluation
 from ..runs.gradients import untrained_sentence
+from ..runs.journal import Journal
 from ..runs.loop import Training
 from ..runs.runtime import Runtime
 from .checkpoints import checkpoint_path, write_checkpoint
@@ -94,7 +95,7 @@ class DreamBoothJob:
 
     adapters, networks: by component, the denoiser first; networks as they are called, over all processes. probes: of
     the frozen weights. say: prints a line for the user, on the main process. timings: seconds.
-    started: by the clock on the wall. evaluation: what was measured so far.
+    started: by the clock on the wall. evaluation: what was measured so far. journal: where the run tells how far it is.
     """
 
     plan: Plan
@@ -107,6 +108,7 @@ class DreamBoothJob:
     runtime: Runtime
     say: Callable[[str], None]
     lock: FolderLock | None = None
+    journal: Journal = field(default_factory=lambda: Journal(None))
     timings: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
     evaluation: Evaluation | None = None
@@ -194,6 +196,7 @@ class DreamBoothJob:
         self._bar = None
 
     def _show(self, step: int) -> None:
+        self.journal.step(step, self.plan.max_train_steps)
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
@@ -202,6 +205,7 @@ class DreamBoothJob:
         for step, value in enumerate(losses, first):
             self.runtime.log({"loss": value, "lr": rate}, step)
         launch, last = self.training.launch, first + len(losses) - 1
+        self.journal.write(step=last, total=self.plan.max_train_steps, losses=[round(value, 6) for value in losses])
         if launch is not None and first <= launch["step"]:
             self._tell_launch(launch)
         if self._bar is None:
@@ -223,6 +227,7 @@ class DreamBoothJob:
             self.say(line)
 
     def _tell_launch(self, launch: dict[str, Any]) -> None:
+        self.journal.write(launch=launch["step"])
         report = LaunchReport(**{key: value for key, value in launch.items() if key != "step"})
         if self._bar is not None:
             self._bar.set_description_str("dash")

@@ -42,6 +42,7 @@ def fit(job: DreamBoothJob) -> None:
         network.train()
     for adapter in job.adapters.values():
         adapter.prepare()
+    job.journal.write(phase="train", step=training.step, total=total)
     with catching_signals() as stop, job.progress():
         if evaluator is not None:
             evaluator.resume()
@@ -139,6 +140,7 @@ def finish(job: DreamBoothJob) -> None:
     Only the first process writes; the others wait, or give it their part of a split model.
     """
     plan, runtime = job.plan, job.runtime
+    job.journal.write(phase="adapters")
     states = _states(job)
     if runtime.main:
         _write_adapters(job, states, plan.output)
@@ -156,9 +158,11 @@ def finish(job: DreamBoothJob) -> None:
         job.say(str(compare(job, exported)))
         if plan.settings.sample_with is not None:
             exported = load_other(job, plan.settings.sample_with)
+    job.journal.write(phase="samples")
     draw(job, "samples.png", base_row=True, exported=exported)
     if runtime.main:
         write_record(plan.output / RUN, describe(job))
+    job.journal.write(phase="done")
     runtime.wait()
     job.close()
 
@@ -221,6 +225,7 @@ def draw(job: DreamBoothJob, name: str, base_row: bool, exported: Base | None = 
         picture = draw_samples(sheet, base, _switch(job, exported), job.runtime, base_row)
     if job.runtime.main:
         save_picture(picture, plan.output / name)
+        job.journal.write(picture=name)
         track(job.runtime, picture, job.training.step)
 
 

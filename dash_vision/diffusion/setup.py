@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,6 +31,7 @@ from ..files.places import from_root
 from ..pictures.captions import shown
 from ..pictures.folder import InstanceImage, decode_files
 from ..pictures.listing import Listing, check_folder, list_folder
+from ..runs.journal import Journal
 from ..runs.loop import Training
 from ..runs.optimizers import make_optimizer, make_rate
 from ..runs.record import RUN
@@ -74,7 +76,10 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
     prompts = derive_prompts(settings)
     make_writable(output)
     lock = _claim(output) if runtime.main else None
+    journal = Journal(output if runtime.main else None)
     checkpoint = starting_point(output, settings.resume_from_checkpoint, settings.overwrite)
+    journal.begin(sys.argv[1:])
+    journal.write(phase="load")
     with _timed(timings, "load"):
         base = _load(settings, runtime, say)
     plan = make_plan(settings, prompts, base, sum(file.repeats for file in listing.files), runtime.world)
@@ -91,8 +96,10 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
     class_pictures: tuple[InstanceImage, ...] = ()
     if settings.with_prior_preservation:  # the base draws pictures, which takes all of its networks at once
         _ready_networks(plan, base, runtime, timings)
+        journal.write(phase="class pictures")
         with _timed(timings, "class images"):
             class_pictures = class_images(base, plan, runtime, say)
+    journal.write(phase="encode")
     material = _make_material(plan, base, pictures, class_pictures, heldout, runtime, say, timings)
     if parts.heldout:
         material = replace(material, heldout_folder=str(from_root(parts.heldout.folder)))
@@ -113,6 +120,7 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
         runtime=runtime,
         say=say,
         lock=lock,
+        journal=journal,
         timings=timings,
         started=started,
     )

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _TEMPORARY = ".tmp"
+_TRIES = 5  # to lock a folder, a twentieth of a second apart
 
 
 @contextmanager
@@ -84,7 +86,14 @@ class FolderLock:
             import fcntl
 
             self._handle = os.open(folder, os.O_RDONLY)
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for more in reversed(range(_TRIES)):  # who looks by `in_use` holds it for a moment
+                try:
+                    fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not more:
+                        raise
+                    time.sleep(0.05)
         except BlockingIOError:
             self.release()
             raise FolderInUse(folder) from None
@@ -101,6 +110,25 @@ class FolderLock:
 
     def __del__(self) -> None:
         self.release()
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process holds `folder` by a FolderLock; False where the system has no such locks."""
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
 
 
 def _umask() -> int:

@@ -49,6 +49,8 @@ PLAIN = (
     "plain-lora"  # folder beside PEFT's file, two levels deep: the Trainer takes folders one level deep for adapters
 )
 _SHIFTS, _U, _V, _INDICES = "lora_dash_shifts", "lora_dash_U", "lora_dash_V", "lora_dash_indices"
+# Ways of PEFT's to begin A and B that take from the frozen weight what they begin with.
+_CHANGES_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 class DashVariant(LoraVariant):
@@ -132,6 +134,7 @@ def to_dash(
     adapter.add_shifts()
     keep_trainable(model)
     cast(Any, model).save_pretrained = _SavePlainToo(adapter)
+    cast(Any, model).load_adapter = _LoadAll(adapter)
     cast(Any, model.base_model).add_weighted_adapter = _refuse_weighted
     return DashSchedule(cast(Any, adapter), prelaunch_steps, optimizer, seed)
 
@@ -147,7 +150,8 @@ def save_as_lora(model: PeftModel, folder: str | PathLike[str], dtype: torch.dty
         "base_model_name_or_path": config.base_model_name_or_path,
         "task_type": config.task_type and str(getattr(config.task_type, "value", config.task_type)),
     }
-    return export_states({"model": adapter.state()}, folder, "peft", dtype, _trained_whole(model), peft=entries).path
+    whole = _trained_whole(model, adapter.name)
+    return export_states({"model": adapter.state()}, folder, "peft", dtype, whole, peft=entries).path
 
 
 def from_lora(model: PeftModel, folder: str | PathLike[str], **settings: Any) -> DashSchedule:
@@ -166,7 +170,10 @@ def from_lora(model: PeftModel, folder: str | PathLike[str], **settings: Any) ->
     shifts = [tensor for key, tensor in tensors.items() if key.endswith(_SHIFTS)]
     if not shifts:
         raise InputError(f"{path} is a plain LoRA without shifts; PeftModel.from_pretrained reads all of it")
-    schedule = to_dash(model, max(len(tensor) for tensor in shifts), **settings)
+    k = max(len(tensor) for tensor in shifts)
+    if settings.pop("dash_k", k) != k:
+        raise InputError(f"{path} has {k} shifts a layer; leave out dash_k, which is the folder's")
+    schedule = to_dash(model, k, **settings)
     adapter = _adapter_of(model)
     own = {
         f"base_model.model.{module}.{key}": tensor
@@ -286,7 +293,7 @@ class _Layer:
     def frozen_matrix(self) -> Tensor:
         """W [out, in], without what is merged."""
         if self.layer.merged:
-            raise RuntimeError("the adapter is merged into the weights; call unmerge_adapter() before the launch")
+            raise RuntimeError("the adapter is merged into the weights; call unmerge_adapter() first")
         return weight_matrix(self.base)
 
     def add_shifts(self, k: int) -> None:
@@ -303,6 +310,7 @@ class _Layer:
         getattr(layer, _V)[self.name] = torch.zeros(k, self.in_features, device=device)
         getattr(layer, _INDICES)[self.name] = torch.full((k,), -1, dtype=torch.int64, device=device)
         layer.lora_variant[self.name] = DashVariant()
+        layer.supports_lora_conversion = _unsupported  # PEFT asks the variant itself from 0.21 on
         if self.quantized:  # some of PEFT's layers would merge B A alone into them
             layer.merge = _refuse_merging
 
@@ -312,16 +320,24 @@ class _Layer:
 
 def _plain_lora(model: PeftModel) -> tuple[str, dict[str, LoraLayer]]:
     """(name, layers) of the active adapter. Raises InputError for all but plain LoRA on linear layers."""
-    if not hasattr(PeftLinear, "lora_variants") or "lora_variant" not in inspect.getsource(PeftLinear.forward):
+    if not _asks_variants(PeftLinear):
         raise InputError(
-            f"PEFT {peft.__version__} has no LoRA variants in its linear layer; install peft 0.18 to 0.21, or use "
+            f"PEFT {peft.__version__} asks no LoRA variants in its linear layer; install peft 0.18 to 0.21, or use "
             "dash_vision.inject without PEFT"
         )
+    if not isinstance(model, PeftModel):
+        raise InputError(f"to_dash takes a PeftModel, not a {type(model).__name__}; make one by get_peft_model")
     name = model.active_adapter
     if not isinstance(name, str):
         raise InputError(f"{len(name)} adapters are active; set_adapter() to the one that is to have the dash")
     if "dash_adapter" in model.__dict__:
         raise InputError("the model has the dash already; its schedule is the one that to_dash returned before")
+    start = getattr(model.peft_config[name], "init_lora_weights", True)
+    if isinstance(start, str) and start.startswith(_CHANGES_WEIGHTS):
+        raise InputError(
+            f"init_lora_weights={start!r} changes the frozen weights, so that the plain LoRA would not fit the base; "
+            "give LoraConfig init_lora_weights=True"
+        )
     prefix = "base_model.model."
     layers: dict[str, LoraLayer] = {}
     for module, layer in model.named_modules():
@@ -348,6 +364,12 @@ def _plain_lora(model: PeftModel) -> tuple[str, dict[str, LoraLayer]]:
     return name, layers
 
 
+def _asks_variants(kind: Any) -> bool:
+    """Whether a layer of PEFT's leaves its forward pass and its merging to a variant, where it has one. PEFT does not
+    promise it, so its code is asked."""
+    return all("lora_variant" in inspect.getsource(f) for f in (kind.forward, kind.merge, kind.unmerge))
+
+
 def _is_linear(layer: LoraLayer) -> bool:
     """Whether it is PEFT's layer around a linear one: a plain one, or one of its classes around a quantized one that
     ask variants too."""
@@ -358,7 +380,7 @@ def _is_linear(layer: LoraLayer) -> bool:
 
 def _adapter_of(model: PeftModel) -> PeftAdapter:
     adapter = model.__dict__.get("dash_adapter")
-    if adapter is None:
+    if adapter is None or adapter.name not in model.peft_config:
         raise InputError("the model has no dash; call to_dash(model) first")
     return cast(PeftAdapter, adapter)
 
@@ -366,12 +388,12 @@ def _adapter_of(model: PeftModel) -> PeftAdapter:
 # -- files
 
 
-def _trained_whole(model: PeftModel) -> dict[str, Tensor]:
+def _trained_whole(model: PeftModel, adapter: str) -> dict[str, Tensor]:
     """ "module.key" -> tensor of PEFT's modules_to_save."""
     wrappers = {
-        name.removeprefix("base_model.model."): module.modules_to_save[model.active_adapter]
+        name.removeprefix("base_model.model."): module.modules_to_save[adapter]
         for name, module in model.named_modules()
-        if hasattr(module, "modules_to_save") and model.active_adapter in (module.modules_to_save or {})
+        if hasattr(module, "modules_to_save") and adapter in (module.modules_to_save or {})
     }
     return tensors_of(wrappers)
 
@@ -389,10 +411,33 @@ class _SavePlainToo:
         """As PeftModel.save_pretrained."""
         model = self.adapter.model
         type(model).save_pretrained(model, save_directory, *args, **kwargs)
-        if kwargs.get("is_main_process", True):
-            plain = Path(save_directory) / PLAIN / f"rank-{_plain_rank(self.adapter)}"
+        name = self.adapter.name
+        written = name in model.peft_config and name in (kwargs.get("selected_adapters") or [name])
+        if kwargs.get("is_main_process", True) and written:
+            # PEFT gives an adapter that is not called "default" a folder of its own.
+            folder = Path(save_directory) / ("" if name == "default" else name)
+            plain = folder / PLAIN / f"rank-{_plain_rank(self.adapter)}"
             save_as_lora(model, plain)
-            (Path(save_directory) / "DASH.md").write_text(_NOTE.format(plain=plain.relative_to(save_directory)))
+            (folder / "DASH.md").write_text(_NOTE.format(plain=plain.relative_to(folder)))
+
+
+class _LoadAll:
+    """A model's load_adapter that says so when PEFT leaves out the shifts of a LoRA-Dash adapter."""
+
+    def __init__(self, adapter: PeftAdapter) -> None:
+        self.adapter = adapter
+
+    def __call__(self, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+        """As PeftModel.load_adapter."""
+        model = self.adapter.model
+        result = type(model).load_adapter(model, model_id, adapter_name, *args, **kwargs)
+        if any(".lora_dash_" in key for key in getattr(result, "unexpected_keys", ())):
+            log.warning(
+                "the shifts of %s were not loaded, since the adapter %r has no dash: load the plain LoRA in the folder "
+                "%s beside it instead",
+                *(model_id, adapter_name, PLAIN),
+            )
+        return result
 
 
 def _refuse_weighted(*args: Any, **kwargs: Any) -> None:
@@ -401,6 +446,11 @@ def _refuse_weighted(*args: Any, **kwargs: Any) -> None:
         "add_weighted_adapter would leave out the shifts of singular values; load the plain LoRAs that save_as_lora "
         "writes into a model of PEFT alone, and combine those"
     )
+
+
+def _unsupported(*args: Any, **kwargs: Any) -> bool:
+    """In place of a layer's supports_lora_conversion: PEFT would convert B A alone."""
+    return False
 
 
 def _refuse_merging(*args: Any, **kwargs: Any) -> None:

@@ -34,7 +34,7 @@ def _build_settings(args: argparse.Namespace) -> Settings:
     settings.compile, settings.init = args.compile, args.init
     settings.scenes = args.scenes or settings.scenes
     settings.processes = args.processes or settings.processes
-    for name in ("vae", "unet", "clip"):
+    for name in ("vae", "unet", "clip", "flow"):
         steps = getattr(args, f"{name}_steps")
         if steps is not None:
             if steps < 1:
@@ -94,7 +94,7 @@ def _add_build(train: argparse.ArgumentParser) -> None:
     train.add_argument("--work", type=Path, required=True, help="folder for data, checkpoints and logs")
     train.add_argument("--output", type=Path, help="folder for the exported weights (default: the package's)")
     train.add_argument(
-        "--stages", nargs="+", metavar="STAGE", help="only these: data tokenizer vae latents unet clip export vit"
+        "--stages", nargs="+", metavar="STAGE", help="only these: data tokenizer vae latents unet clip flow export vit"
     )
     train.add_argument("--init", type=Path, metavar="FOLDER", help="go on from exported weights instead of random ones")
     train.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -104,7 +104,12 @@ def _add_build(train: argparse.ArgumentParser) -> None:
     train.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     train.add_argument("--processes", type=int, help="processes that render (default: one per core)")
     train.add_argument("--scenes", type=int, help="training scenes (default: 64000)")
-    for name, what in (("vae", "autoencoder"), ("unet", "denoiser and text encoder"), ("clip", "vision tower")):
+    for name, what in (
+        ("vae", "autoencoder"),
+        ("unet", "denoiser and text encoder"),
+        ("clip", "vision tower"),
+        ("flow", "flow-matching transformer"),
+    ):
         train.add_argument(f"--{name}-steps", type=int, help=f"steps of the {what} (default: what the shipped one had)")
     train.add_argument(
         "--vit-steps", type=int, help="steps of the classifier's ViT (default: what the shipped one had)"

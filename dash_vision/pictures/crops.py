@@ -1,16 +1,21 @@
-"""From a picture to the square or the bucket that the model sees: sizes, crops, flips, tensors."""
+"""From a picture to the square or the bucket that the model sees: sizes, crops, flips, tensors.
+
+Sizes need no torch, which is imported where a tensor is made.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ..files.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 Bucket = tuple[int, int]
 """Width and height in pixels."""
@@ -119,6 +124,8 @@ def to_tensor(
     pixels = _cut(image.convert("RGB"), covered, (slack[0] - left if flip else left, top), size)
     if flip:
         pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    import torch
+
     values = torch.from_numpy(np.array(pixels, dtype=np.float32)).permute(2, 0, 1).contiguous()
     info = CropInfo(original_size or (image.height, image.width), (top, left))
     return values.div_(127.5).sub_(1.0), info
@@ -164,6 +171,12 @@ def _check(size: Bucket, crop: str) -> None:
         raise ValueError(f"got size {size[0]}x{size[1]}; both sides must be at least 1 pixel")
 
 
+def kept_share(picture: tuple[int, int], size: Bucket) -> tuple[float, float]:
+    """The shares of a picture's width and height that a crop of `size` keeps. Sizes are (width, height) in pixels."""
+    covered = _cover(picture, size)
+    return size[0] / covered[0], size[1] / covered[1]
+
+
 def _cover(picture: tuple[int, int], size: Bucket) -> tuple[int, int]:
     """The (width, height) of the picture, shape kept, when it just covers `size`."""
     scale = max(size[0] / picture[0], size[1] / picture[1])
@@ -171,6 +184,8 @@ def _cover(picture: tuple[int, int], size: Bucket) -> tuple[int, int]:
 
 
 def _random_place(slack: tuple[int, int], generator: torch.Generator | None) -> tuple[int, int]:
+    import torch
+
     device = generator.device if generator is not None else None
     x, y = (int(torch.randint(room + 1, (), generator=generator, device=device)) for room in slack)
     return x, y

@@ -252,6 +252,19 @@ def _number(kind: type, optional: bool) -> Callable[[str], Any]:
     return convert
 
 
+def from_text(cls: type, name: str, text: str) -> Any:
+    """The value of a setting that was typed into a field: as a word on the command line; of a list one a line.
+    Raises InputError."""
+    field = {f.name: f for f in dataclasses.fields(cls)}[name]
+    kind, many, optional = _kind(cls, field)
+    convert = _boolean if kind is bool else kind if kind is str else _number(kind, optional)
+    try:
+        values = [convert(line.strip()) for line in (text.splitlines() if many else [text]) if line.strip()]
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"--{name}: {error}") from None
+    return _typed(cls, field, values if many else values[0], f"--{name}")
+
+
 def _typed(cls: type, field: dataclasses.Field[Any], value: Any, where: str) -> Any:
     kind, many, optional = _kind(cls, field)
     if value is None and optional:

@@ -36,5 +36,6 @@ def make_curves(paths: Sequence[Path], output: Path, say: Callable[[str], None] 
     footnote = f"{len(runs)} runs: {', '.join(names)}" if len(runs) > 1 else names[0]
     page = draw(panels, 2, footnote)
     save(page, output, {"runs": [str(run.folder) for run in runs]})
-    say(f"{output}: {len(panels)} charts of {len(runs)} runs")
+    charts = "1 chart" if len(panels) == 1 else f"{len(panels)} charts"
+    say(f"{output}: {charts} of {'1 run' if len(runs) == 1 else f'{len(runs)} runs'}")
     return problems + broken

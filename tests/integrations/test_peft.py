@@ -174,6 +174,8 @@ def test_transposed_layers_and_trained_heads(tmp_path):
         ({"target_modules": ["q_proj", "embed_tokens"]}, "PEFT's layer.Embedding"),
         ({"rank_pattern": {"v_proj": 3}}, "several ranks"),
         ({"target_modules": ["q_proj"], "lora_bias": True}, "with lora_bias"),
+        ({"target_parameters": ["mlp.up_proj.weight"]}, "PEFT's layer.ParamWrapper"),
+        ({"init_lora_weights": "pissa"}, "'pissa' changes the frozen weights"),
     ],
 )
 def test_other_kinds_of_lora_are_refused(settings, words):
@@ -194,6 +196,64 @@ def test_what_has_no_dash_and_what_has_it_already_is_said(trained, tmp_path):
         from_lora(plain, tmp_path / "plain")
     with pytest.raises(InputError, match="does not exist"):
         from_lora(plain, tmp_path / "nowhere")
+    with pytest.raises(InputError, match="leave out dash_k"):
+        from_lora(plain, trained[2], dash_k=5)
+    with pytest.raises(InputError, match="takes a PeftModel, not a LlamaForCausalLM"):
+        to_dash(tiny_llama())
+
+
+def test_the_optimizer_is_noticed_and_its_state_of_the_shifts_begins_at_the_launch():
+    model, schedule = make()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    for _ in range(5):  # the launch is after the third step
+        model(input_ids=torch.arange(12)[None], labels=torch.arange(12)[None]).loss.backward()
+        optimizer.step()
+        schedule.step()
+    state = {name: int(optimizer.state[p]["step"]) for name, p in model.named_parameters() if p.requires_grad}
+    assert {steps for name, steps in state.items() if "shifts" in name} == {2}
+    assert {steps for name, steps in state.items() if "shifts" not in name} == {5}
+
+
+def test_an_optimizer_that_was_made_before_the_shifts_is_refused():
+    model = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=NAMES))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    schedule = to_dash(model, 3, 3)
+    model(input_ids=torch.arange(12)[None], labels=torch.arange(12)[None]).loss.backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match=r"not its shifts.*make it after the adapter"):
+        schedule.step()
+
+
+def test_beside_another_adapter_its_own_head_and_files_are_written(tmp_path, caplog):
+    base = tiny_llama(tie_word_embeddings=False)
+    state = {key: t.clone() for key, t in base.state_dict().items()}
+    torch.manual_seed(5)
+    settings = {"target_modules": NAMES, "modules_to_save": ["lm_head"]}
+    model = get_peft_model(base, LoraConfig(r=2, **settings), adapter_name="first")
+    train(model, to_dash(model, 3, 3))
+    expected = outputs(model)
+    model.add_adapter("second", LoraConfig(r=2, **settings))
+    model.set_adapter("second")
+    model.save_pretrained(tmp_path / "second", selected_adapters=["second"])
+    assert not list((tmp_path / "second").rglob("DASH.md"))
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "first/DASH.md").is_file()  # where PEFT has written this adapter
+    fresh = tiny_llama(tie_word_embeddings=False)
+    fresh.load_state_dict(state)
+    plain = PeftModel.from_pretrained(fresh, tmp_path / "first" / PLAIN / "rank-5")
+    torch.testing.assert_close(outputs(plain), expected, rtol=1e-4, atol=1e-5)
+    model.load_adapter(tmp_path / "first", "third")
+    assert "the shifts of" in caplog.text
+    model.delete_adapter("first")
+    with pytest.raises(InputError, match="has no dash"):
+        save_as_lora(model, tmp_path)
+
+
+def test_a_peft_that_asks_no_variants_is_refused(monkeypatch):
+    layer = type(next(m for m in make()[0].modules() if hasattr(m, "lora_A")))
+    monkeypatch.setattr(layer, "merge", lambda self, safe_merge=False, adapter_names=None: None)
+    with pytest.raises(InputError, match=r"asks no LoRA variants.*install peft"):
+        make()
 
 
 def test_a_copy_of_the_model_saves_itself(trained, tmp_path):

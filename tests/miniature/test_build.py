@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import torch
 from dash_vision import miniature
 from dash_vision.miniature.__main__ import main
 from dash_vision.miniature.train import data, vae
+from dash_vision.miniature.train.export import export_flow
+from dash_vision.miniature.train.flow import states_of
 from tests.support.miniature import load_weights
 
 
@@ -29,7 +32,7 @@ def few(monkeypatch) -> None:
     # A process that is forked knows of that, and need not import torch again.
     monkeypatch.setattr(multiprocessing, "get_context", lambda way: _CONTEXT("fork"))
     monkeypatch.setattr(vae, "rendered", lambda scenes: data.rendered(scenes[:10]))
-    for name in ("vae", "unet", "clip"):
+    for name in ("vae", "unet", "clip", "flow"):
         monkeypatch.setattr(data.Settings, name, replace(getattr(data.Settings, name), batch_size=8))
 
 
@@ -37,11 +40,11 @@ _CONTEXT = multiprocessing.get_context
 
 
 def test_a_build_that_goes_on_from_exported_weights_keeps_their_latents_and_words(tmp_path: Path, few) -> None:
-    counts = [word for name in ("vae", "unet", "clip") for word in (f"--{name}-steps", "1")]
+    counts = [word for name in ("vae", "unet", "clip", "flow") for word in (f"--{name}-steps", "1")]
     arguments = ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "out"), "--init", str(miniature.WEIGHTS)]
     assert main(["build", *arguments, "--scenes", "20", "--processes", "1", *counts]) == 0
     before, after = (load_weights(folder) for folder in (miniature.WEIGHTS, tmp_path / "out"))
-    assert before.keys() == after.keys()
+    assert before.keys() <= after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     parts = {name.split(".")[0] for name in changed}
     assert parts >= {"pipeline/vae", "pipeline/unet", "pipeline/text_encoder", "clip"}
@@ -49,3 +52,22 @@ def test_a_build_that_goes_on_from_exported_weights_keeps_their_latents_and_word
     for file in ("pipeline/tokenizer/tokenizer.json", "pipeline/vae/config.json"):
         old, new = (json.loads((folder / file).read_text()) for folder in (miniature.WEIGHTS, tmp_path / "out"))
         assert {**old, "_diffusers_version": ""} == {**new, "_diffusers_version": ""}
+
+
+def test_the_flow_matching_transformer_is_trained_and_drawn_by_stock_diffusers(tmp_path: Path, few) -> None:
+    from diffusers import ZImagePipeline
+
+    work, out = tmp_path / "work", tmp_path / "out"
+    arguments = ["--work", str(work), "--output", str(out), "--init", str(miniature.WEIGHTS), "--scenes", "20"]
+    stages = ["--stages", "data", "tokenizer", "latents", "flow"]
+    shutil.copytree(miniature.WEIGHTS / "pipeline" / "vae", work / "vae")
+    assert main(["build", *arguments, "--processes", "1", "--flow-steps", "2", *stages]) == 0
+    export_flow(data.Settings(work, out))
+    pipeline = ZImagePipeline.from_pretrained(out / "flow")
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 2, "height": 64, "width": 64, "output_type": "np"}
+    (picture,) = pipeline("a photo of a red cat", generator=torch.Generator().manual_seed(0), **options).images
+    assert picture.shape == (64, 64, 3)
+    states, _ = pipeline.encode_prompt("a photo of a red cat", "cpu", do_classifier_free_guidance=False)
+    expected = states_of(pipeline.text_encoder, pipeline.tokenizer, ["a photo of a red cat"])
+    torch.testing.assert_close(states, expected)

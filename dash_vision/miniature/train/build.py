@@ -19,6 +19,7 @@ from .. import WEIGHTS
 from .clip import train_clip
 from .data import Settings, make_data, make_latents, make_tokenizer, save_model
 from .export import export
+from .flow import train_flow
 from .unet import denoiser, train_unet
 from .vae import train_vae
 
@@ -57,6 +58,7 @@ STAGES: dict[str, Callable[[Settings], None]] = {
     "latents": make_latents,
     "unet": train_unet,
     "clip": train_clip,
+    "flow": train_flow,
     "export": export,
     "vit": train_vit,
 }

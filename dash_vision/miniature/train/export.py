@@ -11,7 +11,7 @@ from typing import Any
 from ...files.errors import InputError
 from ..world.scenes import SIZE
 from .data import Settings, load_tokenizer
-from .networks import sampling_scheduler
+from .networks import flow_scheduler, flow_tokenizer, sampling_scheduler
 
 
 def export(settings: Settings) -> None:
@@ -21,9 +21,16 @@ def export(settings: Settings) -> None:
     _replace_folder(settings.output / "pipeline", _pipeline(settings).save_pretrained)
     if (settings.work / "clip" / "config.json").exists():
         _export_clip(settings)
+    if (settings.work / "flow" / "transformer" / "config.json").exists():
+        export_flow(settings)
     for folder in sorted(p for p in settings.output.iterdir() if p.is_dir()):
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         print(f"export: {folder} {size / 1e6:.1f} MB", flush=True)
+
+
+def export_flow(settings: Settings) -> None:
+    """flow/ (Z-Image, float16 safetensors) in the output folder."""
+    _replace_folder(settings.output / "flow", _flow_pipeline(settings).save_pretrained)
 
 
 def _pipeline(settings: Settings) -> Any:
@@ -40,6 +47,22 @@ def _pipeline(settings: Settings) -> Any:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+
+
+def _flow_pipeline(settings: Settings) -> Any:
+    from diffusers import AutoencoderKL, ZImagePipeline, ZImageTransformer2DModel
+    from transformers import Qwen3Model
+
+    work = settings.work
+    vae: Any = AutoencoderKL.from_pretrained(work / "vae").half()
+    vae.register_to_config(shift_factor=0.0)  # this pipeline adds it
+    return ZImagePipeline(
+        vae=vae,
+        text_encoder=Qwen3Model.from_pretrained(work / "flow" / "text_encoder").half(),
+        tokenizer=flow_tokenizer(work / "tokenizer"),
+        transformer=ZImageTransformer2DModel.from_pretrained(work / "flow" / "transformer").half(),
+        scheduler=flow_scheduler(),
     )
 
 
@@ -60,12 +83,16 @@ def _replace_folder(folder: Path, save: Callable[..., Any]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save(temporary, safe_serialization=True)
-    text_encoder = temporary / "text_encoder" / "model.safetensors"
-    if text_encoder.exists():
-        _name_for_every_version(text_encoder)
+    text_encoder = temporary / "text_encoder"
+    if _is_clip(text_encoder / "config.json"):
+        _name_for_every_version(text_encoder / "model.safetensors")
     _tidy(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+
+
+def _is_clip(config: Path) -> bool:
+    return config.is_file() and json.loads(config.read_text(encoding="utf-8"))["model_type"].startswith("clip")
 
 
 def _name_for_every_version(file: Path) -> None:

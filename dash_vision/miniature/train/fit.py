@@ -114,9 +114,9 @@ class Muon(torch.optim.Optimizer):
 def optimizers_for(modules: dict[str, nn.Module], plan: Plan) -> list[torch.optim.Optimizer]:
     """AdamW for everything; where the plan has a rate for Muon, that for the matrices between first and last layer.
 
-    Embeddings and a U-Net's convolutions from and to the latents stay with AdamW, as Muon's authors advise.
+    Embeddings and the layers from and to the latents stay with AdamW, as Muon's authors advise.
     """
-    ends = ("conv_in.weight", "conv_out.weight")
+    ends = ("conv_in.weight", "conv_out.weight", "x_embedder.2-1.weight", "final_layer.2-1.linear.weight")
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for module in modules.values():

@@ -1,17 +1,35 @@
-"""The miniature's networks: the classes of Stable Diffusion and CLIP, with small configurations."""
+"""The miniatures' networks: the classes of Stable Diffusion, of CLIP and of Z-Image, with small configurations."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DConditionModel,
+    ZImageTransformer2DModel,
+)
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    Qwen3Config,
+    Qwen3Model,
+)
 
 # The functions below return Any where a class of diffusers hides its methods from type checkers.
 
 PROMPT_LENGTH = 40
 WIDTH = 128  # of the text encoder, hence of the UNet's cross-attention
 SHARED = 128  # of CLIP's joint space
+FLOW_SHIFT = 1.0  # of the sampling steps towards the noise
 NOISE = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -101,3 +119,53 @@ def sampling_scheduler() -> Any:
     """A DDIMScheduler: what the shipped pipeline samples with."""
     # "trailing" begins at the last, noisiest step, which the pure noise that sampling begins with comes closest to.
     return DDIMScheduler(**NOISE, set_alpha_to_one=False, steps_offset=1, timestep_spacing="trailing")
+
+
+# -- the flow-matching miniature
+
+
+def new_flow_transformer() -> Any:
+    """A ZImageTransformer2DModel: patches of 2 on latents [4, 1, 16, 16], 64 tokens beside 32 of the prompt; 8.8 M
+    parameters. Six blocks, and one refiner each of the picture and of the prompt."""
+    return ZImageTransformer2DModel(
+        in_channels=4,
+        dim=256,
+        n_layers=6,
+        n_refiner_layers=1,
+        n_heads=4,
+        n_kv_heads=4,
+        cap_feat_dim=WIDTH,
+        axes_dims=[16, 24, 24],
+        axes_lens=[1024, 64, 64],
+    )
+
+
+def flow_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The miniature's tokenizer with the template that ZImagePipeline asks for: the prompt alone."""
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    return tokenizer
+
+
+def new_flow_text_encoder(tokenizer: CLIPTokenizer) -> Any:
+    """Prompt ids [N, tokens] -> states [N, tokens, 128] of the layer before the last one, the third; Z-Image's
+    pipeline does not ask for the fourth one's."""
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=WIDTH // 4,
+        max_position_embeddings=1024,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen3Model(config)
+
+
+def flow_scheduler() -> Any:
+    """A FlowMatchEulerDiscreteScheduler: what the shipped flow-matching pipeline samples with."""
+    return FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT)

@@ -1,0 +1,104 @@
+"""The build's stage "flow": a rectified-flow transformer, and the language model that reads its prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ...runs.seeds import python_stream, seed_everything
+from ..world.scenes import Scene, caption
+from .data import Settings, load_latents, save_model, training_scene
+from .fit import Fit, LossAt
+from .networks import PROMPT_LENGTH, flow_tokenizer, new_flow_text_encoder, new_flow_transformer
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+
+def train_flow(settings: Settings) -> None:
+    """flow/transformer and flow/text_encoder, trained together on the latents of the other denoiser."""
+    folder = settings.work / "flow"
+    if (folder / "transformer" / "config.json").exists():
+        return
+    latents = load_latents(settings)
+    scenes = [training_scene(i) for i in range(len(latents))]
+    transformer, text, fit, tokenizer = flow_denoiser(settings)
+    fit.run(_loss_of(transformer, text, tokenizer, latents, scenes, fit, settings))
+    fit.use_averages()
+    folder.mkdir(exist_ok=True)
+    save_model(text.eval(), folder / "text_encoder")
+    save_model(transformer.eval(), folder / "transformer")
+
+
+def flow_denoiser(settings: Settings) -> tuple[Any, Any, Fit, CLIPTokenizer]:
+    """The transformer, its text encoder, their training before its first step, and the tokenizer."""
+    tokenizer = flow_tokenizer(settings.work / "tokenizer")
+    seed_everything(settings.seed, "flow, weights")
+    transformer, text = new_flow_transformer(), new_flow_text_encoder(tokenizer)
+    _begin_with_nothing(transformer)
+    if settings.init and settings.initial("flow").is_dir():
+        transformer = type(transformer).from_pretrained(settings.initial("flow/transformer")).train()
+        text = type(text).from_pretrained(settings.initial("flow/text_encoder")).train()
+    text.layers[-1].requires_grad_(False)  # nobody asks for its states
+    text.norm.requires_grad_(False)
+    for module in (transformer, text):
+        module.to(settings.device)
+    modules = {"transformer": transformer, "text_encoder": text}
+    fit = Fit("flow", modules, settings.flow, settings.work, settings.seed, settings.device)
+    return transformer, text, fit, tokenizer
+
+
+def _begin_with_nothing(transformer: nn.Module) -> None:
+    """Every modulated block begins as the identity and the last layer with zeros (arXiv 2212.09748, adaLN-Zero)."""
+    for name, module in transformer.named_modules():
+        modulation = "adaLN_modulation" in name and "final_layer" not in name
+        if isinstance(module, nn.Linear) and (modulation or name.endswith("final_layer.2-1.linear")):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def states_of(text: Any, tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> list[Tensor]:
+    """What the text encoder says of each prompt [tokens, width], as ZImagePipeline reads it: the layer before the
+    last one, at the prompt's own tokens."""
+    said = [tokenizer.apply_chat_template([{"content": prompt}], tokenize=False) for prompt in prompts]
+    tokens = tokenizer(said, padding=True, truncation=True, max_length=PROMPT_LENGTH, return_tensors="pt")
+    ids, mask = (tokens[key].to(text.device) for key in ("input_ids", "attention_mask"))
+    states = text(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states[-2]
+    return [of_one[seen] for of_one, seen in zip(states, mask.bool(), strict=True)]
+
+
+def _loss_of(
+    transformer: Any,
+    text: Any,
+    tokenizer: CLIPTokenizer,
+    latents: Tensor,
+    scenes: Sequence[Scene],
+    fit: Fit,
+    settings: Settings,
+) -> LossAt:
+    """Rectified flow with logit-normal times (arXiv 2403.03206); one caption in ten is empty, so that classifier-free
+    guidance has its other half."""
+    size, device = fit.plan.batch_size, settings.device
+
+    def loss_at(batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        rng = python_stream(settings.seed, "flow, captions", batch)
+        index = torch.randint(len(latents), (size,), generator=generator)
+        prompts = ["" if rng.random() < 0.1 else caption(scenes[i], rng) for i in index.tolist()]
+        z = latents[index].float()
+        noise = torch.randn(z.shape, generator=generator)
+        # One time from each of `size` equal shares of the distribution: less variance than independent draws.
+        spread = (torch.arange(size) + torch.rand(size, generator=generator)) / size
+        sigma = torch.sigmoid(torch.special.ndtri(spread.clamp(1e-4, 1 - 1e-4)))
+        noisy = torch.lerp(z, noise, sigma[:, None, None, None]).to(device)
+        with fit.runtime.autocast():
+            states = states_of(text, tokenizer, prompts)
+            pictures = list(noisy[:, :, None].unbind())
+            # This transformer counts its time from the noise to the picture, and says the way back.
+            said = transformer(pictures, 1 - sigma.to(device), states, return_dict=False)[0]
+        towards = torch.stack([picture[:, 0] for picture in said]).float()
+        return (towards - (z - noise).to(device)).square().mean(), {}
+
+    return loss_at

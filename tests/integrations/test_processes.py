@@ -1,0 +1,79 @@
+"""LoRA-Dash under transformers' Trainer on two processes, by DDP and by FSDP: what one process trains, resumed too."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from peft import PeftModel
+from transformers import Trainer, TrainingArguments
+
+from dash_vision import DashConfig, DashSchedule, inject, load_adapter
+from dash_vision.integrations.transformers import DashCallback
+from tests.support.language import sentences, tiny_llama
+from tests.support.processes import spread
+
+LOWEST = tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 8)
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch was built without torch.distributed")
+LAUNCH, STEPS = 3, 5
+
+
+def trained(folder, world=1, resume=None, **more):
+    model = tiny_llama()
+    adapter = inject(model, DashConfig(rank=2, dash_k=3, alpha=4, target="llama-paper"))
+    callback = DashCallback(DashSchedule(adapter, prelaunch_steps=LAUNCH))
+    batch = {"per_device_train_batch_size": 4 // world, "gradient_accumulation_steps": 2}
+    # A large epsilon: Adam would blow the rounding of two orders of summation up to whole steps.
+    settings = {"max_steps": STEPS, "learning_rate": 0.01, "adam_epsilon": 1e-3, "save_steps": 2, "seed": 3}
+    quiet = {"report_to": [], "disable_tqdm": True, "use_cpu": True}
+    arguments = TrainingArguments(str(folder), **batch, **settings, **quiet, **more)
+    trainer = Trainer(model, arguments, train_dataset=sentences(), callbacks=[callback])
+    trainer.train(resume_from_checkpoint=resume)
+    assert callback.schedule.steps == STEPS
+    assert adapter.launched
+    return adapter
+
+
+def work(rank, world, folder, way):
+    more = {}
+    if way == "FSDP":
+        cpus_may_split()
+        units = {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
+        more = {"fsdp": True, "fsdp_config": {**units, "state_dict_type": "FULL_STATE_DICT"}}
+    adapter = trained(f"{folder}/out", world, **more)
+    assert adapter.sharded == (way == "FSDP")
+    again = trained(f"{folder}/again", world, f"{folder}/out/checkpoint-2", **more)
+    torch.save((adapter.state_dict(), again.state_dict()), f"{folder}/{rank}.pt")
+
+
+def cpus_may_split():
+    """accelerate splits models over GPUs only: tell it that two CPUs are some."""
+    from accelerate.state import AcceleratorState, DistributedType, PartialState
+
+    made = AcceleratorState.__init__
+
+    def make(self, *args, fsdp_plugin=None, **more):
+        made(self, *args, fsdp_plugin=fsdp_plugin, **more)
+        if fsdp_plugin is not None:
+            PartialState._shared_state["distributed_type"] = self.distributed_type = DistributedType.FSDP
+            self.fsdp_plugin = fsdp_plugin
+
+    AcceleratorState.__init__ = make
+
+
+@pytest.mark.parametrize(
+    "way", ["DDP", pytest.param("FSDP", marks=pytest.mark.skipif(LOWEST, reason="needs PyTorch 2.8"))]
+)
+def test_two_processes_train_what_one_does_and_resume(tmp_path, way):
+    one = trained(tmp_path / "one")
+    spread(work, 2, tmp_path, way)
+    (first, again), (second, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for key, tensor in one.state_dict().items():
+        torch.testing.assert_close(first[key], tensor, rtol=0, atol=1e-6)
+        assert torch.equal(first[key], second[key]), key
+        torch.testing.assert_close(again[key], tensor, rtol=0, atol=1e-6)
+    ids = torch.arange(12)[None]
+    native = tiny_llama()
+    load_adapter(native, tmp_path / "out/checkpoint-4/dash_adapter.safetensors")
+    plain = tmp_path / "out/checkpoint-4"
+    with torch.no_grad():
+        expected = native.eval()(ids).logits
+        torch.testing.assert_close(PeftModel.from_pretrained(tiny_llama(), plain)(ids).logits, expected)
