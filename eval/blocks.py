@@ -67,9 +67,10 @@ def add_sampling(parser: argparse.ArgumentParser, prompts: str) -> None:
     add_sampler(parser)
 
 
-def add_sampler(parser: argparse.ArgumentParser) -> None:
-    """How to sample."""
-    parser.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
+def add_sampler(parser: argparse.ArgumentParser, seed: int | None = 0) -> None:
+    """How to sample. seed: the default; None: the run's."""
+    usual = "the run's" if seed is None else seed
+    parser.add_argument("--seed", type=int, default=seed, help=f"of the starting noise (default: {usual})")
     parser.add_argument("--base", help="where the base is now (default: as the run says)")
     parser.add_argument("--num_inference_steps", type=int, help="sampling steps (default: the run's)")
     parser.add_argument("--guidance_scale", type=float, help="guidance (default: the run's)")

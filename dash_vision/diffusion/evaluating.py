@@ -17,17 +17,17 @@ from PIL import Image
 
 from ..bases.sampling import Sampling, sample
 from ..files.errors import RunError, one_line
+from ..measures.asking import ask
 from ..measures.charts import draw_progress
 from ..measures.choice import recommend
 from ..measures.encoders import Encoders, find_encoders
+from ..measures.names import SAMPLING_STEPS
 from ..measures.yardstick import Yardstick
 from ..runs.evaluation import EVALUATION, MEASURES, PROGRESS, Evaluated, Evaluation, read_evaluation, write_evaluation
 from ..runs.seeds import stream
-from .asking import asked_of
 from .job import DreamBoothJob
 from .latents import Batch, Example
 from .outputs import save_picture
-from .period import SAMPLING_STEPS
 
 TIMES = 8  # noise levels at which the loss of a held-out picture is taken
 _AT_ONCE = 8
@@ -49,7 +49,8 @@ class Evaluator:
             self.encoders, notes = find_encoders(plan.settings.eval_encoders, job.base.embedded)
             if not self.encoders.names and notes:
                 notes = [f"{note}; the loss of held-out pictures is measured alone" for note in notes]
-        asked, own = asked_of(plan, [one.example.prompt for one in heldout], job.base.embedded)
+        captions = [one.example.prompt for one in heldout]
+        asked, own = ask(captions, plan.prompts.instance, plan.prompts.class_, job.base.embedded)
         if self.encoders.likeness is not None and not asked.class_:
             notes.append(
                 "the leak into the class is not measured, since the class prompt is the instance prompt; give "
@@ -61,6 +62,7 @@ class Evaluator:
         self.yardstick = Yardstick(self.encoders, asked, [one.image for one in heldout], own, self._draw_base)
         self.evaluation = Evaluation(
             heldout=[one.example.name for one in heldout],
+            captions=captions,
             folder=job.material.heldout_folder,
             every=self.every,
             encoders=self.encoders.names,

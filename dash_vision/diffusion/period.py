@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-SAMPLING_STEPS = 10  # at most, of a measured picture
 _SHARE = 0.1  # of the training's time that measuring may take
 _FEWEST, _MOST = 2, 10  # measurements of a run
 _BACKWARD = 2  # a backward pass, in forward passes

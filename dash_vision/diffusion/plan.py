@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..bases.noise import DDPM
 from ..files.errors import InputError
+from ..measures.names import SAMPLING_STEPS
 from ..pictures.crops import make_buckets
 from .config import DECISIVE, MAY_CHANGE, PRELAUNCH_STEPS, DreamBoothConfig, check_lengths, prelaunch_steps
 from .long_prompts import count_chunks
-from .period import SAMPLING_STEPS, usual_period
+from .period import usual_period
 from .prompts import Prompts, default_validation_prompts
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..files.errors import InputError
+from ..measures.names import RARE_WORDS
 from ..pictures.listing import subfolder_names
 from ..pictures.names import FolderName, name_of
 from .config import DreamBoothConfig
 
-RARE_WORD = "sks"
-RARE_WORDS = (RARE_WORD, "ohwx", "zwx")  # those that guides name; a folder's name that begins with one has its own
+RARE_WORD = RARE_WORDS[0]  # a folder's name that begins with one of them has its own
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,6 @@ def derive_prompts(config: DreamBoothConfig) -> Prompts:
             'name; give --class_prompt, such as "a photo of a dog"'
         )
     return Prompts(instance, class_, subject_in_prompt, config.class_prompt is not None)
-
-
-def rare_words(prompts: Prompts) -> set[str]:
-    """Words of the instance prompt that stand for the subject and mean nothing: those that guides name, and one that
-    is all that the class prompt lacks."""
-    words, rest = prompts.instance.split(), prompts.class_.split()
-    found = {word for word in words if word in RARE_WORDS}
-    alone = [word for i, word in enumerate(words) if words[:i] + words[i + 1 :] == rest]
-    return found | set(alone[:1])
 
 
 def note_unsaid(prompts: Prompts, captions: Sequence[str | None]) -> str | None:

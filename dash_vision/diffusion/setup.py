@@ -28,6 +28,7 @@ from ..core.weights import weight_matrix
 from ..files.atomic import FolderInUse, FolderLock
 from ..files.errors import InputError
 from ..files.places import from_root
+from ..measures.asking import ask
 from ..pictures.captions import shown
 from ..pictures.folder import InstanceImage, decode_files
 from ..pictures.listing import Listing, check_folder, list_folder
@@ -37,7 +38,6 @@ from ..runs.optimizers import make_optimizer, make_rate
 from ..runs.record import RUN
 from ..runs.runtime import Runtime
 from ..runs.seeds import seed_everything
-from .asking import asked_of
 from .checkpoints import put_aside, starting_point
 from .config import DreamBoothConfig
 from .dataset import dataset_pictures
@@ -291,10 +291,17 @@ def _make_material(
             prompts += [plan.prompts.of_class(prompt) for prompt in prompts_of(examples)]
         conditions = _encode_prompts(plan, base, list(dict.fromkeys(prompts)), runtime, say)
         if not (plan.settings.train_text_encoder or base.family.light_text_encoders):  # some have billions of numbers
-            asked = asked_of(plan, [one.prompt for one in measured], base.embedded)[0].prompts if measured else ()
-            _drop_text_encoders(plan, base, asked, runtime)
+            _drop_text_encoders(plan, base, _asked(plan, base, measured), runtime)
     kept = [HeldOut(picture.image, example) for picture, example in zip(heldout, measured, strict=True)]
     return Material([picture.image for picture in pictures], examples, class_examples, conditions, kept)
+
+
+def _asked(plan: Plan, base: Base, measured: Sequence[Example]) -> Sequence[str]:
+    """The prompts of measurements."""
+    if not measured:
+        return ()
+    captions = [example.prompt for example in measured]
+    return ask(captions, plan.prompts.instance, plan.prompts.class_, base.embedded)[0].prompts
 
 
 def _encode_heldout(plan: Plan, base: Base, pictures: tuple[InstanceImage, ...], runtime: Runtime) -> list[Example]:

@@ -33,7 +33,7 @@ class Series:
 
     style: "line", "faint" (a thin pale line), "dots", "band" (filled between `points` and `upper`, which have the same
     x), or "cells" (a square of side 1 around each point, as opaque as `shades` says). marker: one of MARKERS to set on
-    every point of a line.
+    every point of a line. labels: words beside the points of a line, one each.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Series:
     upper: Sequence[Point] = ()
     shades: Sequence[float] = ()
     marker: str = ""
+    labels: Sequence[str] = ()
 
     @property
     def tint(self) -> str:
@@ -264,6 +265,8 @@ def _series(
         alone = "dot" if len(points) == 1 else ""  # the only one of a line that can be drawn
         for point in points if series.symbol or alone else ():
             shapes.marker(series.symbol or alone, point, colour, _radius(series, len(points)))
+        for words, (x, y) in zip(series.labels, points, strict=False):
+            shapes.text((x + 8, y - 7), words, "ink", 11)
 
 
 def _line(shapes: Shapes, series: Series, points: Sequence[Point], covered: Sequence[int]) -> None:

@@ -23,14 +23,16 @@ class Row:
     pictures: Sequence[Image.Image]
 
 
-def draw_sheet(inputs: Row, columns: Sequence[str], rows: Sequence[Row], headline: str, footnote: str) -> Image.Image:
+def draw_sheet(
+    inputs: Row, columns: Sequence[str], rows: Sequence[Row], headline: str, footnote: str, side: int | None = None
+) -> Image.Image:
     """A page of the input pictures and, below, `rows` under the captions `columns`, one picture per column.
 
     Pictures smaller than a tile are enlarged smoothly, larger ones reduced. Where no font has a letter, a question mark
-    stands for it, and a line below the headline says so. RGB.
+    stands for it, and a line below the headline says so. side: of a tile in pixels. RGB.
     """
     count = max(len(columns), min(len(inputs.pictures), 6), 2)
-    tile, gap, margin, label = _tile_side(count), _GAP, _MARGIN, _LABEL
+    tile, gap, margin, label = side or _tile_side(count), _GAP, _MARGIN, _LABEL
     width = margin * 2 + label + count * tile + (count - 1) * gap
     words = " ".join(
         [headline, footnote, *columns, *(part for row in (inputs, *rows) for part in (row.title, row.note))]

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
+from .names import RARE_WORDS
 from .prompts import unrelated_prompts
 from .yardstick import Asked
 
 FEWEST, MOST = 4, 8  # pictures of the subject
 
 
-def ask(
-    captions: Sequence[str],
-    instance: str,
-    class_prompt: str,
-    embedded: bool,
-    rare: Collection[str],
-    fewest: int = FEWEST,
-    most: int = MOST,
-) -> tuple[Asked, list[list[int]]]:
+def ask(captions: Sequence[str], instance: str, class_prompt: str, embedded: bool) -> tuple[Asked, list[list[int]]]:
     """What is drawn for held-out pictures with these captions, and for each of the subject's pictures the numbers of
     the held-out ones that its prompt describes.
 
-    Each held-out picture's caption is drawn equally often, until there are `fewest`; of more than `most` held-out
-    pictures the first ones' captions are drawn. rare: words that stand for the subject and mean nothing.
+    Each held-out picture's caption is drawn equally often, until there are FEWEST; of more than MOST held-out pictures
+    the first ones' captions are drawn. Where the class prompt is the instance prompt, nothing is drawn of the class.
     """
-    chosen = list(captions)[:most]
-    again = -(-fewest // len(chosen))
+    chosen = list(captions)[:MOST]
+    again = -(-FEWEST // len(chosen))
     subject = tuple(caption for _ in range(again) for caption in chosen)
     own = [[i for i, caption in enumerate(captions) if caption == prompt] for prompt in subject]
+    rare = rare_words(instance, class_prompt)
     said = tuple(" ".join(word for word in prompt.split() if word not in rare) for prompt in subject)
-    unrelated = unrelated_prompts(embedded, f"{instance} {class_prompt}")
-    return Asked(subject, (class_prompt,) * len(subject), unrelated, said), own
+    classes = () if class_prompt == instance else (class_prompt,) * len(subject)
+    return Asked(subject, classes, unrelated_prompts(embedded, f"{instance} {class_prompt}"), said), own
+
+
+def rare_words(instance: str, class_prompt: str) -> set[str]:
+    """Words of the instance prompt that stand for the subject and mean nothing: those that guides name, and one that
+    is all that the class prompt lacks."""
+    words, rest = instance.split(), class_prompt.split()
+    found = {word for word in words if word in RARE_WORDS}
+    alone = [word for i, word in enumerate(words) if words[:i] + words[i + 1 :] == rest]
+    return found | set(alone[:1])

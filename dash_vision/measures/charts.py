@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from ..drawing.plot import Panel, Point, Series, draw
-from ..runs.evaluation import Evaluation
+from ..runs.evaluation import Evaluated, Evaluation
 
 _SMOOTH = 25  # parts of a run over which the training loss is averaged
 LIKENESS, ADHERENCE, DRIFT, LEAK, LOSS, TRAINING = 0, 1, 2, 3, 4, 5  # colours
@@ -48,6 +48,48 @@ def progress_panels(evaluation: Evaluation, losses: Sequence[float], launch: int
         ),
     ]
     return [panel for panel in panels if panel.series]
+
+
+def trade_off_panel(evaluation: Evaluation) -> Panel | None:
+    """Likeness against drift: the checkpoints as a path by step, those marked that no other one beats in both; None
+    where these were not measured."""
+    points = _both([one for one in (evaluation.base, *evaluation.trained) if one is not None])
+    if len(points) < 2:
+        return None
+    best = [points[i][1] for i in _unbeaten(points)]
+    path, labels = [point for _, point in points], [str(step) for step, _ in points]
+    series = [
+        Series("checkpoints by step", path, LIKENESS, marker="dot", labels=labels),
+        Series("no other one beats it in both", best, LOSS, "dots", marker="square"),
+    ]
+    chosen = evaluation.recommended
+    if chosen is not None:
+        mine = [p for step, p in points if step == chosen.step]
+        series.append(Series(f"recommended: step {chosen.step}", mine, DRIFT, "dots", marker="diamond"))
+    encoder = evaluation.encoders.get("likeness", "")
+    return Panel(
+        "Likeness against drift",
+        f"drift: change of unrelated prompts, 0 as the base ({evaluation.encoders.get('drift', '')})",
+        f"likeness to the pictures, mean cosine ({encoder})",
+        series,
+        note="Step 0 is the base. Up is more like the subject, left is nearer to the base.",
+    )
+
+
+def _both(checkpoints: Sequence[Evaluated]) -> list[tuple[int, Point]]:
+    """Step and (drift, likeness) of those that have both."""
+    found = [(one.step, one.mean("drift"), one.mean("likeness")) for one in checkpoints]
+    return [(step, (max(0.0, drift), like)) for step, drift, like in found if drift is not None and like is not None]
+
+
+def _unbeaten(points: Sequence[tuple[int, Point]]) -> list[int]:
+    """Places of the points that no other one beats: none is as far left and as high, and better in one of both."""
+    places = []
+    for i, (_, (drift, like)) in enumerate(points):
+        others = [p for j, (_, p) in enumerate(points) if j != i]
+        if not any(d <= drift and k >= like and (d < drift or k > like) for d, k in others):
+            places.append(i)
+    return places
 
 
 def draw_progress(

@@ -62,14 +62,15 @@ class Recommendation:
 class Evaluation:
     """All evaluations of a run.
 
-    heldout: names of the pictures that were kept out. folder: that they are in. every: steps between evaluations.
-    encoders: measure -> what measured it. prompts: of the subject, of the class, and unrelated ones, by these names.
-    sampler: steps, guidance, seed and side of the pictures. checkpoints: by step, the base first. stopped: the step
-    after which --early_stop ended the training. applied: the step whose adapter was put in the place of the last one.
-    notes: what could not be measured, and why.
+    heldout: names of the pictures that were kept out. captions: their prompts. folder: that they are in. every: steps
+    between evaluations. encoders: measure -> what measured it. prompts: of the subject, of the class, and unrelated
+    ones, by these names. sampler: steps, guidance, seed and side of the pictures. checkpoints: by step, the base first.
+    stopped: the step after which --early_stop ended the training. applied: the step whose adapter was put in the place
+    of the last one. notes: what could not be measured, and why.
     """
 
     heldout: list[str]
+    captions: list[str]
     folder: str
     every: int
     encoders: dict[str, str]
@@ -93,7 +94,7 @@ class Evaluation:
 
     def measured_as(self, other: Evaluation) -> bool:
         """Whether the values of both may stand side by side."""
-        names = ("heldout", "encoders", "prompts", "sampler")
+        names = ("heldout", "captions", "encoders", "prompts", "sampler")
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
     def with_checkpoint(self, new: Evaluated) -> Evaluation:

@@ -20,6 +20,7 @@ from ..curves.charts import all_panels
 from ..runs import Run, VtabRun, find_runs, labels
 from ..saving import check_output
 from .accuracy import accuracy
+from .checkpoints import checkpoints
 from .findings import findings
 from .html import once
 from .pictures import Figure, figure_html, pictures, read_figures, read_sheets
@@ -78,6 +79,7 @@ def _sections(given: _Given) -> tuple[list[tuple[str, str, str]], list[str]]:
         ("pictures", "Pictures", pictures(sheets)),
         ("subjects", "Subjects", "".join(subject_html(folder, result) for folder, result in given.subjects)),
         ("accuracy", "Accuracy", accuracy([run for run in runs if isinstance(run, VtabRun)])),
+        ("checkpoints", "Checkpoints", checkpoints(runs, names)),
         ("curves", "Curves", _charts(panels)),
         ("runs", "Runs", dreambooth_table(runs, names)),
         ("settings", "Settings", settings(runs, names)),

@@ -10,7 +10,17 @@ from dash_vision.__main__ import main as dash_vision
 from eval.__main__ import COMMANDS, main, make_parser
 from tests.support.paths import ROOT
 
-NAMES = ["curves", "directions", "figure", "peft-benchmark", "report", "strength", "subject", "vtab"]
+NAMES = [
+    "checkpoints",
+    "curves",
+    "directions",
+    "figure",
+    "peft-benchmark",
+    "report",
+    "strength",
+    "subject",
+    "vtab",
+]
 
 
 def parsers():

@@ -14,7 +14,6 @@ from dash_vision.measures.yardstick import Measured, Yardstick
 from dash_vision.miniature.world.scenes import KINDS, individual, instance_scenes, random_scene, render
 from dash_vision.runs.seeds import python_stream
 
-RARE = ("sks",)
 INSTANCE, CLASS = "a photo of sks cat", "a photo of cat"
 REAL = [render(scene) for scene in instance_scenes(individual(16737, "cat"), 3, 1)]
 
@@ -32,7 +31,7 @@ def any_cat(prompts, numbers):
 
 
 def yardstick(captions=(INSTANCE,) * 3, real=REAL, base=any_cat, with_encoders=None):
-    asked, own = ask(captions, INSTANCE, CLASS, embedded=True, rare=RARE)
+    asked, own = ask(captions, INSTANCE, CLASS, embedded=True)
     return Yardstick(with_encoders or encoders(), asked, real, own, base)
 
 

@@ -1,0 +1,64 @@
+"""Which checkpoint of a run to take.
+
+Draws every adapter that the run kept with the same prompts from the same noise, measures likeness to held-out pictures
+and drift from the base, and recommends one. --apply puts it in the place of the last one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dash_vision.runs.evaluation import PREFERENCES
+from dash_vision.runs.settings import typed_prompts
+
+from ..blocks import add_sampler, sampler_of
+
+NAME, HELP = "checkpoints", "all adapters that a run kept, compared, and which one to take"
+LAST_STEP = "recommended"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument("folder", type=Path, metavar="RUN", help="the output folder of a run of train_dreambooth.py")
+    parser.add_argument(
+        "--prompts", nargs="+", default=[], metavar="PROMPT", help="of the sheet's columns (default: of samples.png)"
+    )
+    parser.add_argument(
+        "--prefer", choices=PREFERENCES, help="which checkpoint is recommended (default: as the run was told)"
+    )
+    parser.add_argument(
+        "--apply",
+        nargs="?",
+        const=LAST_STEP,
+        metavar="STEP",
+        help="put the recommended adapter, or that of a step, where the last one is, which stays in RUN/adapters",
+    )
+    parser.add_argument(
+        "--holdout", type=Path, metavar="DIR", help="pictures to measure on (default: those that the run held out)"
+    )
+    parser.add_argument(
+        "--eval_encoders", nargs="+", metavar="ID|PATH", help="what measures pictures (default: as in the run)"
+    )
+    add_sampler(parser, seed=None)
+    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="default: RUN/checkpoints")
+
+
+def run(arguments: argparse.Namespace) -> list[str]:
+    """Draw, measure and recommend; a sentence for each thing that was left out. Raises InputError."""
+    from ..runs import read_run
+    from .make import Wanted, compare_checkpoints
+
+    a = arguments
+    if a.seed is None:
+        a.seed = read_run(a.folder).record.seed
+    wanted = Wanted(
+        prompts=tuple(typed_prompts(a.prompts, "--prompts")),
+        prefer=a.prefer,
+        apply=a.apply,
+        holdout=a.holdout,
+        encoders=None if a.eval_encoders is None else tuple(a.eval_encoders),
+        sampler=sampler_of(a),
+        output=a.out,
+    )
+    return compare_checkpoints(a.folder, wanted)

@@ -1,0 +1,104 @@
+"""The adapters that a run kept, and the pictures that they are measured on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from dash_vision.files.errors import InputError
+from dash_vision.pictures.decode import Refused, read_picture
+from dash_vision.pictures.listing import PictureFile, list_folder
+
+from ..runs import LORA, DreamBoothRun
+
+KEPT = "adapters"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An adapter of a run after `step`. folder: that holds it; place: the same as the run's record names it."""
+
+    step: int
+    folder: Path
+    place: str
+
+    def digest(self) -> str:
+        """By which the same adapter is recognised."""
+        return hashlib.sha256((self.folder / LORA).read_bytes()).hexdigest()[:16]
+
+
+def find_checkpoints(run: DreamBoothRun) -> list[Checkpoint]:
+    """By step; the last one too, where its adapter is in the run's folder alone. Raises InputError for a run that kept
+    no other."""
+    found: dict[int, Checkpoint] = {}
+    for file in sorted((run.folder / KEPT).glob(f"*/{LORA}")):
+        digits = file.parent.name.rsplit("-", 1)[-1]
+        if digits.isdecimal():
+            found[int(digits)] = Checkpoint(int(digits), file.parent, f"{KEPT}/{file.parent.name}")
+    if not found:
+        raise InputError(
+            f"{run.folder} keeps no adapter but its last one; train with --holdout, which keeps those that it "
+            "measures, or with --save_lora_every"
+        )
+    evaluation = run.record.evaluation
+    applied = evaluation.applied if evaluation else None
+    if applied is None:
+        found.setdefault(run.record.steps, Checkpoint(run.record.steps, run.folder, "."))
+    return [found[step] for step in sorted(found)]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Pictures that checkpoints are measured on. learned: the run learned from them. folder: that they are in."""
+
+    names: list[str]
+    captions: list[str]
+    pictures: list[Image.Image]
+    folder: str
+    learned: bool = False
+
+
+def held_out(run: DreamBoothRun, folder: Path | None) -> HeldOut:
+    """Those in `folder`; without one those that the run held out, and where it held out none those that it learned
+    from. Raises InputError where they cannot be read."""
+    evaluation, prompt = run.record.evaluation, run.prompt
+    captions = bool(run.record.arguments.get("use_captions", True))
+    if folder is not None:
+        files = _listed(str(folder), captions)
+        found = [(file.name, file.caption or prompt, file.path) for file in files]
+        return HeldOut(*_read(found), str(folder))
+    if evaluation is None:
+        place = str(run.record.arguments["instance_data_dir"])
+        files = _listed(place, captions)
+        found = [(file.name, file.caption or prompt, file.path) for file in files]
+        return HeldOut(*_read(found), place, learned=True)
+    paths = {file.name: file.path for file in _listed(evaluation.folder, False)}
+    missing = [name for name in evaluation.heldout if name not in paths]
+    if missing:
+        raise InputError(f"{evaluation.folder} holds no {missing[0]} any more, which the run held out; {_INSTEAD}")
+    named = zip(evaluation.heldout, evaluation.captions, strict=True)
+    return HeldOut(*_read([(name, caption, paths[name]) for name, caption in named]), evaluation.folder)
+
+
+_INSTEAD = "give a folder with pictures of the subject by --holdout"
+
+
+def _listed(folder: str, captions: bool) -> Sequence[PictureFile]:
+    try:
+        return list_folder(folder, captions=captions).files
+    except InputError as error:
+        raise InputError(f"the pictures cannot be read ({error}); {_INSTEAD}") from None
+
+
+def _read(found: list[tuple[str, str, Path]]) -> tuple[list[str], list[str], list[Image.Image]]:
+    pictures = []
+    for name, _, path in found:
+        try:
+            pictures.append(read_picture(path).image)
+        except Refused as reason:
+            raise InputError(f"{name} cannot be used ({reason}); {_INSTEAD}") from None
+    return [name for name, _, _ in found], [caption for _, caption, _ in found], pictures

@@ -1,0 +1,146 @@
+"""The adapters that a run kept, compared: eval checkpoints."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from dash_vision.measures.choice import recommend
+from dash_vision.runs.evaluation import read_evaluation
+from dash_vision.runs.record import read_record
+from eval.__main__ import main
+from eval.checkpoints.found import find_checkpoints
+from eval.runs import read_run
+from tests.support.dreambooth import settings, train
+
+SHEET = ("--prompts", "a {} in the snow", "--num_inference_steps", "1", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def shown(measured, tmp_path_factory):
+    """A copy of the measured run, and what the command wrote beside it."""
+    root = tmp_path_factory.mktemp("shown")
+    shutil.copytree(measured, root / "out")
+    assert main(["checkpoints", str(root / "out"), *SHEET]) == 0
+    return root / "out"
+
+
+def adapter(folder):
+    """The native file, whose bytes are always the same, and the tensors of the plain LoRA."""
+    return (folder / "dash_adapter.safetensors").read_bytes(), load_file(folder / "pytorch_lora_weights.safetensors")
+
+
+def same(found, expected):
+    tensors = found[1].keys() == expected[1].keys() and all(torch.equal(found[1][k], expected[1][k]) for k in found[1])
+    return found[0] == expected[0] and tensors
+
+
+def test_what_the_run_measured_is_taken_as_it_is(shown, measured):
+    recorded = read_record(measured / "run.json").evaluation
+    found = read_evaluation(shown / "checkpoints/checkpoints.json")
+    assert found.checkpoints == recorded.checkpoints
+    assert found.recommended == recorded.recommended == recommend(recorded, "balanced")
+    table = (shown / "checkpoints/checkpoints.md").read_text()
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:7]] == ["0", "2", "4", "6", "8"]
+    assert "ViT of the miniature" in table
+    assert recorded.recommended.sentence in table
+
+
+def test_a_checkpoint_that_was_not_measured_is_measured_to_the_same_values(shown, tmp_path):
+    """By the stock pipeline with the adapter's file, instead of the network that was trained."""
+    folder = tmp_path / "out"
+    shutil.copytree(shown, folder)
+    record = json.loads((folder / "run.json").read_text())
+    kept = [one for one in record["evaluation"]["checkpoints"] if one["step"] != 6]
+    missing = next(one for one in record["evaluation"]["checkpoints"] if one["step"] == 6)
+    record["evaluation"]["checkpoints"] = kept
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "checkpoints/checkpoints.json").unlink()
+    assert main(["checkpoints", str(folder), *SHEET]) == 0
+    found = read_evaluation(folder / "checkpoints/checkpoints.json")
+    measured = next(one for one in found.checkpoints if one.step == 6)
+    for name in ("likeness", "adherence", "drift", "leak"):
+        assert measured.values[name] == pytest.approx(missing["values"][name], abs=2e-3)
+
+
+def test_pictures_are_drawn_once(shown, monkeypatch):
+    def never(*arguments):
+        raise AssertionError("something was drawn again")
+
+    monkeypatch.setattr("eval.checkpoints.make.generate", never)
+    assert main(["checkpoints", str(shown), *SHEET]) == 0
+    assert len(list((shown / "checkpoints/pictures").iterdir())) == 5  # the base and four checkpoints, one prompt
+    with Image.open(shown / "checkpoints/checkpoints.png") as page:
+        assert json.loads(page.text["dash-vision"])["prompts"] == ["a sks cat in the snow"]
+
+
+def test_apply_puts_the_adapter_of_a_step_in_place_and_back(shown, tmp_path, capsys):
+    folder = tmp_path / "out"
+    shutil.copytree(shown, folder)
+    last, kohya = adapter(folder), next((folder / "kohya").iterdir())
+    before = ("", load_file(kohya))
+    steps = {one.step: one.folder for one in find_checkpoints(read_run(folder))}
+    assert main(["checkpoints", str(folder), *SHEET, "--apply", "4"]) == 0
+    assert same(adapter(folder), adapter(steps[4]))
+    assert not same(adapter(folder), last)
+    assert [path.name for path in (folder / "kohya").iterdir()] == [kohya.name]
+    assert not same(("", load_file(kohya)), before)
+    assert read_record(folder / "run.json").evaluation.applied == 4
+    assert "| adapter | of step 4" in (folder / "README.md").read_text()
+    assert main(["checkpoints", str(folder), *SHEET, "--apply", "8"]) == 0
+    assert same(adapter(folder), last)
+    assert same(("", load_file(kohya)), before)
+    assert read_record(folder / "run.json").evaluation.applied is None
+    assert "| adapter |" not in (folder / "README.md").read_text()
+    assert main(["checkpoints", str(folder), *SHEET, "--prefer", "likeness", "--apply"]) == 0
+    evaluation = read_evaluation(folder / "checkpoints/checkpoints.json")
+    assert same(adapter(folder), adapter(steps[evaluation.recommended.step]))
+    assert f"step {evaluation.recommended.step} is the adapter" in capsys.readouterr().out
+
+
+def test_a_run_that_held_nothing_out_is_measured_on_what_it_learned_from(bases, tmp_path):
+    few = {"max_train_steps": 3, "prelaunch_steps": 1, "num_inference_steps": 1, "save_lora_every": 2}
+    train(settings(bases, tmp_path / "out", **few))
+    words = ["checkpoints", str(tmp_path / "out"), *SHEET, "--eval_encoders", "miniature"]
+    assert main([*words, "--apply", "2"]) == 0
+    evaluation = read_evaluation(tmp_path / "out/checkpoints/checkpoints.json")
+    assert [one.step for one in evaluation.checkpoints] == [0, 2, 3]
+    assert len(evaluation.heldout) == 5
+    kept = tmp_path / "out/adapters/out-000003"  # the last one, which was in the run's folder alone
+    assert main([*words, "--apply", "3"]) == 0
+    assert same(adapter(kept), adapter(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--apply", "5"], "--apply is 5; the run kept the steps 2, 4, 6, 8"),
+        (["--apply", "best"], "--apply is best; it takes a step"),
+        (["--holdout", "nowhere"], "--holdout"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(shown, capsys, words, said):
+    assert main(["checkpoints", str(shown), *SHEET, *words]) == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert len(message.splitlines()) == 1
+
+
+def test_a_run_without_kept_adapters_says_how_to_keep_them(runs, capsys):
+    assert main(["checkpoints", str(runs / "dash")]) == 2
+    assert "--save_lora_every" in capsys.readouterr().err
+
+
+def test_the_report_shows_the_recommended_checkpoint_its_curves_and_its_sheet(shown, tmp_path):
+    assert main(["report", str(shown), "-o", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    evaluation = read_evaluation(shown / "checkpoints/checkpoints.json")
+    assert '<h2 id="checkpoints">Checkpoints</h2>' in page
+    assert evaluation.recommended.sentence in page
+    for words in ("How like the subject", "How far from the base", "Denoising loss", "Likeness against drift"):
+        assert words in page
+    assert "pictures by the checkpoints of" in page
+    assert f"{evaluation.trained[-1].mean('likeness'):.4f}" in page
