@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..files.errors import InputError
+from ..measures.asking import rare_words
 from ..measures.names import RARE_WORDS
 from ..pictures.listing import subfolder_names
 from ..pictures.names import FolderName, name_of
@@ -27,7 +28,7 @@ class Prompts:
     def of_class(self, prompt: str) -> str:
         """The class prompt of a picture with this prompt: a caption without its rare word, as "cat in the snow" of "sks
         cat in the snow"; the class prompt where the caption has none, and where the user gave one."""
-        words = "|".join(map(re.escape, {*RARE_WORDS, *rare_words(self)}))
+        words = "|".join(map(re.escape, sorted({*RARE_WORDS, *rare_words(self.instance, self.class_)})))
         left = re.sub(rf"\b(?:{words})\b[\s,]*", "", prompt).strip(" ,")
         return self.class_ if self.general or prompt == self.instance or left in ("", prompt) else left
 

@@ -20,11 +20,12 @@ MEASURES = {
     "drift": ("drift", "Change of unrelated prompts", "drift; 0: as the base", 2),
     "leak": ("leak", "Likeness of the class to the subject, above the base's", "leak; 0: as the base", 3),
 }
+_SPECIAL = {0.0: ": the base", 1.0: ": as trained"}
 
 
 def named(scale: float) -> str:
     """A strength in words."""
-    return {0.0: "0: the base", 1.0: "1: as trained"}.get(scale, f"{scale:g}")
+    return f"{scale:g}{_SPECIAL.get(scale, '')}"
 
 
 def sheet(
@@ -35,7 +36,7 @@ def sheet(
     how: str,
 ) -> Image.Image:
     """A row for each strength."""
-    lines = [Row(named(scale), "strength", pictures) for scale, pictures in rows]
+    lines = [Row(f"strength {scale:g}", _SPECIAL.get(scale, "")[2:], pictures) for scale, pictures in rows]
     first = Row("the subject", f"{len(inputs)} pictures", inputs)
     return draw_sheet(first, columns, lines, f"{about}, at several strengths", f"{how}.")
 

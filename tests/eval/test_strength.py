@@ -12,7 +12,7 @@ from dash_vision.miniature import clip_path
 from eval.__main__ import main
 from eval.bases import load_base
 from eval.runs import read_run
-from eval.strength.make import scaled
+from eval.strength.make import Strength
 
 PROMPTS = ("a {} in the snow", "a red {}")
 
@@ -35,7 +35,12 @@ def test_a_strength_multiplies_the_whole_update(runs, scale):
         weights.dsigma.mul_(scale)
     x, told = torch.randn(2, 4, 8, 8), torch.randn(2, 12, 24)
     expected = other.denoiser(x, 3, told).sample
-    with scaled(base.pipeline, scale):
+    strength = Strength(base.pipeline)
+    with strength.at(scale):
+        torch.testing.assert_close(base.denoiser(x, 3, told).sample, expected, atol=5e-6, rtol=0)
+        for other_scale in (0.0, 2.0):  # for a moment
+            with strength.at(other_scale):
+                assert not torch.allclose(base.denoiser(x, 3, told).sample, expected, atol=1e-3) or scale == other_scale
         torch.testing.assert_close(base.denoiser(x, 3, told).sample, expected, atol=5e-6, rtol=0)
     for _, weights in adapter.weights():
         weights.B.div_(scale or 1)
@@ -76,7 +81,7 @@ def test_without_encoders_there_is_a_sheet_alone(runs, tmp_path, capsys):
     [
         (("--scales", "nan"), "--scales has nan; it takes numbers from -10 to 10"),
         (("--scales", "1", "40"), "--scales has 40"),
-        (("--pictures", "nowhere"), "nowhere"),
+        (("--holdout", "nowhere"), "nowhere"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(runs, tmp_path, capsys, words, said):
