@@ -264,7 +264,7 @@ class PriorArgs:
         False,
         PRIOR,
         "keep what the adapter predicts for the class prompt near what the base predicts (differential output "
-        "preservation); it needs no class pictures, and a step takes some two and a half times as long",
+        "preservation); it needs no class pictures, and a step takes twice as long or somewhat more",
     )
     preserve_class_weight: float = option(1.0, PRIOR, "weight of that loss")
 

@@ -30,6 +30,7 @@ from .readers import About, infer_about
 
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 FORMATS = ("diffusers", "kohya", "peft")
+_Layers = dict[str, dict[str, Factors]]  # by component and name
 _WRAPPING = ("diffusers", "peft")  # whose readers wrap layers; kohya's change weights
 
 
@@ -59,10 +60,8 @@ def export_states(
         states = {("unet" if n == "model" else n): s for n, s in states.items()}
     if format == "kohya" and about is None:
         _check_flux(states["transformer"].kinds if "transformer" in states else ())
-    exact = {n: {m: padded(_fold(s, m), full) for m in s.kinds} for n, s in states.items()}
-    if format == "kohya" and "transformer" in exact:
-        exact["transformer"] = fuse(exact["transformer"])
-    folded, layers = _reduced(exact, states, rank, dtype)
+    fused = format == "kohya" and "transformer" in states
+    folded, layers = _whole(states, full, dtype, fused) if rank is None else _cut(states, full, dtype, fused, rank)
     size = full if rank is None else max(len(down) for parts in folded.values() for down, _ in parts.values())
     if format == "peft":
         path = _write_peft(states, folded, Path(folder), size, dtype, whole or {}, peft or {})
@@ -128,29 +127,50 @@ def _fold(state: AdapterState, module: str) -> Factors:
     return down, up
 
 
-def _reduced(
-    exact: Mapping[str, Mapping[str, Factors]], states: Mapping[str, AdapterState], rank: int | None, dtype: torch.dtype
-) -> tuple[dict[str, dict[str, Factors]], list[Layer]]:
-    """The layers as the file has them: in at most `rank`, all of one rank then, and in `dtype`; convolutions' as
-    4-dimensional kernels. And what is left of each, where that is not everything."""
-    shares: dict[tuple[str, str], float] = {}
-    if rank is not None:
-        cut = {n: {m: best_of_rank(pair, rank) for m, pair in layers.items()} for n, layers in exact.items()}
-        shares = {(n, m): kept for n, layers in cut.items() for m, (_, kept) in layers.items()}
-        most = max(1, *(len(down) for layers in cut.values() for (down, _), _ in layers.values()))
-        smaller = {n: {m: padded(pair, most) for m, (pair, _) in layers.items()} for n, layers in cut.items()}
-    written, told = dict[str, dict[str, Factors]](), list[Layer]()
-    for component, layers in exact.items():
+def _whole(
+    states: Mapping[str, AdapterState], full: int, dtype: torch.dtype, fused: bool
+) -> tuple[_Layers, list[Layer]]:
+    """All layers in rank `full` and in `dtype`; and how far rounding moved them, in half precision. fused: those of the
+    transformer as kohya's layout for FLUX joins them."""
+    written, told = _Layers(), list[Layer]()
+    for component, state in states.items():
         written[component] = {}
-        for name, pair in layers.items():
-            (down, up), moved = rounded(pair if rank is None else smaller[component][name], dtype, name)
-            kind = states[component].kinds.get(name)
-            if isinstance(kind, list):
-                down, up = down.view(len(down), -1, *kind), up[:, :, None, None]
-            written[component][name] = down.contiguous(), up.contiguous()
-            if rank is not None or dtype != torch.float32:
-                told.append(Layer(component, name, energy_of(pair), shares.get((component, name), 1.0), moved))
+        for module, kind in state.kinds.items():
+            exact = padded(_fold(state, module), full)
+            small, moved = rounded(exact, dtype, module)
+            written[component][module] = _kernels(small, kind)
+            if dtype != torch.float32:
+                told.append(Layer(component, module, energy_of(exact), rounded=moved))
+    if fused:
+        written["transformer"] = fuse(written["transformer"])
     return written, told
+
+
+def _cut(
+    states: Mapping[str, AdapterState], full: int, dtype: torch.dtype, fused: bool, rank: int
+) -> tuple[_Layers, list[Layer]]:
+    """The same in at most `rank`, all layers of the file in one; and what is left of each."""
+    exact = {n: {m: padded(_fold(s, m), full) for m in s.kinds} for n, s in states.items()}
+    if fused:
+        exact["transformer"] = fuse(exact["transformer"])
+    cut = {n: {m: best_of_rank(pair, rank) for m, pair in layers.items()} for n, layers in exact.items()}
+    most = max(1, *(len(down) for layers in cut.values() for (down, _), _ in layers.values()))
+    written, told = _Layers(), list[Layer]()
+    for component, layers in cut.items():
+        written[component] = {}
+        for name, (pair, kept) in layers.items():
+            small, moved = rounded(padded(pair, most), dtype, name)
+            written[component][name] = _kernels(small, states[component].kinds.get(name))
+            told.append(Layer(component, name, energy_of(exact[component][name]), kept, moved))
+    return written, told
+
+
+def _kernels(factors: Factors, kind: Any) -> Factors:
+    """The factors as a file has them: of a convolution, whose kind is the size of its kernel, 4-dimensional ones."""
+    down, up = factors
+    if isinstance(kind, list):
+        down, up = down.view(len(down), -1, *kind), up[:, :, None, None]
+    return down.contiguous(), up.contiguous()
 
 
 def _provenance(states: Mapping[str, AdapterState]) -> dict[str, Any]:
