@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from dash_vision.bases.quantization import QUANTIZATIONS
 from dash_vision.files.errors import InputError
 
 from .measure import DTYPES, Settings, Table, publish
@@ -41,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
 
             return 0 if measure(args.device, args.minutes, args.out) else 1
         rounds = args.rounds or (15 if args.device == "cpu" else 50)
-        settings = Settings(torch.device(args.device), DTYPES[args.dtype], rounds, args.clock)
+        word = getattr(args, "quantize", "none")
+        settings = Settings(torch.device(args.device), DTYPES[args.dtype], rounds, args.clock, word)
         publish(args.name, _measure(args, settings), settings, args.json)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -143,6 +145,8 @@ def _add_models(command: argparse.ArgumentParser, name: str) -> None:
     else:
         models = ("vit", "sd15", "sdxl", "flux2", "z-image", "qwen-image")
         command.add_argument("--models", nargs="+", choices=models, default=list(models[:3]))
+    if name in ("step", "memory"):
+        command.add_argument("--quantize", choices=QUANTIZATIONS, default="none", help="how linear layers are kept")
     if name == "launch":
         from .launch import WAYS
 

@@ -21,7 +21,7 @@ from dash_vision.files.errors import InputError
 from dash_vision.runs.versions import installed_versions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_PACKAGES = ("torch", "peft", "diffusers", "timm")
+_PACKAGES = ("torch", "peft", "diffusers", "timm", "bitsandbytes", "torchao")
 TURN = 0.05  # s: what a turn of short calls lasts
 MOST = 100  # calls a turn
 
@@ -29,12 +29,14 @@ MOST = 100  # calls a turn
 @dataclass(frozen=True)
 class Settings:
     """Where and how often to measure. clock: "wall", or "cpu" for processor time of this process, which other work on
-    the machine disturbs less; it says nothing about threads that wait, so use it with one thread."""
+    the machine disturbs less; it says nothing about threads that wait, so use it with one thread. quantize: a word of
+    quantization.QUANTIZATIONS, for the frozen linear layers."""
 
     device: torch.device
     dtype: torch.dtype
     rounds: int
     clock: str = "wall"
+    quantize: str = "none"
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda" and not torch.cuda.is_available():

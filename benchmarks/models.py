@@ -6,15 +6,17 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dash_vision import Adapter, DashConfig, inject
+from dash_vision.bases import quantization
 
 from .exactness import SD15, SDXL, build
 from .flows import FLOWS
@@ -65,7 +67,42 @@ def network(name: str, size: Size, settings: Settings) -> nn.Module:
             model = build(SD15 if name == "sd15" else SDXL, size.width)
     if settings.dtype != torch.float32:
         model.to(settings.dtype)
-    return model.to(settings.device).requires_grad_(False).train()
+    model = model.to(settings.device).requires_grad_(False).train()
+    quantize(model, settings.quantize, settings.dtype)
+    return model
+
+
+def quantize(model: nn.Module, word: str, dtype: torch.dtype) -> None:
+    """Keep the linear layers in few bits, as diffusers does for --quantize, but for those that bitsandbytes cannot have
+    on a CPU. Raises InputError where the library is not installed."""
+    quantization.check_installed(word, "--quantize")
+    for name, layer in list(model.named_modules()) if word != "none" else ():
+        if type(layer) is nn.Linear and layer.in_features % quantization.BLOCK == 0:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, _quantized(layer, word, dtype))
+
+
+def _quantized(layer: nn.Linear, word: str, dtype: torch.dtype) -> nn.Module:
+    if word != "nf4":
+        quantization.quantize_layer(layer, word)
+        return layer.requires_grad_(False)
+    import bitsandbytes as bnb
+
+    out, in_, device = layer.out_features, layer.in_features, layer.weight.device
+    made = bnb.nn.Linear4bit(in_, out, bias=layer.bias is not None, compute_dtype=dtype, quant_type="nf4")
+    made.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", module=made)
+    made.bias = layer.bias
+    quantized: nn.Module = made.to(device).requires_grad_(False)
+    return quantized
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """Bytes of a tensor, or of what a quantized one consists of."""
+    if is_traceable_wrapper_subclass(tensor):
+        parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+        return sum(bytes_of(part) for part in parts if isinstance(part, Tensor))
+    state = getattr(tensor, "quant_state", None)  # of bitsandbytes
+    return tensor.numel() * tensor.element_size() + (0 if state is None else bytes_of(state.absmax))
 
 
 def example(name: str, model: nn.Module, size: Size, settings: Settings) -> dict[str, Any]:
@@ -105,7 +142,9 @@ def set_launched(adapter: Adapter) -> None:
 
 def peft_lora(model: nn.Module, target: str, rank: int) -> nn.Module:
     """`model` with PEFT's LoRA, in float32 whatever the model is in: so diffusers' training scripts and PEFT's
-    get_peft_model have it."""
+    get_peft_model have it. Its layers for bitsandbytes are those that it takes for a model that loaders quantized."""
+    if any(getattr(parameter, "quant_state", None) is not None for parameter in model.parameters()):
+        cast(Any, model).is_loaded_in_4bit = True
     adapted: nn.Module = inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=target), model)
     cast_training_params(adapted)
     return adapted

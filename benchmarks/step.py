@@ -12,7 +12,7 @@ from torch import nn
 from dash_vision.diffusion.metering import Meter, imagine, imagined, size_of
 
 from .measure import Settings, Table, interleaved, milliseconds, ratio
-from .models import TARGETS, TITLES, Size, dashed, network, peft_lora, training_step
+from .models import TARGETS, TITLES, Size, bytes_of, dashed, network, peft_lora, training_step
 
 
 def measure_time(settings: Settings, models: list[str], size: Size, rank: int, k: int) -> list[Table]:
@@ -52,9 +52,13 @@ def measure_memory(settings: Settings, models: list[str], size: Size, rank: int,
 
             own, own_beside = peak(name, ours, size, settings)
             peer, peer_beside = peak(name, peers, size, settings)
-            ratios = own / peer, own_beside / peer_beside, planned(name, ours, size, settings) / own
+            ratios = [own / peer, own_beside / peer_beside]
+            if settings.quantize == "none":  # else libraries make weights of which plan knows the bits alone
+                ratios.append(planned(name, ours, size, settings) / own)
             rows.append([f"{TITLES[name]}, {what}", size.of(name), own / 2**20, *ratios])
-    columns = ("network", "size", "LoRA-Dash, MiB", "/ PEFT LoRA", "/ PEFT LoRA, without the frozen weights", "planned")
+    columns = ["network", "size", "LoRA-Dash, MiB", "/ PEFT LoRA", "/ PEFT LoRA, without the frozen weights"]
+    if settings.quantize == "none":
+        columns.append("planned")
     return [Table(f"Peak memory of a training step (AdamW), rank {rank}, k = {k}", columns, rows)]
 
 
@@ -62,7 +66,7 @@ def peak(name: str, adapt: Callable[[nn.Module], nn.Module], size: Size, setting
     """Bytes at the peak of a step that is not the first: (all, without the frozen weights)."""
     gc.collect()
     frozen = network(name, size, settings)
-    weights = sum(p.numel() * p.element_size() for p in frozen.parameters())
+    weights = sum(bytes_of(p) for p in frozen.parameters())
     model = adapt(frozen)
     step, optimizer = training_step(name, model, size, settings)
     step()  # makes the optimizer's state
@@ -74,7 +78,7 @@ def peak(name: str, adapt: Callable[[nn.Module], nn.Module], size: Size, setting
     tensors = [*model.parameters(), *model.buffers()]
     assert optimizer is not None
     tensors += [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
-    total = sum(t.numel() * t.element_size() for t in tensors) + allocated_on_cpu(step)
+    total = sum(bytes_of(t) for t in tensors) + allocated_on_cpu(step)
     return total, total - weights
 
 

@@ -25,6 +25,12 @@ import pytest
 gc.disable()  # while the tests' modules are imported: a collection looks through all that there is, in vain
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--screenshots", metavar="DIR", help="where tests/studio makes the pictures of docs/studio.md anew"
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     from tests.support import gpu
 

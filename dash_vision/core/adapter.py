@@ -119,7 +119,9 @@ class Adapter:
         rank, world = rank_and_world()
         owner = deal(self.layers, world)
         own = [(m, layer) for m, layer in self.layers.items() if owner[m] == rank]
-        self.decompositions.start({m: source_of(layer) or layer.frozen_matrix() for m, layer in own})
+        if own:
+            device = own[0][1].weights(self.name).A.device
+            self.decompositions.start({m: source_of(layer) or layer.frozen_matrix() for m, layer in own}, device)
 
     def _end_preparation(self) -> None:
         """Stop the thread, and let go of the memory."""
@@ -146,8 +148,9 @@ class Adapter:
         results = choose_directions(self.layers, self.name, c.eps, c.selection, seed, self.decompositions)
         for module, (indices, U, V) in results.items():
             self.layers[module].set_directions(self.name, indices, U, V)
+        in_full = self.decompositions.in_full
         self._end_preparation()
-        return LaunchReport(len(results), time.perf_counter() - start, self.mean_relative_index())
+        return LaunchReport(len(results), time.perf_counter() - start, self.mean_relative_index(), in_full)
 
     def mean_relative_index(self) -> float:
         """Mean of index / (p - 1) over all chosen directions, p = min(out, in) of the layer; NaN before the launch."""

@@ -12,7 +12,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,12 +22,15 @@ from torch import Tensor
 
 from ..files.container import Kind, checksum, read_container, write_container
 from ..files.errors import InputError
-from .directions import Spectrum, decompose
+from .directions import Spectrum, decompose, memory_of
 
 # Names the folder of files; without it, and without an argument, none are written.
 VARIABLE = "DASH_VISION_DIRECTIONS"
 LIMIT = 20 * 10**9  # bytes in the folder; beyond it, files go that were not used for longest
-DECOMPOSITION = Kind("decomposition", "a decomposition of a frozen weight")
+DECOMPOSITION = Kind("decomposition", "a decomposition of a frozen weight", 2)
+# Compute capabilities of GPUs that take twice to four times as long in float64 as in float32; all others of NVIDIA take
+# 32 to 64 times as long. AMD's Instinct cards call themselves 9.x.
+_FAST = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
 
 
 Source = Callable[[], Tensor]
@@ -52,7 +55,10 @@ class Decompositions:
     cache: a folder of decompositions that later runs on the same weights read (default: $DASH_VISION_DIRECTIONS, else
     none). A weight takes 8 p^2 bytes there, p = min(out, in): 0.2 GB for all blocks of ViT-B/16, 0.8 GB for the
     attention of SD 1.5, 6 GB for that of SDXL. `start` holds as much in memory until the launch, and ends early where
-    less than a quarter of the machine's memory would be left.
+    less than a quarter of the machine's memory would be left. While a weight is decomposed it takes
+    `directions.memory_of` bytes more.
+
+    in_full: how many of those given fell so low that they are full SVDs.
     """
 
     def __init__(self, cache: str | PathLike[str] | None = None) -> None:
@@ -61,11 +67,13 @@ class Decompositions:
         self._ready: dict[str, _Ready] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self.in_full = 0
 
-    def start(self, weights: Mapping[str, Tensor | Source]) -> None:
-        """Begin to decompose `weights` ([out, in], by name; or what reads them) on the CPU, in a thread that yields to
-        all other work. What is read is let go again, one weight at a time."""
-        work = (dict(weights), self.cache, self._ready, self._stop)
+    def start(self, weights: Mapping[str, Tensor | Source], device: torch.device) -> None:
+        """Begin to decompose `weights` ([out, in], by name; or what reads them), in a thread that yields to all other
+        work, for a model on `device`: see `place_of`. What is read is let go again, one weight at a time, and what is
+        made is kept in the machine's memory."""
+        work = (dict(weights), place_of(device), self.cache, self._ready, self._stop)
         self._thread = threading.Thread(target=_work_ahead, args=work, name="dash-decompositions")
         weakref.finalize(self, self._stop.set)  # the thread knows nothing of `self`, and ends after it
         self._thread.start()
@@ -87,39 +95,65 @@ class Decompositions:
         return self._thread is not None and self._thread.is_alive()
 
     def of(self, name: str, weight: Tensor, device: torch.device, source: Source | None = None) -> Spectrum:
-        """The Spectrum of `weight`, the one called `name`: made on the CPU after `start`, else on `device`. source:
+        """The Spectrum of `weight`, the one called `name`, of a model on `device`, and where `place_of` says. source:
         what has just read it.
 
         Raises ValueError as `decompose`.
         """
-        ready = self._ready.get(name)
+        place, ready = place_of(device), self._ready.get(name)
         if ready and ready.is_of(weight, source):
-            return ready.spectrum
-        return read_or_decompose(weight.to(device if self._thread is None else "cpu"), self.cache)
+            spectrum = ready.spectrum.to(place)
+        else:
+            spectrum = read_or_decompose(weight.to(place), self.cache)
+        self.in_full += spectrum.in_full
+        return spectrum
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, of a model with its adapter say, starts without a thread."""
         return Decompositions, (self.cache,)
 
 
+def place_of(device: torch.device) -> torch.device:
+    """Where the weights of a model on `device` are decomposed: there where it computes in float64 in earnest, else on
+    the CPU. GPUs made for playing have a sixty-fourth of their speed in it."""
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability in _FAST or (torch.version.hip and capability[0] == 9):
+            return device
+    return torch.device("cpu")
+
+
 def _work_ahead(
-    weights: dict[str, Tensor | Source], cache: Path | None, ready: dict[str, _Ready], stop: threading.Event
+    weights: dict[str, Tensor | Source],
+    place: torch.device,
+    cache: Path | None,
+    ready: dict[str, _Ready],
+    stop: threading.Event,
 ) -> None:
     if sys.platform == "linux":  # where a thread has a priority of its own; those that it starts inherit it
         with suppress(OSError):  # 10: about a tenth of a core that training wants too; at 19 it would hardly come on
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-    for name, weight in weights.items():
-        if stop.is_set() or not threading.main_thread().is_alive():  # it is not: the program ends
-            return
-        try:
-            matrix = weight if isinstance(weight, Tensor) else weight()
-            if memory_is_short(8 * min(matrix.shape) ** 2):
+    with nullcontext() if place.type == "cpu" else torch.cuda.stream(torch.cuda.Stream(place)):
+        for name, weight in weights.items():
+            if stop.is_set() or not threading.main_thread().is_alive():  # it is not: the program ends
                 return
-            version = matrix._version
-            spectrum = read_or_decompose(matrix.cpu(), cache)
-        except Exception:  # the launch will meet it again, and say so
-            return
-        ready[name] = _Ready(weight, version, spectrum)
+            try:
+                matrix = weight if isinstance(weight, Tensor) else weight()
+                if _is_short(place, memory_of(*matrix.shape), 8 * min(matrix.shape) ** 2):
+                    return
+                version = matrix._version
+                spectrum = read_or_decompose(matrix.to(place), cache).to(torch.device("cpu"))
+            except Exception:  # the launch will meet it again, and say so
+                return
+            ready[name] = _Ready(weight, version, spectrum)
+
+
+def _is_short(place: torch.device, working: int, kept: int) -> bool:
+    """Whether there is too little memory to take `working` bytes more for a while at a place, and to keep `kept`."""
+    if place.type == "cpu":
+        return memory_is_short(working + kept)
+    free, total = torch.cuda.mem_get_info(place)
+    return memory_is_short(kept) or free - working < total / 4
 
 
 def memory_is_short(needed: int) -> bool:
@@ -158,9 +192,7 @@ def read_or_decompose(weight: Tensor, cache: Path | None) -> Spectrum:
     path = cache / f"{checksum(DECOMPOSITION.version, {'weight': weight})[:32]}.safetensors"
     found = _read(path)
     if found is not None:
-        device = "cpu" if weight.device.type == "mps" else weight.device
-        U, sigma, V = found
-        return Spectrum(U if U is None else U.to(device), sigma.to(device), V if V is None else V.to(device))
+        return found.to(weight.device)
     spectrum = decompose(weight)
     try:
         _write(path, spectrum)

@@ -6,15 +6,18 @@ update. A core direction u_i v_i^T is task-specific when dW changes its singular
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Below this fraction of the largest singular value, W^T W has lost the direction to rounding (its eigenvalues
-# are squares: 1e-5 squared is 1e-10, and float64 keeps 1e-16), so the full decomposition takes over.
-_GRAM_FLOOR = 1e-5
+# Below this fraction of the largest singular value, W^T W has lost the direction to rounding (its eigenvalues are
+# squares, and float64 keeps 1e-16) however often it is looked at again, so the full decomposition takes over.
+_GRAM_FLOOR = 1e-7
+# Directions below this fraction of the largest singular value that a Gram matrix tells are told again by one of theirs.
+_SPLIT = 1e-2
+_BLOCK = 2**25  # bytes of a weight that are in float64 at once
 
 
 class Directions(NamedTuple):
@@ -36,12 +39,23 @@ class Spectrum(NamedTuple):
     sigma: Tensor  # [p], descending
     V: Tensor | None  # [p, in]
 
+    @property
+    def in_full(self) -> bool:
+        """Whether it took a full SVD."""
+        return self.U is not None and self.V is not None
+
+    def to(self, device: torch.device) -> Spectrum:
+        """The same on a device, which need not have float64: then on the CPU."""
+        place = torch.device("cpu") if device.type == "mps" else device
+        return Spectrum(*(t if t is None else t.to(place) for t in self))  # type: ignore[arg-type]
+
 
 def decompose(weight: Tensor) -> Spectrum:
     """Decompose `weight` ([out, in], any floating dtype) in float64, whatever autocast says.
 
-    Uses the eigenvectors of the smaller Gram matrix, about twice as fast as a full SVD for the shapes of
-    attention and MLP weights, and the full SVD where the spectrum falls too low for that.
+    Uses the eigenvectors of the smaller Gram matrix, about twice as fast as a full SVD for the shapes of attention and
+    MLP weights, and the full SVD where the spectrum falls too low for that. Of the weight a few rows or columns are in
+    float64 at once, so that it takes `memory_of` bytes; the full SVD takes those of two or three copies of the weight.
 
     Raises ValueError if the weight is not a matrix or holds NaN or infinity.
     """
@@ -49,25 +63,76 @@ def decompose(weight: Tensor) -> Spectrum:
         raise ValueError(f"a weight to decompose has 2 dimensions [out, in], got shape {tuple(weight.shape)}")
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         # MPS has no float64: decompose there on the CPU.
-        W = weight.detach().to("cpu" if weight.device.type == "mps" else weight.device).double()
-        if not torch.isfinite(W).all():
-            raise ValueError("the weight holds NaN or infinity and has no singular directions")
+        W = weight.detach().to("cpu" if weight.device.type == "mps" else weight.device)
         tall = W.shape[0] >= W.shape[1]
         result = _from_gram(W if tall else W.T)
         if result is None:
-            return Spectrum(*torch.linalg.svd(W, full_matrices=False))
-        sigma, vectors = result
-        return Spectrum(None, sigma, vectors.T.contiguous()) if tall else Spectrum(vectors, sigma, None)
+            U, sigma, V = _in_full(W if tall else W.T)
+            return Spectrum(U, sigma, V) if tall else Spectrum(V.T.contiguous(), sigma, U.T.contiguous())
+        sigma, V = result
+        return Spectrum(None, sigma, V) if tall else Spectrum(V.T.contiguous(), sigma, None)
+
+
+def memory_of(out: int, in_: int) -> int:
+    """Bytes that `decompose` takes at most for a weight [out, in] whose spectrum does not fall too low: five matrices
+    [p, p] in float64, of which the eigenvectors alone take four, and blocks of the weight."""
+    p = min(out, in_)
+    return 40 * p * p + 2 * min(_BLOCK, 8 * out * in_)
+
+
+def _blocks(W: Tensor) -> Iterator[Tensor]:
+    """W [m, n] in float64, some rows at a time, all in the same memory."""
+    number = max(1, _BLOCK // (8 * max(1, W.shape[1])))
+    memory = W.new_empty(min(number, W.shape[0]), W.shape[1], dtype=torch.float64)
+    for rows in W.split(number):
+        yield memory[: len(rows)].copy_(rows)
+
+
+def _times(W: Tensor, x: Tensor) -> Tensor:
+    """W @ x in float64, of W [m, n] in any dtype and x [n, j] in float64."""
+    return torch.cat([rows @ x for rows in _blocks(W)])
+
+
+def _gram(W: Tensor, inside: Tensor | None = None) -> Tensor:
+    """W^T W of W [m, n] in float64, or that of W @ inside [n, j]. Raises ValueError where W is not finite."""
+    total = None
+    for rows in _blocks(W):
+        if rows.numel() and not torch.isfinite(torch.stack(torch.aminmax(rows))).all():
+            raise ValueError("the weight holds NaN or infinity and has no singular directions")
+        part = rows if inside is None else rows @ inside
+        total = part.T @ part if total is None else total.addmm_(part.T, part)
+    assert total is not None
+    return total
 
 
 def _from_gram(W: Tensor) -> tuple[Tensor, Tensor] | None:
-    """(sigma [p], right singular vectors [p, p] in columns) of a tall W [m, p] by eigh(W^T W), or None where that is
-    inexact."""
-    squares, vectors = torch.linalg.eigh(W.T @ W)
-    squares, vectors = squares.flip(0), vectors.flip(1)
-    if squares.numel() == 0 or squares[-1] <= squares[0] * _GRAM_FLOOR**2:
+    """(sigma [p], right singular vectors [p, p] in rows) of a tall W [m, p] by eigh(W^T W), or None where that is
+    inexact.
+
+    A Gram matrix says squares to 1e-16 of the largest one. Those below _SPLIT^2 of it are told again by the Gram matrix
+    of W in the space of their vectors, where they are the largest, and so on.
+    """
+    squares, vectors = torch.linalg.eigh(_gram(W))
+    floor = squares[-1:].sum() * _GRAM_FLOOR**2  # the sum: also where there are none
+    low = int((squares < squares[-1:].sum() * _SPLIT**2).sum())
+    while low and squares[low - 1] > floor:
+        inside, turn = torch.linalg.eigh(_gram(W, vectors[:, :low]))
+        vectors[:, :low] = vectors[:, :low] @ turn
+        squares[:low] = inside
+        low = int((inside[:-1] < inside[-1] * _SPLIT**2).sum())
+    squares, order = squares.sort(descending=True, stable=True)
+    if squares.numel() == 0 or squares[-1] <= floor:
         return None
-    return squares.sqrt(), vectors.contiguous()
+    return squares.sqrt(), vectors.T[order]
+
+
+def _in_full(W: Tensor) -> Directions:
+    """The decomposition of a tall W [m, p], whatever its spectrum: that of R, where W = Q R."""
+    Q, R = torch.linalg.qr(W.double())
+    inner, sigma, V = torch.linalg.svd(R)
+    for rows in Q.split(max(1, _BLOCK // (8 * max(1, Q.shape[1])))):
+        rows.copy_(rows @ inner)
+    return Directions(Q, sigma, V)
 
 
 def singular_directions(
@@ -81,11 +146,11 @@ def singular_directions(
     U, sigma, V = spectrum or decompose(weight)
     with torch.no_grad(), torch.autocast(sigma.device.type, enabled=False):
         U, sigma, V = U if U is None else U[:, indices], sigma[indices], V if V is None else V[indices]
-        W = weight.detach().to(sigma.device).double()
+        W = weight.detach().to(sigma.device)
         if U is None:
-            U = (W @ _given(V).T) / sigma
+            U = _times(W, _given(V).T) / sigma
         if V is None:
-            V = (U.T @ W) / sigma[:, None]
+            V = _times(W.T, U).T / sigma[:, None]
         sign = torch.sign(V.gather(1, V.abs().argmax(dim=1, keepdim=True)))
         return Directions(U * sign.T, sigma, V * sign)
 
@@ -108,9 +173,9 @@ def projections(
     U, sigma, V = directions
     with torch.no_grad(), torch.autocast(sigma.device.type, enabled=False):
         A, B = A.detach().to(sigma.device).double(), B.detach().to(sigma.device).double()
-        W = sigma.new_empty(0) if weight is None else weight.detach().to(sigma.device).double()
-        left = U.T @ B if U is not None else (_given(V) @ (W.T @ B)) / sigma[:, None]
-        right = V @ A.T if V is not None else (_given(U).T @ (W @ A.T)) / sigma[:, None]
+        W = sigma.new_empty(0, 0) if weight is None else weight.detach().to(sigma.device)
+        left = U.T @ B if U is not None else (_given(V) @ _times(W.T, B)) / sigma[:, None]
+        right = V @ A.T if V is not None else (_given(U).T @ _times(W, A.T)) / sigma[:, None]
         return ((left * right).sum(dim=1) * scaling).abs()
 
 

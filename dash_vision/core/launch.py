@@ -24,11 +24,14 @@ class LaunchReport:
     layers: int
     seconds: float
     mean_relative_index: float  # 0 = all choices at the largest singular values, 1 = at the smallest
+    in_full: int = 0  # layers whose singular values fall so low that they took a full SVD
 
     def __str__(self) -> str:
+        in_full = f"; {self.in_full} of the weights took a full SVD, being nearly singular" if self.in_full else ""
         return (
             f"dash launched: {self.layers} layers in {self.seconds:.1f} s; chosen directions lie at "
             f"{self.mean_relative_index:.2f} of the spectrum on average (0 = largest singular value, 1 = smallest)"
+            f"{in_full}"
         )
 
 
@@ -58,7 +61,10 @@ def choose_directions(
     seed: int,
     decompositions: Decompositions,
 ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Directions of every layer; with several ranks each decomposes its share and broadcasts it."""
+    """Directions of every layer; with several ranks each decomposes its share and broadcasts it.
+
+    Afterwards `decompositions.in_full` counts those of all ranks.
+    """
     rank, world = rank_and_world()
     parallel = world > 1
     owner = deal(layers, world)
@@ -91,9 +97,10 @@ def choose_directions(
         results[module] = (indices.to(w.indices), U.to(w.U).contiguous(), V.to(w.V).contiguous())
     if parallel:
         # Agree on failure first: a rank that raised alone would leave the others waiting in the broadcast.
-        problems: list[str | None] = [None] * world
-        dist.all_gather_object(problems, problem)
-        problem = next((p for p in problems if p), None)
+        found: list[tuple[str | None, int]] = [(None, 0)] * world
+        dist.all_gather_object(found, (problem, decompositions.in_full))
+        problem = next((one for one, _ in found if one), None)
+        decompositions.in_full = sum(count for _, count in found)
     if problem:
         raise ValueError(problem)
     if parallel:

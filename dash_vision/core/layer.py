@@ -105,6 +105,8 @@ class DashLinear(nn.Module):
         if len(active) == 1 and fused.applies(self.base, active[0], x):
             assert isinstance(self.base, nn.Linear)
             return fused.linear(self.base, active[0], x)
+        if len(active) == 1 and self.quantized and fused.applies_to_quantized(active[0], x):
+            return fused.quantized(self.base, active[0], x)
         y = frozen_product(self.base, x) if self.quantized else self.base(x)
         for w in active:
             y = self._add_update(x, y, w)

@@ -158,7 +158,7 @@ def _completed(path: str | PathLike[str], state: AdapterState, layers: Mapping[s
         if state.launched:
             W = layer.frozen_matrix() if isinstance(layer, DashLinear) else weight_matrix(layer).detach()
             spectrum = decompositions.of(module, W, W.device)
-            found = singular_directions(W, spectrum, state.tensors[f"{module}.indices"].to(W.device))
+            found = singular_directions(W, spectrum, state.tensors[f"{module}.indices"].to(spectrum.sigma.device))
             U, V = found.U.float().cpu().contiguous(), found.V.float().cpu().contiguous()
         if not torch.allclose(mark(V), state.tensors[f"{module}.mark"], rtol=0, atol=_SAME_DIRECTION):
             raise InputError(

@@ -75,7 +75,7 @@ class DashSchedule:
         self._forget_shifts(waiting)
         layers = sum(r.layers for r in reports)
         mean = sum(r.mean_relative_index * r.layers for r in reports) / layers
-        return LaunchReport(layers, sum(r.seconds for r in reports), mean)
+        return LaunchReport(layers, sum(r.seconds for r in reports), mean, sum(r.in_full for r in reports))
 
     def notice(self, optimizer: Optimizer) -> None:
         """Take an optimizer that has stepped, if it updates tensors of the adapters."""

@@ -15,6 +15,7 @@ from ..bases.noise import NoiseProcess
 from ..bases.offloading import waiting_share
 from ..bases.quantization import BLOCK
 from ..core.adapter import Adapter, inject
+from ..core.directions import memory_of
 from ..pictures.crops import CropInfo
 from ..runs.seeds import stream
 from .job import loss_of
@@ -48,10 +49,12 @@ class Stage:
 @dataclass(frozen=True)
 class Estimate:
     """stages: of a run, in their order. spectra: bytes of the machine's memory that the launch's decompositions take
-    when they are all made ahead; they are made as far as there is room."""
+    when they are all made ahead; they are made as far as there is room. decomposing: bytes that the largest of them
+    takes while it is made."""
 
     stages: tuple[Stage, ...]
     spectra: int
+    decomposing: int = 0
 
     @property
     def device(self) -> int:
@@ -76,7 +79,7 @@ def estimate(plan: Plan, base: Base, dtype: torch.dtype, cuda: bool = True) -> E
     vae, word = size_of(pipeline.vae), plan.settings.quantize_text_encoder
     encoders = sum(_kept(encoder, dtype, word) for encoder in base.text_encoders())
     conditions = _conditions(base, plan)
-    denoiser, adapter, trained, activations, spectra = _training(plan, base, dtype, cuda, conditions)
+    denoiser, adapter, trained, activations, *spectra = _training(plan, base, dtype, cuda, conditions)
     encoding, decoding = _pictures(plan, base)
     stay = family.light_text_encoders or plan.settings.train_text_encoder  # else the text encoders are gone by then
     text = encoders if stay else 0
@@ -100,7 +103,7 @@ def estimate(plan: Plan, base: Base, dtype: torch.dtype, cuda: bool = True) -> E
     ]
     if not cuda:
         stages = [(name, parts, host - _moved(name, parts) + sum(parts.values())) for name, parts, host in stages]
-    return Estimate(tuple(Stage(*stage) for stage in stages), spectra)
+    return Estimate(tuple(Stage(*stage) for stage in stages), *spectra)
 
 
 def _waiting(base: Base, dtype: torch.dtype) -> tuple[int, int]:
@@ -147,9 +150,9 @@ def _conditions(base: Base, plan: Plan) -> Conditions:
 
 def _training(
     plan: Plan, base: Base, dtype: torch.dtype, cuda: bool, conditions: Conditions
-) -> tuple[int, int, int, int, int]:
+) -> tuple[int, int, int, int, int, int]:
     """(bytes of the denoiser, bytes of the adapter, numbers that are trained, bytes of a step's gradients and
-    activations, bytes of the decompositions)."""
+    activations, bytes of the decompositions, bytes that the largest of them takes while it is made)."""
     family, settings = base.family, plan.settings
     process = noise_of(settings, base)
     networks = {name: copy.deepcopy(getattr(base.pipeline, name)) for name in targets_of(plan, base)}
@@ -168,9 +171,9 @@ def _training(
     layers = [layer for adapter in adapters for layer in adapter.layers.values()]
     kept = sum(size_of(layer.adapters) for layer in layers)
     trained = sum(p.numel() for adapter in adapters for p in adapter.parameters())
-    dash = settings.dash_k > 0
-    spectra = sum(8 * min(layer.out_features, layer.in_features) ** 2 for layer in layers) if dash else 0
-    return size, kept, trained, peak, spectra
+    shapes = [(layer.out_features, layer.in_features) for layer in layers if settings.dash_k > 0]
+    spectra = sum(8 * min(shape) ** 2 for shape in shapes)
+    return size, kept, trained, peak, spectra, max((memory_of(*shape) for shape in shapes), default=0)
 
 
 def _adapted(plan: Plan, base: Base, name: str, network: nn.Module) -> Adapter:

@@ -95,7 +95,7 @@ class DreamBoothJob:
 
     adapters, networks: by component, the denoiser first; networks as they are called, over all processes. probes: of
     the frozen weights. say: prints a line for the user, on the main process. timings: seconds.
-    started: by the clock on the wall. evaluation: what was measured so far. journal: where the run tells how far it is.
+    started: by the clock on the wall. journal: where the run tells how far it is. evaluation: what was measured so far.
     """
 
     plan: Plan

@@ -113,7 +113,7 @@ def table(found: Estimate, gpu: bool) -> str:
     if found.spectra:
         text.append(
             f"The launch's decompositions are made ahead in up to {_gib(found.spectra)} GiB of the machine's memory, "
-            "as far as a quarter of it stays free."
+            f"as far as a quarter of it stays free. Making one takes up to {_gib(found.decomposing)} GiB more."
         )
     return "\n".join(text)
 

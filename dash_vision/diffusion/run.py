@@ -47,7 +47,7 @@ def fit(job: DreamBoothJob) -> None:
         if evaluator is not None:
             evaluator.resume()
             _evaluate(job, evaluator, begun=True)
-        while training.step < total and (evaluator is None or evaluator.worth_going_on()):
+        while training.step < total and (evaluator is None or _agreed(job, evaluator.worth_going_on())):
             _train(job, min(total, _next_pause(job)), stop)
             if _is_due(job, job.plan.settings.save_lora_every):
                 _keep_adapters(job)
@@ -77,13 +77,18 @@ def _is_due(job: DreamBoothJob, every: int) -> bool:
     return every > 0 and job.training.step % every == 0
 
 
+def _agreed(job: DreamBoothJob, flag: bool) -> bool:
+    """The first process's answer, on all of them: it alone knows what was measured."""
+    return bool(job.runtime.agreed(float(flag)))
+
+
 def _evaluate(job: DreamBoothJob, evaluator: Evaluator, begun: bool = False) -> None:
     """Measure the job at its step, if that is due and was not done, and keep the adapter that was measured. begun: the
     base alone too, where it was not measured yet."""
     step = job.training.step
-    if begun and evaluator.missing(0):
+    if begun and _agreed(job, evaluator.missing(0)):
         evaluator.measure(None)
-    if step and evaluator.due(step) and evaluator.missing(step):
+    if step and evaluator.due(step) and _agreed(job, evaluator.missing(step)):
         if not _is_due(job, job.plan.settings.save_lora_every):
             _keep_adapters(job)
         evaluator.measure(kept_folder(job).relative_to(job.plan.output).as_posix())

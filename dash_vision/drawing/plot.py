@@ -322,6 +322,8 @@ def _equal(panel: Panel) -> dict[int, str]:
 def _radius(series: Series, points: int) -> float:
     if series.style == "line" and series.marker:
         return 3 if series.marker == "dot" else 6
+    if series.marker:  # set around the points of another series
+        return 5
     return 2.2 if points > 1 else 4
 
 

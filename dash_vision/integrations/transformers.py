@@ -10,7 +10,6 @@ For a learning rate of the shifts of their own, give the Trainer `optimizers=(da
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator, Set
 from pathlib import Path
@@ -22,15 +21,18 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.utils import CONFIG_NAME
 
 from ..core.adapter import Adapter
-from ..core.loading import tensors_of
+from ..core.loading import allowed_difference, tensors_of
 from ..core.schedule import DashSchedule
 from ..core.sharding import is_sharded, whole
 from ..files.errors import InputError
+from ..files.fingerprints import compare_probes
 from ..files.lora import export_states
-from ..files.native import NATIVE_NAME, read_notes, write_native
+from ..files.native import NATIVE_NAME, AdapterState, write_native
 from ..runs.gradients import GradientWatch, look_at, untrained_sentence, watches
 
 log = logging.getLogger(__name__)
+
+_STATE = "dash_vision"  # the name of what the callback leaves in the Trainer's state, beside other callbacks'
 
 # The ends of transformers' class names, and PEFT's word for the task.
 _TASKS = {
@@ -67,9 +69,17 @@ class DashCallback(TrainerCallback):
         (self.adapter,) = schedule.adapters.values()
         self._news: dict[str, float] = {}
         self._watches: tuple[GradientWatch, ...] = ()
+        self._counted = schedule.steps
+        self._about: dict[str, Any] = {}
         if isinstance(self.adapter.model, PreTrainedModel):
+            other = self.adapter.model.__dict__.get("save_pretrained")
+            if isinstance(other, _SaveAdapterToo) and other.adapter is not self.adapter and other.adapter.layers:
+                raise ValueError(
+                    f"the model has a DashCallback for the adapter {other.adapter.name!r}, and checkpoints hold one "
+                    "adapter; remove() it first, or train one after the other in models of their own"
+                )
             self.adapter.model._keys_to_ignore_on_save = cast(Any, FrozenKeys(self.adapter))
-            cast(Any, self.adapter.model).save_pretrained = _SaveAdapterToo(self.schedule, self.adapter)
+            cast(Any, self.adapter.model).save_pretrained = _SaveAdapterToo(self.adapter)
             self._tell_of_adapter(getattr(self.adapter.model, "is_quantized", False))
 
     def _tell_of_adapter(self, there: bool) -> None:
@@ -97,9 +107,10 @@ class DashCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Count from where the Trainer is."""
+        """Count from where the Trainer is. Raises InputError where it resumes from a checkpoint of another adapter, or
+        of one on another base: the checkpoint does not hold the frozen weights."""
         self._check(kwargs.get("model"))
-        self.schedule.steps = _updates(args, state)
+        self.schedule.steps = self._counted = self._resumed(state)
         trained = [p for p in self.adapter.model.parameters() if p.requires_grad and p.numel()]
         if not any(map(is_sharded, trained)):
             self._watches = watches([self.adapter.model], trained)
@@ -117,6 +128,13 @@ class DashCallback(TrainerCallback):
         optimizer = kwargs.get("optimizer")
         if getattr(optimizer, "step_was_skipped", False):
             return
+        if self.schedule.steps != self._counted:
+            raise ValueError(
+                f"the schedule counts {self.schedule.steps} updates where the Trainer made {self._counted}: something "
+                "else steps it too; leave that to one DashCallback"
+            )
+        self._counted += 1
+        cast(Any, state.stateful_callbacks)[_STATE] = {**self._about, "updates": self._counted}
         if not self.schedule.optimizers and optimizer is not None:
             self.schedule.optimizers = [optimizer]
         report = self.schedule.step()
@@ -158,6 +176,15 @@ class DashCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Write the adapter into the output folder."""
+        if self.adapter.config.dash_k and not self.adapter.launched:
+            log.warning(
+                "the adapter is a plain LoRA at the end of the training: the launch comes after update %d, and %s; "
+                "give DashSchedule a smaller prelaunch_steps",
+                self.schedule.prelaunch_steps,
+                "the best checkpoint is from before it"
+                if self.schedule.steps >= self.schedule.prelaunch_steps
+                else f"{self.schedule.steps} were made",
+            )
         self._write(Path(cast(str, args.output_dir)), state.is_world_process_zero)
 
     # -- what they do
@@ -170,8 +197,22 @@ class DashCallback(TrainerCallback):
                 "Trainer gets"
             )
 
+    def _resumed(self, state: TrainerState) -> int:
+        """Updates of the weights before the Trainer's next step. What this callback left in the checkpoint's state
+        knows it; the Trainer counts the steps that fp16 left out too."""
+        own = self.adapter.state()
+        self._about = {"scaling": own.scaling, "probes": own.probes}
+        stored = cast(Any, state.stateful_callbacks).get(_STATE)
+        if stored is None:
+            if state.global_step:
+                log.warning("the checkpoint is of a training without DashCallback: nothing tells what base it is of")
+            return int(state.global_step)
+        allowed = allowed_difference(layer.base for layer in self.adapter.layers.values())
+        _check_same(stored, own, allowed)
+        return int(stored["updates"])
+
     def _write(self, folder: Path, main: bool) -> None:
-        _write(self.adapter, self.schedule.steps, folder, main)
+        _write(self.adapter, folder, main)
 
 
 class _SaveAdapterToo:
@@ -180,19 +221,15 @@ class _SaveAdapterToo:
     An object and no closure: of a copy of the model (an EMA's, say) it writes the copy's own adapter.
     """
 
-    def __init__(self, schedule: DashSchedule, adapter: Adapter) -> None:
-        self.schedule, self.adapter = schedule, adapter
+    def __init__(self, adapter: Adapter) -> None:
+        self.adapter = adapter
 
     def __call__(self, save_directory: str, *args: Any, **kwargs: Any) -> None:
         """As PreTrainedModel.save_pretrained."""
         model = self.adapter.model
         cast(Any, type(model)).save_pretrained(model, save_directory, *args, **kwargs)
         if _saves_itself(self.adapter):
-            _write(self.adapter, self.schedule.steps, Path(save_directory), kwargs.get("is_main_process", True))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _SaveAdapterToo:
-        # The schedule is counted in one place, and has the optimizer with its moments.
-        return _SaveAdapterToo(self.schedule, copy.deepcopy(self.adapter, memo))
+            _write(self.adapter, Path(save_directory), kwargs.get("is_main_process", True))
 
 
 def _saves_itself(adapter: Adapter) -> bool:
@@ -202,14 +239,14 @@ def _saves_itself(adapter: Adapter) -> bool:
     return not _is_merged(adapter) and not adapter.sharded
 
 
-def _write(adapter: Adapter, updates: int, folder: Path, main: bool) -> None:
+def _write(adapter: Adapter, folder: Path, main: bool) -> None:
     """Write an adapter's files. Every process takes part where the model is split: its tensors have to be gathered."""
     snapshot = adapter.state()
     heads = trained_modules(adapter) if isinstance(adapter, Adapter) else {}
     if not main:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_native({"model": snapshot}, folder / NATIVE_NAME, {"updates": updates})
+    write_native({"model": snapshot}, folder / NATIVE_NAME)
     # A PeftModel has written its own files; see integrations.peft.
     if isinstance(adapter, Adapter) and (snapshot.rank or snapshot.launched):
         export_states({"model": snapshot}, folder, "peft", whole=heads, peft=_peft_entries(adapter.model))
@@ -268,27 +305,22 @@ def trained_modules(adapter: Adapter) -> dict[str, Tensor]:
     return tensors_of(modules)
 
 
-def _updates(args: TrainingArguments, state: TrainerState) -> int:
-    """Updates of the weights before the Trainer's next step. The adapter beside the checkpoint knows it; the Trainer
-    counts the steps that fp16 left out too."""
-    if not state.global_step:
-        return 0
-    given = args.resume_from_checkpoint
-    folders = [Path(given)] if isinstance(given, str) else []
-    folders.append(Path(cast(str, args.output_dir)) / f"checkpoint-{state.global_step}")
-    for folder in folders:
-        try:
-            return int(read_notes(folder / NATIVE_NAME)["updates"])
-        except (InputError, KeyError):
-            continue
-    if args.fp16:
-        log.warning(
-            "no %s was found in %s: updates that fp16 left out before step %d are counted as made",
-            NATIVE_NAME,
-            " or ".join(map(str, folders)),
-            state.global_step,
+def _check_same(stored: dict[str, Any], own: AdapterState, allowed: float) -> None:
+    """Raises InputError where a checkpoint is of another adapter than the one that goes on, or of one on another base.
+
+    stored: what the callback left in it. allowed: see compare_probes.
+    """
+    if stored["probes"].keys() != own.probes.keys() or stored["scaling"] != own.scaling:
+        raise InputError(
+            f"the checkpoint is of an adapter of {len(stored['probes'])} layers and scale {stored['scaling']:g}, this "
+            f"one is of {len(own.probes)} and {own.scaling:g}; resume with the settings that the run began with"
         )
-    return int(state.global_step)
+    difference = compare_probes(own.probes, stored["probes"], allowed)
+    if difference is not None:
+        raise InputError(
+            f"the checkpoint is of another base: the frozen weight of {difference[0]} differs; resume with the base "
+            "that the run began with"
+        )
 
 
 def _peft_entries(model: nn.Module) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def trade_off_panel(evaluation: Evaluation) -> Panel | None:
     path, labels = [point for _, point in points], [str(step) for step, _ in points]
     series = [
         Series("checkpoints by step", path, LIKENESS, marker="dot", labels=labels),
-        Series("no other one beats it in both", best, LOSS, "dots", marker="square"),
+        Series("best trade-offs: no other step is better in both", best, LOSS, "dots", marker="square"),
     ]
     chosen = evaluation.recommended
     if chosen is not None:

@@ -24,12 +24,14 @@ METHODS = {"lora": "LoRA", "dash": "LoRA-Dash"}  # as pages and figures call the
 @dataclass(frozen=True)
 class Launch:
     """The dash's launch: after which optimizer step, of how many layers, in how many seconds, and where in their
-    spectra the chosen directions lie on average (0 = largest singular value, 1 = smallest)."""
+    spectra the chosen directions lie on average (0 = largest singular value, 1 = smallest). in_full: how many layers
+    took a full SVD."""
 
     step: int
     layers: int
     seconds: float
     mean_relative_index: float
+    in_full: int = 0
 
 
 @dataclass(frozen=True)

@@ -299,7 +299,8 @@ class Studio:
 
     @_acts
     def plan(self, request: Request) -> Any:
-        asked, _ = self._asked(_form(request), self.runs.root / _PREVIEW)
+        form = {"kind": "thing", "subject": "sks", **{name: text for name, text in _form(request).items() if text}}
+        asked, _ = self._asked(form, self.runs.root / _PREVIEW)
         words = without_flags(asked.words, ["--instance_data_dir", "--output_dir"])
         here = ["--no_gpu"] if not _has_gpu() else []
         self.helpers.start("plan", "the plan", ["plan", *words, *here])
@@ -328,6 +329,7 @@ class Studio:
     def show_run(self, request: Request) -> Response:
         run = self._run(request)
         lora = showing.same_with_lora(run, self.all_runs())
+        drawing = self.helpers.look(f"draw {run.name}")
         folder = self._learns_from(run)
         files = pics.picture_files(folder)[:_MOST_SHOWN] if folder else []
         return self.page(
@@ -345,14 +347,11 @@ class Studio:
             command=shown_command("dreambooth", run.words) if run.words else "",
             log=log_of(run.folder),
             title=showing.title_of(run),
-            drawing=self._at_work(f"draw {run.name}"),
+            drawing=drawing is not None and drawing.poll() is None,
+            draw_problem=drawing.sentence if drawing is not None and drawing.poll() else "",
             inputs=[path.name for path in files],
             inputs_in=folder.name if folder else "",
         )
-
-    def _at_work(self, key: str) -> bool:
-        helper = self.helpers.look(key)
-        return helper is not None and helper.poll() is None
 
     async def state(self, request: Request) -> Response:
         try:

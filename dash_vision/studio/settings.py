@@ -12,11 +12,12 @@ from typing import Any
 from ..diffusion.config import DreamBoothConfig
 from ..diffusion.prompts import RARE_WORD, Prompts, default_validation_prompts
 from ..files.errors import InputError
+from ..pictures.captions import shown
 from ..runs.settings import from_text
 from .bases import MINIATURE, check_base
 from .places import below
 
-FEW = ("max_train_steps", "resolution", "dash_k", "validation_steps")
+FEW = ("max_train_steps", "holdout", "dash_k", "validation_steps")
 CHECKED = ("with_prior_preservation",)  # one of the few too, a box to tick
 # What the page itself decides.
 _OWN = {
@@ -24,8 +25,6 @@ _OWN = {
     *("dataset_name", "dataset_config_name", "image_column", "caption_column", "resume_from_checkpoint", "overwrite"),
 }
 _SECRET = {"hub_token", "push_to_hub", "hub_model_id"}  # nothing leaves the machine by a click
-_FOLDERS = ("class_data_dir", "latent_cache_dir", "cache_dir", "logging_dir")
-_BASES = ("pretrained_vae_model_name_or_path", "single_file_config", "sample_with")
 
 
 @dataclass(frozen=True)
@@ -92,13 +91,13 @@ def read_form(form: Mapping[str, str], pictures: Path, output: Path, roots: Sequ
             value = from_text(DreamBoothConfig, field.name, text)
             if value != _default(field.name):
                 values[field.name] = value
-    _check_places(values, roots)
-    if "class_prompt" in values and not values.get("with_prior_preservation"):
+    _check_places(values, roots, output)
+    if not (values.get("with_prior_preservation") or values.get("holdout")):
         del values["class_prompt"]
     config = DreamBoothConfig(**values)
     instance = str(values["instance_prompt"])
-    shown = Prompts(instance, str(values.get("class_prompt", "")), _subject(form))
-    columns = config.validation_prompt or default_validation_prompts(shown)
+    prompts_of_all = Prompts(instance, str(values.get("class_prompt", "")), _subject(form))
+    columns = config.validation_prompt or default_validation_prompts(prompts_of_all)
     prompts = [prompt.replace("{}", _subject(form)) for prompt in columns]
     return NewRun(config, command_words(values), prompts)
 
@@ -120,23 +119,30 @@ def _prompts(form: Mapping[str, str]) -> dict[str, str]:
     return {"instance_prompt": f"a photo of {word} {kind}", "class_prompt": f"a photo of {kind}"}
 
 
-def _check_places(values: Mapping[str, Any], roots: Sequence[Path]) -> None:
-    """Raises InputError for a path that leads elsewhere, and for a prompt that would be read as a file or a flag."""
-    for name in _FOLDERS:
-        if name in values and not below(values[name], list(roots)):
-            raise InputError(
-                f"--{name} {values[name]} lies in none of the folders that the page was started with; leave it empty, "
-                "or start the run on the command line"
-            )
-    for name in _BASES:
-        if name in values:
-            check_base(values[name], roots, f"--{name}")
+def _check_places(values: Mapping[str, Any], roots: Sequence[Path], output: Path) -> None:
+    """Raises InputError for a path that leads elsewhere, and for a text that would be read as a file or a flag."""
+    for field in dataclasses.fields(DreamBoothConfig):
+        value = values.get(field.name)
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and field.name not in _OWN:
+                _check_text(field.name, field.metadata["metavar"] or "", text, roots, output)
     for prompt in values.get("validation_prompt", ()):
         check_prompt(prompt, "--validation_prompt")
-    for name, value in values.items():
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and (text.startswith("-") or "\0" in text):
-                raise InputError(f"--{name} {text.split(chr(0))[0]} begins like a flag; begin it with a letter")
+
+
+def _check_text(name: str, takes: str, text: str, roots: Sequence[Path], output: Path) -> None:
+    """takes: the placeholder of the flag's value, which says whether it is a path."""
+    if text.startswith("-") or not text.isprintable():
+        raise InputError(f"--{name} {shown(text)} begins like a flag or holds control characters; begin with a letter")
+    if "DIR" in takes and not ("|" in takes and re.fullmatch(r"[\d.]+", text)):
+        inside = below(str(output / text), [output]) if name == "logging_dir" else below(text, list(roots))
+        if not inside:
+            raise InputError(
+                f"--{name} {shown(text)} lies in none of the folders that the page was started with; leave it empty, "
+                "or start the run on the command line"
+            )
+    elif "PATH" in takes and text != "none":
+        check_base(text, roots, f"--{name}")
 
 
 def check_prompt(prompt: str, what: str) -> str:

@@ -17,6 +17,7 @@ from .found import HeldOut
 
 MOST_ROWS = 12  # checkpoints of the sheet
 _FEW = 5  # checkpoints whose pictures are shown larger
+_SMALLER = 0.6  # of the chart as it is drawn alone, so that its letters are as large as the sheet's
 
 
 def draw_page(
@@ -30,7 +31,8 @@ def draw_page(
     """The sheet, and below it the chart, where likeness was measured. tiles: step -> a picture a column."""
     shown = shown_steps(evaluation)
     left_out = len(evaluation.trained) - len(shown)
-    rows = [Row("base", "without an adapter", tiles[0])]
+    base = [one for one in (evaluation.base,) if one is not None]
+    rows = [Row("base", ", ".join(["without an adapter", *(_measured(one, ("likeness",)) for one in base)]), tiles[0])]
     for one in evaluation.trained:
         if one.step in shown:
             rows.append(Row(*_title(one, evaluation), tiles[one.step]))
@@ -38,7 +40,7 @@ def draw_page(
     count = len(pictures.pictures)
     inputs = Row(what, f"{count} picture{'' if count == 1 else 's'}, measured on", pictures.pictures)
     chosen = evaluation.recommended
-    headline = f"{run.subject}: {chosen.sentence}" if chosen else f"{run.subject}: nothing tells the checkpoints apart"
+    headline = f"{run.subject}: " + (f"step {chosen.step} is recommended" if chosen else "no step is recommended")
     footnote = f"Rows are steps; {sampler}; same starting noise within a column."
     if left_out:
         footnote += f" {left_out} more checkpoints are in the table."
@@ -46,8 +48,8 @@ def draw_page(
     panel = trade_off_panel(evaluation)
     if panel is None:
         return sheet
-    words = f"{chosen.rule[0].upper()}{chosen.rule[1:]} is recommended." if chosen else ""
-    chart = draw([panel], 1, words, (max(460, sheet.width // 2 - 28), 340))
+    words = f"{chosen.sentence} The rule: {chosen.rule}." if chosen else ""
+    chart = draw([panel], 1, words, (round(sheet.width / (2 * _SMALLER)) - 56, 360))
     chart = chart.resize((sheet.width, round(chart.height * sheet.width / chart.width)), Image.Resampling.LANCZOS)
     page = Image.new("RGB", (sheet.width, sheet.height + chart.height), "white")
     page.paste(sheet, (0, 0))
@@ -65,11 +67,12 @@ def shown_steps(evaluation: Evaluation) -> list[int]:
 
 
 def _title(one: Evaluated, evaluation: Evaluation) -> tuple[str, str]:
-    means = {name: one.mean(name) for name in ("likeness", "drift", "leak")}
-    told = [f"{name} {fixed(mean, 3)}" for name, mean in means.items() if mean is not None]
-    marks = []
-    if evaluation.recommended is not None and one.step == evaluation.recommended.step:
-        marks.append("recommended")
-    if one.step == evaluation.applied:
-        marks.append("applied")
-    return f"step {one.step:,}", ", ".join([*marks, *told])
+    chosen = evaluation.recommended is not None and one.step == evaluation.recommended.step
+    marks = ["recommended"] if chosen else []
+    marks += ["applied"] if one.step == evaluation.applied else []
+    return ", ".join([f"step {one.step:,}", *marks]), _measured(one, ("likeness", "drift", "leak"))
+
+
+def _measured(one: Evaluated, names: Sequence[str]) -> str:
+    means = {name: one.mean(name) for name in names}
+    return ", ".join(f"{name} {fixed(mean, 3)}" for name, mean in means.items() if mean is not None)

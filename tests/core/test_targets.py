@@ -125,6 +125,7 @@ SIZES = {
 def language_models():
     gpt2 = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50)
     t5 = transformers.T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=50)
+    vision = {**SIZES, "image_size": 16, "patch_size": 8}
     grouped = {**SIZES, "num_key_value_heads": 1, "head_dim": 8}
     return {
         "llama": (transformers.LlamaForCausalLM(transformers.LlamaConfig(**grouped)), 4, 3),
@@ -132,11 +133,13 @@ def language_models():
         "qwen3": (transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**grouped)), 4, 3),
         "gemma2": (transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**grouped)), 4, 3),
         "phi3": (transformers.Phi3ForCausalLM(transformers.Phi3Config(**SIZES, num_key_value_heads=1)), 2, 2),
+        "phi": (transformers.PhiForCausalLM(transformers.PhiConfig(**SIZES)), 4, 2),
         "gpt2": (transformers.GPT2LMHeadModel(gpt2), 2, 2),
         "bert": (transformers.BertForSequenceClassification(transformers.BertConfig(**SIZES)), 4, 2),
         "roberta": (transformers.RobertaForSequenceClassification(transformers.RobertaConfig(**SIZES)), 4, 2),
         "deberta": (transformers.DebertaV2ForSequenceClassification(transformers.DebertaV2Config(**SIZES)), 4, 2),
         "vit": (transformers.ViTForImageClassification(transformers.ViTConfig(image_size=16, **SIZES)), 4, 2),
+        "clip": (transformers.CLIPModel(transformers.CLIPConfig(text_config=SIZES, vision_config=vision)), 4, 2),
         "t5": (transformers.T5ForConditionalGeneration(t5), 6, 2),  # the decoder's blocks attend twice
         "timm": (timm.create_model("vit_tiny_patch16_224", depth=2), 2, 2),
     }
@@ -145,7 +148,7 @@ def language_models():
 def test_attention_and_mlp_are_found_by_structure_whatever_the_layers_are_called():
     """Per block: so many projections of attention, so many of the MLP; no head, pooler or embedding."""
     for name, (model, attention, mlp) in language_models().items():
-        blocks = 4 if name == "t5" else 2
+        blocks = 4 if name in ("t5", "clip") else 2
         assert len(find_targets(model, "attention")) == blocks * attention, name
         assert len(find_targets(model, "attention-mlp")) == blocks * (attention + mlp), name
         found = find_targets(model, "all-linear")
@@ -155,7 +158,8 @@ def test_attention_and_mlp_are_found_by_structure_whatever_the_layers_are_called
 
 
 def test_all_linear_is_what_peft_takes_without_what_lies_outside_the_blocks():
-    for model in (entry[0] for name, entry in language_models().items() if name not in ("timm", "bert", "deberta")):
+    others = ("timm", "bert", "deberta", "clip")
+    for model in (entry[0] for name, entry in language_models().items() if name not in others):
         ours = set(find_targets(model, "all-linear"))
         peft.get_peft_model(model, peft.LoraConfig(r=1, target_modules="all-linear"))
         theirs = {n.removesuffix(".base_layer") for n, _ in model.named_modules() if n.endswith(".base_layer")}

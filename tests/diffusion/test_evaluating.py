@@ -203,6 +203,14 @@ def test_the_leak_is_not_measured_where_the_class_has_no_prompt_of_its_own(bases
     assert "drift" in job.evaluation.trained[-1].values
 
 
+def test_a_base_that_lets_its_text_encoders_go_is_measured_too(bases, tiny, tmp_path):
+    base = {"pretrained_model_name_or_path": str(tiny("flux2-klein")), "resolution": 16, "max_sequence_length": 32}
+    job = fitted(measured_settings(bases, tmp_path / "out", max_train_steps=5, **base))
+    assert job.base.text_encoders() == []
+    assert job.evaluation.notes == []
+    assert {"likeness", "drift", "leak", "loss"} < job.evaluation.trained[-1].values.keys()
+
+
 # -- how often
 
 

@@ -61,6 +61,7 @@ def test_everything_a_run_leaves(bases, tmp_path):
         "README.md",
         "checkpoint-8.safetensors",
         "dash_adapter.safetensors",
+        "journal.jsonl",
         "kohya/my cat.safetensors",
         "pytorch_lora_weights.safetensors",
         "run.json",

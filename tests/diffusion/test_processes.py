@@ -14,6 +14,7 @@ from dash_vision.files.errors import InputError
 from dash_vision.runs.runtime import make_runtime
 from tests.support.dreambooth import SCRIPT, fitted, prepare, settings, states, train
 from tests.support.paths import ROOT
+from tests.support.pictures import save_pictures
 from tests.support.processes import free_port, run, start
 
 # accelerate launch starts several processes on a CPU by MPI, or by a configuration of FSDP; torchrun needs neither.
@@ -70,6 +71,9 @@ def test_two_processes_train_what_one_does(bases, tiny, tmp_path, launcher, name
         *(text for option, value in size.items() for text in (f"--{option}", str(value))),
         *(f"--{flag}" for flag in flags),
     ]
+    if name == "sd":  # the first process measures while the other one waits, and nothing that is learned changes
+        others = save_pictures(tmp_path / "others", 2)
+        words += ["--holdout", str(others), "--evaluate_every", "3", "--eval_encoders", "miniature", "--early_stop"]
     said = launched(launcher, words, tmp_path)
     for name in ("dash_adapter.safetensors", "pytorch_lora_weights.safetensors", "kohya/{}.safetensors"):
         one, two = (load_file(tmp_path / out / name.format(out)) for out in ("one", "two"))
@@ -82,6 +86,8 @@ def test_two_processes_train_what_one_does(bases, tiny, tmp_path, launcher, name
     assert said.count("base: " + str(base)) == 1  # one process speaks
     report = json.loads((tmp_path / "two/run.json").read_text())
     assert (report["processes"], report["fsdp"]) == (2, launcher == "FSDP")
+    if "--holdout" in words:
+        assert [one["step"] for one in report["evaluation"]["checkpoints"]] == [0, 3, 6, 8]
     difference = np.asarray(Image.open(tmp_path / "one/samples.png")) - np.asarray(
         Image.open(tmp_path / "two/samples.png"), np.int16
     )

@@ -1,7 +1,6 @@
 """The page in a browser."""
 
 import re
-import shutil
 from io import BytesIO
 from itertools import pairwise
 
@@ -9,38 +8,20 @@ import pytest
 from PIL import Image
 
 from eval.__main__ import main
+from tests.support.browser import brightness, chromium, laid_out, set_window
 from tests.support.eval import copied_runs, painted_sheet
 
 
 @pytest.fixture(scope="module")
 def browser():
-    """Debian's headless Chromium."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("there is no chromium with chromedriver (Debian: apt-get install chromium chromium-driver)")
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=Service(driver))
-    yield browser
-    browser.quit()
+    with chromium() as browser:
+        yield browser
 
 
 def show(browser, page, width=1200, scheme="light"):
-    wishes = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
-    media = {"features": [{"name": name, "value": value} for name, value in wishes.items()]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    set_window(browser, width, scheme=scheme)
     browser.get(page.as_uri())
-    # The new width has been laid out two frames later.
-    browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+    laid_out(browser)
 
 
 def find(browser, selector):
@@ -151,14 +132,10 @@ def test_the_settings_that_differ_come_first_and_all_on_request(browser, page):
 def test_a_phone_needs_no_sideways_scrolling_and_dark_is_dark(browser, page):
     show(browser, page, width=360)
     assert browser.execute_script("return document.scrollingElement.scrollWidth") <= 360
-    brightness = {}
-    for scheme in ("light", "dark"):
-        show(browser, page, scheme=scheme)
-        for part in ("background-color", "color"):
-            rgb = find(browser, "body")[0].value_of_css_property(part)
-            brightness[scheme, part] = sum(map(int, re.findall(r"\d+", rgb)[:3]))
-    assert brightness["light", "background-color"] > 700 > 250 > brightness["light", "color"]
-    assert brightness["dark", "background-color"] < 150 < 600 < brightness["dark", "color"]
+    show(browser, page)
+    assert brightness(browser, "background-color") > 700 > 250 > brightness(browser, "color")
+    show(browser, page, scheme="dark")
+    assert brightness(browser, "background-color") < 150 < 600 < brightness(browser, "color")
 
 
 def test_what_is_wider_than_a_phone_shows_that_it_scrolls_until_its_end(browser, page):

@@ -73,6 +73,37 @@ def test_sft_trainer_takes_the_model_and_the_plain_lora_is_exact(tmp_path):
         torch.testing.assert_close(reread.eval()(input_ids=ids).logits, expected)
 
 
+def test_dpo_trainer_takes_the_model_and_its_reference_is_the_base(tmp_path):
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    model, schedule = make()
+    base = tiny_llama()
+    rows = [
+        {"prompt_ids": [n, n + 1], "chosen_ids": [n + 2, n + 3], "rejected_ids": [n + 9, n + 5, n + 7]}
+        for n in range(16)
+    ]
+    texts = [{key.removesuffix("_ids"): " ".join(map(str, ids)) for key, ids in row.items()} for row in rows]
+    trainer = trl.DPOTrainer(
+        model,
+        args=trl.DPOConfig(str(tmp_path), precompute_ref_log_probs=False, **{**SETTINGS, "logging_steps": 1}),
+        train_dataset=datasets.Dataset.from_list(texts),
+        processing_class=words(),
+        callbacks=[DashCallback(schedule)],
+    )
+    trainer.train()
+    assert schedule.launched
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[0] == pytest.approx(0.6931, abs=1e-3)  # log 2: before the first update both are the same
+    assert losses[-1] < losses[0]
+    with torch.no_grad(), model.disable_adapter():  # as the reference is computed
+        ids = torch.arange(12)[None]
+        torch.testing.assert_close(model.eval()(input_ids=ids).logits, base.eval()(input_ids=ids).logits)
+    (plain,) = (tmp_path / "checkpoint-6").glob("plain-lora/*")
+    reread = PeftModel.from_pretrained(tiny_llama(), plain)
+    with torch.no_grad():
+        torch.testing.assert_close(reread(input_ids=ids).logits, model(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
+
+
 def collate(rows):
     batch = {key: torch.tensor([row[key] for row in rows]) for key in ("input_ids", "labels")}
     return {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}

@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from dash_vision import DashConfig, DashSchedule, inject, load_adapter
+from dash_vision import DashConfig, DashSchedule, InputError, inject, load_adapter
 from dash_vision.integrations.transformers import DashCallback, dash_optimizer
 from tests.support.language import sentences, tiny_llama
 
@@ -143,6 +143,7 @@ def test_the_best_checkpoint_is_loaded_with_its_phase(tmp_path):
 def test_a_step_that_fp16_skipped_does_not_count_and_a_resumed_run_remembers_it(finished, tmp_path, monkeypatch):
     """AcceleratedOptimizer says that it skipped; here by hand, since a CPU has no loss scaling."""
     trainer, _, callback = make(tmp_path, max_steps=6)
+    callback.on_train_begin(trainer.args, trainer.state, trainer.control)
 
     class Skips:
         step_was_skipped = True
@@ -154,20 +155,68 @@ def test_a_step_that_fp16_skipped_does_not_count_and_a_resumed_run_remembers_it(
         callback.on_step_end(trainer.args, state, trainer.control, optimizer=optimizer)
     assert callback.schedule.steps == 3
     assert not callback.adapter.launched
-    callback.on_save(trainer.args, state, trainer.control)
     _, _, resumed = make(tmp_path)
     resumed.on_train_begin(trainer.args, state, trainer.control)
     assert resumed.schedule.steps == 3
 
 
-def test_without_the_native_file_a_resumed_fp16_run_says_how_it_counts(tmp_path, caplog):
-    trainer, _, callback = make(tmp_path)
-    trainer.args.fp16 = True
-    trainer.state.global_step = 5
-    with caplog.at_level(logging.WARNING):
-        callback.on_train_begin(trainer.args, trainer.state, trainer.control)
-    assert callback.schedule.steps == 5
-    assert "fp16 left out before step 5" in caplog.text
+def test_another_base_and_another_scale_are_refused_when_a_run_is_resumed(finished, tmp_path, caplog):
+    """A checkpoint holds no frozen weight that could tell."""
+    folder, _, _ = finished
+    trainer, _, _ = make(tmp_path, tiny_llama(seed=9))
+    with pytest.raises(InputError, match=r"of another base: the frozen weight of .* differs"):
+        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+    other = tiny_llama()
+    adapter = inject(other, DashConfig(rank=2, dash_k=3, alpha=5, target="llama-paper"))
+    trainer = Trainer(other, trainer.args, train_dataset=sentences(), callbacks=[DashCallback(DashSchedule(adapter))])
+    with pytest.raises(InputError, match=r"10 layers and scale 2, this one is of 10 and 2.5"):
+        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+    plain, _, callback = make(tmp_path / "plain", max_steps=2)
+    plain.remove_callback(callback)
+    plain.train()
+    trainer, _, callback = make(tmp_path, max_steps=3)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "plain/checkpoint-2"))
+    assert "of a training without DashCallback" in caplog.text
+    assert callback.schedule.steps == 3
+
+
+def test_a_training_that_ends_before_the_launch_says_that_it_made_a_plain_lora(tmp_path, caplog):
+    make(tmp_path, max_steps=LAUNCH - 1, save_strategy="no")[0].train()
+    assert f"the launch comes after update {LAUNCH}, and {LAUNCH - 1} were made" in caplog.text
+
+
+def test_a_schedule_that_something_else_steps_too_is_an_error(tmp_path):
+    trainer, _, callback = make(tmp_path, save_strategy="no")
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            callback.schedule.step()
+
+    trainer.add_callback(Steps())
+    with pytest.raises(ValueError, match=r"counts 2 updates where the Trainer made 1"):
+        trainer.train()
+    trainer, _, _ = make(tmp_path, save_strategy="no")
+    second = inject(trainer.model, DashConfig(rank=2, dash_k=3, target="attention"), "second")
+    with pytest.raises(ValueError, match="has a DashCallback for the adapter 'default'"):
+        DashCallback(DashSchedule(second))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+        {"torch_compile": True, "torch_compile_backend": "eager"},
+    ],
+)
+def test_checkpointed_activations_and_compiled_models_train_the_same(tmp_path, settings):
+    few = {"max_steps": LAUNCH + 1, "gradient_accumulation_steps": 1, "save_strategy": "no"}
+    trained = []
+    for more in ({}, settings):
+        trainer, adapter, _ = make(tmp_path, tiny_llama(num_hidden_layers=1), **few, **more)
+        trainer.train()
+        trained.append(adapter.state_dict())
+    for key, tensor in trained[0].items():
+        torch.testing.assert_close(trained[1][key], tensor, rtol=1e-3, atol=1e-5)
 
 
 def test_trackers_are_told_of_the_launch_and_the_shifts(tmp_path):
