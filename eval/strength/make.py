@@ -124,7 +124,7 @@ def make_strength(folder: Path, wanted: Wanted, say: Callable[[str], None] = pri
         **settings,
         "measured in steps": _measuring(run, sampler)["num_inference_steps"],
         "encoders": encoders.names,
-        "compared with": _words(real),
+        "compared with": _words(real, wanted.holdout is not None),
         "values": {f"{row.scale:g}": dataclasses.asdict(row.measured) for row in rows},
         "versions": installed_versions(PACKAGES),
     }
@@ -148,9 +148,10 @@ def _measuring(run: DreamBoothRun, sampler: Sampler) -> dict[str, Any]:
     return settings
 
 
-def _words(real: HeldOut) -> str:
-    count = f"{len(real.pictures)} picture{'s' if len(real.pictures) > 1 else ''}"
-    return f"{count} of the training" if real.learned else f"{count} in {real.folder} that were not learned from"
+def _words(real: HeldOut, given: bool) -> str:
+    """What the pictures are. given: the user named them, and nothing is known of them."""
+    source = f"in {real.folder}" if given else "of the training" if real.learned else "that the run held out"
+    return f"{len(real.pictures)} picture{'s' if len(real.pictures) > 1 else ''} {source}"
 
 
 def _draw(

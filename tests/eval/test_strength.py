@@ -12,6 +12,8 @@ from dash_vision.miniature import clip_path
 from eval.__main__ import main
 from eval.bases import load_base
 from eval.runs import read_run
+from eval.sampling import generate
+from eval.strength import make, page
 from eval.strength.make import Strength
 
 PROMPTS = ("a {} in the snow", "a red {}")
@@ -51,7 +53,14 @@ def test_a_strength_multiplies_the_whole_update(runs, scale):
         )
 
 
-def test_at_0_nothing_has_moved(runs, tmp_path, capsys):
+def test_at_0_nothing_has_moved(runs, tmp_path, capsys, monkeypatch):
+    shown = {}
+
+    def watched(about, inputs, columns, rows, how):
+        shown.update(rows)
+        return page.sheet(about, inputs, columns, rows, how)
+
+    monkeypatch.setattr(make, "sheet", watched)
     assert strength(runs, tmp_path / "a", "--scales", "1", "0", "1") == 0
     story = json.loads((tmp_path / "a/strength.json").read_text())
     assert story["scales"] == [0.0, 1.0]
@@ -67,6 +76,14 @@ def test_at_0_nothing_has_moved(runs, tmp_path, capsys):
     assert f"| 1: as trained | {mean:.3f} (" in table
     for name in ("sheet.png", "curves.png"):
         assert Image.open(tmp_path / "a" / name).width > 500
+
+    run = read_run(runs / "dash")
+    base, settings = load_base(run), {"num_inference_steps": 2, "guidance_scale": run.argument("guidance_scale")}
+    for scale in (0.0, 1.0):
+        if scale:
+            load_lora(base, run.folder)
+        drawn = generate(base, ["a sks cat in the snow", "a red sks cat"], 0, [0, 1], 16, settings)
+        assert [p.tobytes() for p in shown[scale]] == [p.tobytes() for p in drawn]
 
 
 def test_without_encoders_there_is_a_sheet_alone(runs, tmp_path, capsys):
