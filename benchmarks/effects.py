@@ -24,7 +24,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Effect:
-    """What a comparison gave, by each measure of the way and by the share of right places, in percentage points."""
+    """What a comparison gave, by each measure of the way and of the leak and by the share of right places, in
+    percentage points; more is better."""
 
     arm: str
     against: str
@@ -39,7 +40,8 @@ def effects(rows: Sequence[dict[str, Any]], comparisons: Sequence[Comparison]) -
     interval is over them. Raises ValueError when two arms share no seed.
     """
     found = []
-    names = [*(f"way by {name}" for name in rows[0]["another render"]), "place right"]
+    measures = list(rows[0]["another render"])
+    names = [*(f"way by {name}" for name in measures), *(f"less leak by {name}" for name in measures), "place right"]
     for comparison in comparisons:
         outcomes, count = {}, 0
         for outcome in names:
@@ -65,7 +67,10 @@ def _gaps(arms: dict[str, Any], arm: str, against: str, outcome: str) -> list[fl
 
 
 def _outcome(score: dict[str, Any], name: str) -> float:
-    return float(score["place"] if name == "place right" else score["way"][name.removeprefix("way by ")])
+    if name == "place right":
+        return float(score["place"])
+    outcome, _, measure = name.partition(" by ")
+    return float(score["way"][measure] if outcome == "way" else -score["leak"][measure])
 
 
 def markdown(found: Sequence[Effect]) -> str:

@@ -7,6 +7,8 @@ instance pictures. Then the trained model draws the individual in places that no
 drawing is compared with a held-out render of it in the same place. Two other pictures stand in the drawing's stead for
 scale: the base model's answer to the same prompt from the same noise, and a second true render in another pose. "Way"
 is how far from the first to the second a drawing comes: 100% is as like the held-out render as another true one.
+The model also draws the class in these places, without the rare word. "Leak" is how far these drawings come on the same
+way, from the base's own drawings of the class: 0% is a class that is as it was.
 What is there already is not made again, so a stopped command goes on, and several may share one OUT, each with other
 --individuals. A plan may set arms against each other: effects.py compares them in pairs.
 """
@@ -154,6 +156,10 @@ class Case:
         """What the trained model is asked for: the rare word, the class and the place; no colour, no mark."""
         return [f"a photo of {describe(scene, token=TOKEN, colour=False)}" for scene in self.heldout]
 
+    def class_prompts(self) -> list[str]:
+        """The same without the rare word."""
+        return [f"a photo of {describe(scene, colour=False)}" for scene in self.heldout]
+
 
 def train(case: Case, arm: Arm, seed: int, base: Path | None) -> dict[str, Any]:
     """Run the trainer's main() for one arm and training seed, unless its run is complete; returns its run.json.
@@ -204,9 +210,10 @@ def read_run(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "run.json").read_text(encoding="utf-8")))
 
 
-def draw(case: Case, folder: Path, base: Base, settings: dict[str, Any], adapter: Path | None) -> None:
+def draw(
+    case: Case, prompts: Sequence[str], folder: Path, base: Base, settings: dict[str, Any], adapter: Path | None
+) -> None:
     """The model's answers to the prompts, as numbered PNG files in `folder`, unless they are all there."""
-    prompts = case.prompts()
     files = [folder / f"{i:02d}.png" for i in range(len(prompts))]
     if all(file.exists() for file in files):
         return
@@ -289,8 +296,10 @@ def make(case: Case, arm: Arm, seed: int, base: Base, weights: Path | None) -> N
     """Train one arm on one individual, and draw with it and with the base, unless that is done."""
     settings = train(case, arm, seed, weights)["arguments"]
     folder = arm_folder(case, arm, seed)
-    draw(case, base_folder(case, settings), base, settings, None)
-    draw(case, folder / "pictures", base, settings, folder / "dash_adapter.safetensors")
+    of_base, adapter = base_folder(case, settings), folder / "dash_adapter.safetensors"
+    for prompts, names in ((case.prompts(), ("", "pictures")), (case.class_prompts(), ("class", "class"))):
+        draw(case, prompts, of_base / names[0], base, settings, None)
+        draw(case, prompts, folder / names[1], base, settings, adapter)
 
 
 def frame(case: Case, base: Base, eyes: Eyes) -> dict[str, Any]:
@@ -316,18 +325,23 @@ def score(case: Case, arm: Arm, seed: int, row: dict[str, Any], eyes: Eyes) -> d
     floor = eyes.likeness(drawn(case, base_folder(case, settings)), truth)
     pictures = drawn(case, folder / "pictures")
     found, ceiling = eyes.likeness(pictures, truth), row["another render"]
+    of_class, class_floor = (
+        eyes.likeness(drawn(case, place / "class"), truth) for place in (folder, base_folder(case, settings))
+    )
     result = {
         "likeness": found,
         "base": floor,
         "way": {name: way(floor[name], found[name], ceiling[name]) for name in found},
+        "leak": {name: way(class_floor[name], of_class[name], ceiling[name]) for name in found},
         "way of the VAE": {name: way(floor[name], row["through the VAE"][name], ceiling[name]) for name in found},
         "place": eyes.place_kept(pictures, case.heldout),
         "seconds": run["seconds"],
         "trainable": run["trainable_parameters"],
     }
     shown = ", ".join(f"{name} {100 * w:.0f}%" for name, w in result["way"].items())
-    place = 100 * result["place"]
-    print(f"{case.seed} {case.kind}, {arm.name}, seed {seed}: way {shown}; place right {place:.0f}%", flush=True)
+    leaked = ", ".join(f"{name} {100 * w:.0f}%" for name, w in result["leak"].items())
+    place = f"place right {100 * result['place']:.0f}%"
+    print(f"{case.seed} {case.kind}, {arm.name}, seed {seed}: way {shown}; leak {leaked}; {place}", flush=True)
     return result
 
 
@@ -339,18 +353,19 @@ def base_folder(case: Case, settings: dict[str, Any]) -> Path:
 def summary(rows: Sequence[dict[str, Any]], arms: Sequence[Arm], seed: int = 0) -> str:
     """The table over all individuals: means with 95% bootstrap intervals over individuals."""
     measures = list(rows[0]["another render"])
-    columns = [*(f"way, {name}" for name in measures), "place right", "numbers trained", "minutes a run"]
+    ways = [(kind, name) for kind in ("way", "leak") for name in measures]
+    columns = [*(f"{kind}, {name}" for kind, name in ways), "place right", "numbers trained", "minutes a run"]
     lines = [f"| arm | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
     for arm in arms:
         found = [list(row["arms"][arm.name].values()) for row in rows]
         cells = [
-            _percent([statistics.fmean(one["way"][name] for one in runs) for runs in found], seed) for name in measures
+            _percent([statistics.fmean(one[kind][name] for one in runs) for runs in found], seed) for kind, name in ways
         ]
         cells.append(_percent([statistics.fmean(one["place"] for one in runs) for runs in found], seed))
         minutes = statistics.fmean(one["seconds"] / 60 for runs in found for one in runs)
         lines.append(f"| {arm.name} | {' | '.join(cells)} | {found[0][0]['trainable']:,} | {minutes:.1f} |")
     limit = [next(iter(row["arms"][arms[0].name].values()))["way of the VAE"] for row in rows]
-    cells = [_percent([one[name] for one in limit], seed) for name in measures]
+    cells = [_percent([one[name] for one in limit], seed) for name in measures] + [""] * len(measures)
     cells.append(_percent([row["place"] for row in rows], seed))
     lines.append(f"| a true render | {' | '.join(cells)} | | |")
     return "\n".join(lines)

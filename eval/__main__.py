@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dash_vision.files.errors import InputError
 from dash_vision.runs.settings import SentenceParser
 
-from . import checkpoints, curves, directions, figure, report, subject, vtab
+from . import checkpoints, curves, directions, figure, peft_benchmark, report, strength, subject, vtab
 
-COMMANDS = (figure, subject, checkpoints, directions, curves, vtab, report)
+COMMANDS = (figure, subject, checkpoints, strength, peft_benchmark, directions, curves, vtab, report)
 
 
 def make_parser(prog: str = "python -m eval") -> argparse.ArgumentParser:

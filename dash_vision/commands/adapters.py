@@ -11,10 +11,13 @@ from ..files.errors import InputError, one_line
 from . import rounding
 
 if TYPE_CHECKING:
+    from ..files.low_rank import Export
     from ..files.native import AdapterState
 
 FORMATS = ("diffusers", "kohya", "peft")
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_SHORT = {long: short for short, long in DTYPES.items()}  # torch's names are taken too
+_ALL = 0.9999  # of the energy, which is written as 100.0 %
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +25,19 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("native", type=Path, metavar="NATIVE", help="adapter or checkpoint file of a run")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write into")
     parser.add_argument("--to", choices=FORMATS, required=True, help="kohya is what ComfyUI and A1111 read")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="number format of the file (default: fp32)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        type=lambda word: _SHORT.get(word, word),
+        default="fp32",
+        help="number format of the file (default: fp32)",
+    )
+    parser.add_argument(
+        "--rank",
+        type=int,
+        metavar="R",
+        help="rank of the file's layers, by the nearest matrix of that rank (default: r + k, which is exact)",
+    )
 
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:
@@ -53,17 +68,40 @@ def export(args: argparse.Namespace) -> None:
     from ..files.lora import export_states
     from ..files.readers import infer_about, remarks
 
+    if args.rank is not None and args.rank < 1:
+        raise InputError(f"--rank is {args.rank}; it takes 1 or more")
     states = read_adapters(args.native)
     # Names of layers alone do not tell FLUX from others; the trainer noted what the adapter is of.
     about = infer_about(states) if args.to == "kohya" and _has_kohya(args.native) else None
     try:
-        path = export_states(states, args.out, args.to, getattr(torch, DTYPES[args.dtype]), about=about)
-        print(f"wrote {path}")
+        written = export_states(
+            states, args.out, args.to, getattr(torch, DTYPES[args.dtype]), about=about, rank=args.rank
+        )
     except ValueError as error:  # an adapter that the format cannot hold
         raise InputError(str(error)) from None
+    print(f"wrote {written.path}")
+    for line in _left(written, args.rank, DTYPES[args.dtype]):
+        print(line)
     layers = {("unet" if name == "model" else name): state.kinds for name, state in states.items()}
     for remark in remarks(layers, args.to, infer_about(states)):
         print(f"note: {remark}")
+
+
+def _left(written: Export, rank: int | None, dtype: str) -> list[str]:
+    """What a file keeps of the update, where it was asked for less than everything."""
+    lines = []
+    for name, (share, worst) in written.kept().items() if rank is not None else ():
+        least = f"; least of {worst.name}, {_percent(worst.kept)}" if worst.kept < _ALL else ""
+        lines.append(f"{name}: rank {written.rank} keeps {_percent(share)} of the update's energy{least}")
+    if dtype != "float32":
+        layer = written.most_rounded()
+        lines.append(f"{dtype} moves a layer's update by {_percent(layer.rounded)} at most ({layer.name})")
+    return lines
+
+
+def _percent(share: float) -> str:
+    """To four digits: a share of less than everything never reads 100 %."""
+    return f"{100 * share:.4g} %" if share < _ALL else "all" if share > 1 - 1e-9 else f"{100 * share:.6g} %"
 
 
 def _has_kohya(native: Path) -> bool:

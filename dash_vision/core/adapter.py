@@ -6,6 +6,7 @@ import re
 import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 
 import torch
@@ -180,6 +181,23 @@ class Adapter:
         """Leave this adapter out of the layers' outputs; a merged adapter has to be unmerged for that."""
         for _, w in self.weights():
             w.switch(ENABLED, False)
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """While inside, the layers compute as if this adapter were disabled.
+
+        Nothing is written to its tensors, so that it costs nothing in every step of a training: no device is waited
+        for, and torch.compile has one graph with it and one without. Raises RuntimeError for a merged adapter.
+        """
+        if any(w.phase.merged for _, w in self.weights()):
+            raise RuntimeError("cannot leave out an adapter that is merged into the weights; unmerge it first")
+        for _, w in self.weights():
+            w.left_out = True
+        try:
+            yield
+        finally:
+            for _, w in self.weights():
+                w.left_out = False
 
     # -- into the weights and out again
 

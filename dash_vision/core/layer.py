@@ -128,11 +128,12 @@ class DashLinear(nn.Module):
         return y.flatten(0, -2).addmm_(h.flatten(0, -2), up.T).view(y.shape)
 
     def _adding(self) -> list[DashWeights]:
-        """The adapters that are added to the output: enabled ones that are not in the weight already."""
+        """The adapters that are added to the output: enabled ones that are neither in the weight already nor left out
+        for a moment."""
         active = []
         for w in cast("Iterable[DashWeights]", self.adapters.values()):
             phase = w.phase  # read once; an assignment inside a comprehension would break torch.compile's graph
-            if phase.enabled and not phase.merged:
+            if phase.enabled and not phase.merged and not w.left_out:
                 active.append(w)
         return active
 

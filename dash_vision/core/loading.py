@@ -206,6 +206,7 @@ def export_lora(
     format: str = "diffusers",
     dtype: torch.dtype = torch.float32,
     modules_to_save: Mapping[str, nn.Module] | None = None,
+    rank: int | None = None,
 ) -> Path:
     """Write a trained adapter as a plain LoRA of rank r + k, exact for any reader of the format.
 
@@ -215,6 +216,8 @@ def export_lora(
         one above kohya/) or "peft" (adapter_config.json and adapter_model.safetensors; one adapter only).
     modules_to_save: fully trained modules by name, such as a classification head (peft only; those that a native
         file kept are written without being named).
+    rank: at most so many for each layer of the file, by the nearest matrix of that rank: then it is exact where the
+        update has no higher rank. files.lora.export_states tells how much of it the file holds.
 
     Returns the path of the weights file. Raises ValueError for an unknown format, for an adapter that a format
     cannot hold, and where diffusers or PEFT would not apply it: on layers that the model reads and does not call.
@@ -222,4 +225,4 @@ def export_lora(
     if isinstance(adapter, Adapter):
         adapter = {"model": adapter}
     states = {n: adapter_state(a) for n, a in adapter.items()}
-    return export_states(states, folder, format, dtype, tensors_of(modules_to_save or {}))
+    return export_states(states, folder, format, dtype, tensors_of(modules_to_save or {}), rank=rank).path

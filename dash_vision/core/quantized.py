@@ -79,9 +79,10 @@ def _times_weight(g: Tensor, layer: nn.Module) -> Tensor:
     g is scaled instead of W, which has many more numbers."""
     weight = cast(Any, layer.weight)
     numbers, scale, zero = (getattr(weight, name, None) for name in ("qdata", "scale", "zero_point"))
-    by_rows = isinstance(numbers, Tensor) and isinstance(scale, Tensor) and scale.shape == (len(numbers), 1)
-    if by_rows and numbers.shape == weight.shape and (zero is None or not zero.any()):
-        return (g * scale.T).to(g.dtype) @ numbers.to(g.dtype)
+    if isinstance(numbers, Tensor) and isinstance(scale, Tensor) and numbers.shape == weight.shape:
+        by_rows = scale.shape == (len(numbers), 1)
+        if by_rows and (zero is None or not zero.any()):
+            return (g * scale.T).to(g.dtype) @ numbers.to(g.dtype)
     W = dequantized(layer)
     return g.to(W.dtype) @ W
 

@@ -133,6 +133,7 @@ class DashWeights(nn.Module):
         self.register_buffer("indices", torch.full((k,), -1, dtype=torch.int64, device=device))
         self.register_buffer("switches", torch.tensor([_ON, 0], dtype=torch.int8, device=device))
         self.dropout = nn.Dropout(dropout) if dropout else None
+        self.left_out = False  # for a moment: see Adapter.left_out
         self._seen: tuple[Any, ...] = ()
         self._held: tuple[Tensor, ...] = ()  # so that no other tensor comes to have the id of one that was seen
         self._phase = Phase(False, True, False)

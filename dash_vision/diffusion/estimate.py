@@ -205,8 +205,9 @@ def _adapted(plan: Plan, base: Base, name: str, network: nn.Module) -> Adapter:
 
 
 def _batch_size(plan: Plan) -> int:
-    """Pictures that one pass through the denoiser sees: with prior preservation also as many of the class."""
-    return plan.train_batch_size * (2 if plan.settings.with_prior_preservation else 1)
+    """Pictures that one pass through the denoiser sees: with prior preservation also as many of the class, and where
+    the class is preserved those of the subject once more. The base's own pass keeps nothing, and is over by then."""
+    return plan.train_batch_size * (1 + plan.settings.with_prior_preservation + plan.settings.preserve_class)
 
 
 def _batch(plan: Plan, base: Base, process: NoiseProcess) -> Batch:

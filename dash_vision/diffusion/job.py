@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,26 @@ _SAID_BY = {
 }
 
 
-def loss_of(family: Family, network: nn.Module, process: NoiseProcess, batch: Batch, conditions: Conditions) -> Tensor:
-    """The loss of a batch, a scalar. network: the denoiser, as it is called; the other arguments are on its device."""
+def predict(family: Family, network: nn.Module, process: NoiseProcess, batch: Batch, conditions: Conditions) -> Tensor:
+    """What the denoiser says of a batch's noisy pictures. network: as it is called; all is on its device."""
     noisy = process.noisy(batch.latents, batch.noise, batch.times)
+    return family.denoise(network, noisy, batch.times, conditions)
+
+
+def loss_of(
+    family: Family,
+    network: nn.Module,
+    process: NoiseProcess,
+    batch: Batch,
+    conditions: Conditions,
+    of_base: Tensor | None = None,
+) -> Tensor:
+    """The loss of a batch, a scalar. network: the denoiser, as it is called; the other arguments are on its device.
+    of_base: what the frozen base says of `batch.of_base()`, which the denoiser is to say too."""
     target = process.target(batch.latents, batch.noise, batch.times)
-    predicted = family.denoise(network, noisy, batch.times, conditions)
+    if of_base is not None:
+        target = torch.cat([target[: len(target) - len(of_base)], of_base.to(target.dtype)])
+    predicted = predict(family, network, process, batch, conditions)
     return denoising_loss(predicted, target, process.weights(batch.times) * batch.share).sum()
 
 
@@ -109,8 +124,8 @@ class DreamBoothJob:
     # -- the loss
 
     def loss(self, batch: int) -> Tensor:
-        """The loss of this process's share of batch number `batch`, a scalar: instance pictures, and class pictures
-        under prior preservation."""
+        """The loss of this process's share of batch number `batch`, a scalar: instance pictures, class pictures under
+        prior preservation, and the instance pictures under the class prompt where the class is preserved."""
         self._show(batch // self.training.accumulation)
         losses = [self.loss_over(part) for part in self.batches(batch)]
         return sum(losses[1:], losses[0])
@@ -118,21 +133,39 @@ class DreamBoothJob:
     def batches(self, number: int) -> list[Batch]:
         """What this process sees of batch number `number`, by one forward pass each."""
         share = number * self.runtime.world + self.runtime.rank
-        m = self.material
-        offset = self.plan.settings.noise_offset or 0.0
-        batch = draw_batch(self.base, m.examples, self.order, share, self.process, 1.0, offset)
-        if not m.class_examples:
-            return [batch]
-        weight = self.plan.settings.prior_loss_weight
-        other = draw_batch(self.base, m.class_examples, self.class_order, share, self.process, weight, offset)
-        return [join(batch, other)] if batch.latents.shape[1:] == other.latents.shape[1:] else [batch, other]
+        m, s = self.material, self.plan.settings
+        offset, others = s.noise_offset or 0.0, list[Batch]()
+        batch = subject = draw_batch(self.base, m.examples, self.order, share, self.process, 1.0, offset)
+        if m.class_examples:
+            weight = s.prior_loss_weight
+            other = draw_batch(self.base, m.class_examples, self.class_order, share, self.process, weight, offset)
+            if batch.latents.shape[1:] == other.latents.shape[1:]:
+                batch = join(batch, other)
+            else:
+                others.append(other)
+        if s.preserve_class:
+            prompts = [self.plan.prompts.of_class(prompt) for prompt in subject.prompts]
+            batch = join(batch, subject.preserving(prompts, s.preserve_class_weight))
+        return [batch, *others]
 
     def loss_over(self, batch: Batch) -> Tensor:
         """The loss of a batch that is on the CPU, a scalar."""
         batch = batch.to(self.runtime.device)
         network = self.networks[self.base.family.denoiser]
+        of_base = self.of_base(batch.of_base()) if batch.kept else None
         with self.runtime.autocast(), keeping_little(network):
-            return loss_of(self.base.family, network, self.process, batch, self._conditions(batch))
+            return loss_of(self.base.family, network, self.process, batch, self._conditions(batch), of_base)
+
+    @torch.no_grad()
+    def of_base(self, batch: Batch) -> Tensor:
+        """What the frozen base says of a batch on its device, told by text encoders that are as frozen."""
+        network = self.networks[self.base.family.denoiser]
+        with ExitStack() as stack:
+            for adapter in self.adapters.values():
+                stack.enter_context(adapter.left_out())
+            # Not inside the training's autocast, which would go on with weights that were cast here, without gradients.
+            stack.enter_context(self.runtime.autocast())
+            return predict(self.base.family, network, self.process, batch, self._conditions(batch))
 
     def _conditions(self, batch: Batch) -> Conditions:
         family = self.base.family

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -179,7 +179,8 @@ class Batch:
     """Latents and noise [N, C, H, W], times of the noise process [N], prompts, and the pictures' own conditions; on
     the CPU at first.
 
-    share [N]: the factor of each picture's loss in the batch's.
+    share [N]: the factor of each picture's loss in the batch's. kept: how many at the end are to be predicted as the
+    frozen base does, instead of by the noise process.
     """
 
     latents: Tensor
@@ -188,11 +189,26 @@ class Batch:
     prompts: list[str]
     pictures: Conditions
     share: Tensor
+    kept: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
         latents, noise, times = (t.to(device) for t in (self.latents, self.noise, self.times))
-        return Batch(latents, noise, times, self.prompts, moved(self.pictures, device), self.share.to(device))
+        pictures, share = moved(self.pictures, device), self.share.to(device)
+        return Batch(latents, noise, times, self.prompts, pictures, share, self.kept)
+
+    def preserving(self, prompts: Sequence[str], weight: float) -> Batch:
+        """The same noisy pictures under other prompts, to be predicted as the frozen base does. Their shares of the
+        loss add up to `weight`."""
+        share = torch.full_like(self.share, weight / len(self.share))
+        return replace(self, prompts=list(prompts), share=share, kept=len(self.share))
+
+    def of_base(self) -> Batch:
+        """The pictures at the end that are to be predicted as the frozen base does."""
+        first = len(self.prompts) - self.kept
+        latents, noise, times, share = (t[first:] for t in (self.latents, self.noise, self.times, self.share))
+        pictures = {key: value[first:] for key, value in self.pictures.items()}
+        return Batch(latents, noise, times, self.prompts[first:], pictures, share, self.kept)
 
 
 def draw_batch(
@@ -229,7 +245,7 @@ def draw_batch(
 
 
 def join(first: Batch, second: Batch) -> Batch:
-    """Both batches as one; the pictures must have one size."""
+    """Both batches as one; the pictures must have one size, and those that are kept come last."""
     return Batch(
         torch.cat([first.latents, second.latents]),
         torch.cat([first.noise, second.noise]),
@@ -237,6 +253,7 @@ def join(first: Batch, second: Batch) -> Batch:
         first.prompts + second.prompts,
         {key: torch.cat([value, second.pictures[key]]) for key, value in first.pictures.items()},
         torch.cat([first.share, second.share]),
+        second.kept,
     )
 
 

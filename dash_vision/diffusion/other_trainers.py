@@ -1,4 +1,4 @@
-"""Flags of diffusers' DreamBooth scripts and of kohya's sd-scripts that are none here: what answers each of them.
+"""Flags of diffusers' DreamBooth scripts, of kohya's sd-scripts and of others, none of them here: what answers each.
 
 Those that bear the same name here are settings in config.py and are not in this table.
 """
@@ -306,4 +306,12 @@ _ELSEWHERE = {
     "steps": _here("--max_train_steps"),
 }
 
-FOREIGN = _DIFFUSERS | _KOHYA | _ELSEWHERE
+# -- ai-toolkit's names of differential output preservation
+
+_AI_TOOLKIT = {
+    "diff_output_preservation": _here("--preserve_class"),
+    "diff_output_preservation_class": _here("--class_prompt", ", the whole prompt and not the class alone"),
+    "diff_output_preservation_multiplier": _here("--preserve_class_weight"),
+}
+
+FOREIGN = _DIFFUSERS | _KOHYA | _ELSEWHERE | _AI_TOOLKIT

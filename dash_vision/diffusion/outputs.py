@@ -174,6 +174,7 @@ def _rows(record: DreamBoothRecord) -> dict[str, str]:
         "batch": batch,
         "resolution": f"{a['resolution']}",
         "prior preservation": f'"{record.class_prompt}"' if a["with_prior_preservation"] else "no",
+        **({"class preserved": f"weight {a['preserve_class_weight']:g}"} if a["preserve_class"] else {}),
         "text encoder": "trained" if a["train_text_encoder"] else "frozen",
         "seed": f"{record.seed}",
         "versions": ", ".join(f"{name} {number}" for name, number in record.versions.items()),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..files.errors import InputError
+from ..measures.asking import rare_words
 from ..measures.names import RARE_WORDS
 from ..pictures.listing import subfolder_names
 from ..pictures.names import FolderName, name_of
@@ -22,6 +23,14 @@ class Prompts:
     instance: str
     class_: str
     subject: str | None = None  # None when the user's own prompt has no form that is known
+    general: bool = False  # the user gave a class prompt, which is that of every picture
+
+    def of_class(self, prompt: str) -> str:
+        """The class prompt of a picture with this prompt: a caption without its rare word, as "cat in the snow" of "sks
+        cat in the snow"; the class prompt where the caption has none, and where the user gave one."""
+        words = "|".join(map(re.escape, sorted({*RARE_WORDS, *rare_words(self.instance, self.class_)})))
+        left = re.sub(rf"\b(?:{words})\b[\s,]*", "", prompt).strip(" ,")
+        return self.class_ if self.general or prompt == self.instance or left in ("", prompt) else left
 
 
 def derive_prompts(config: DreamBoothConfig) -> Prompts:
@@ -31,6 +40,7 @@ def derive_prompts(config: DreamBoothConfig) -> Prompts:
     and "a photo of dog". Raises InputError when a name holds no letters, and for subfolders of several subjects that
     leave the class open.
     """
+    of_class = config.with_prior_preservation or config.preserve_class
     names = subfolder_names(config.instance_data_dir) or [name_of(config.instance_data_dir)]
     if config.instance_prompt is None:
         subject, kind = subject_and_class(names[0])
@@ -41,7 +51,7 @@ def derive_prompts(config: DreamBoothConfig) -> Prompts:
             )
         instance, class_ = f"a photo of {subject}", config.class_prompt or f"a photo of {kind}"
         kinds = dict.fromkeys(subject_and_class(name)[1] for name in names)
-        if config.with_prior_preservation and config.class_prompt is None and len(kinds) > 1:
+        if of_class and config.class_prompt is None and len(kinds) > 1:
             raise InputError(
                 f"the subfolders of {config.instance_data_dir} are of several classes ({', '.join(kinds)}); give a "
                 "--class_prompt that fits all of them, or train one subfolder at a time"
@@ -51,12 +61,12 @@ def derive_prompts(config: DreamBoothConfig) -> Prompts:
         class_ = config.class_prompt or " ".join(word for word in instance.split() if word not in RARE_WORDS)
     match = re.fullmatch(r"(?:an? )?(?:photo|picture|image|painting|drawing) of (.+)", instance, re.IGNORECASE)
     subject_in_prompt = match.group(1) if match else None
-    if config.with_prior_preservation and class_ == instance:
+    if of_class and class_ == instance:
         raise InputError(
             f'the class prompt would be the instance prompt, "{instance}", and the class would learn the subject\'s '
             'name; give --class_prompt, such as "a photo of a dog"'
         )
-    return Prompts(instance, class_, subject_in_prompt)
+    return Prompts(instance, class_, subject_in_prompt, config.class_prompt is not None)
 
 
 def note_unsaid(prompts: Prompts, captions: Sequence[str | None]) -> str | None:

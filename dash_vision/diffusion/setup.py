@@ -286,7 +286,10 @@ def _make_material(
         examples = _encode(plan, base, pictures, plan.prompts.instance, "pictures", runtime)
         class_examples = _encode(plan, base, class_pictures, plan.prompts.class_, "class pictures", runtime)
         measured = _encode_heldout(plan, base, heldout, runtime)
-        conditions = _encode_prompts(plan, base, prompts_of(examples, class_examples, measured), runtime, say)
+        prompts = prompts_of(examples, class_examples, measured)
+        if plan.settings.preserve_class:
+            prompts += [plan.prompts.of_class(prompt) for prompt in prompts_of(examples)]
+        conditions = _encode_prompts(plan, base, list(dict.fromkeys(prompts)), runtime, say)
         if not (plan.settings.train_text_encoder or base.family.light_text_encoders):  # some have billions of numbers
             _drop_text_encoders(plan, base, _asked(plan, base, measured), runtime)
     kept = [HeldOut(picture.image, example) for picture, example in zip(heldout, measured, strict=True)]

@@ -12,9 +12,8 @@ import re
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
 
-Factors = tuple[Tensor, Tensor]
+from .low_rank import Factors
 
 # diffusers' names in a block, by the name of the layer that they are a part of, from its first rows to its last.
 _DOUBLE: dict[str, tuple[str, ...]] = {

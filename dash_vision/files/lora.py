@@ -1,7 +1,8 @@
 """Plain LoRA files for diffusers, kohya (ComfyUI, A1111) and PEFT, exact for every reader of the layout.
 
 A trained layer is a LoRA layer of rank r + k,
-    A' = [A ; V],   B' = [(alpha / r) B, U diag(dsigma)],   scale 1.
+    A' = [A ; V],   B' = [(alpha / r) B, U diag(dsigma)],   scale 1,
+and a file may be asked for the best one of a lower rank, which is no longer exact (see low_rank).
 Every module of a file gets the same rank (zero-padded) and alpha = rank: the one form that every reader, version
 and hot-swap computes alike.
 """
@@ -22,12 +23,14 @@ from torch import Tensor
 from .atomic import write_json
 from .container import ENTRY, read_safetensors, write_safetensors
 from .flux_names import fuse
+from .low_rank import Export, Factors, Layer, best_of_rank, energy_of, padded, rounded
 from .native import AdapterState
 from .places import from_root
 from .readers import About, infer_about
 
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 FORMATS = ("diffusers", "kohya", "peft")
+_Layers = dict[str, dict[str, Factors]]  # by component and name
 _WRAPPING = ("diffusers", "peft")  # whose readers wrap layers; kohya's change weights
 
 
@@ -39,16 +42,47 @@ def export_states(
     whole: Mapping[str, Tensor] | None = None,
     about: About | None = None,
     peft: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write states by component as a plain LoRA of rank r + k, and return the path of the weights file.
+    rank: int | None = None,
+) -> Export:
+    """Write states by component as a plain LoRA of rank r + k, or of a lower rank.
 
     whole: "module.key" -> tensor of modules that were trained whole (peft only). about: what the file says of its base
-    (default: what the tensors tell). peft: further entries of PEFT's configuration. See core.loading.export_lora.
-    Raises ValueError for an unknown format, a state that the format cannot hold, and one that its reader would not
-    apply.
+    (default: what the tensors tell). peft: further entries of PEFT's configuration. rank: at most so many in each layer
+    of the file, by the best approximation; less where the updates have less. See core.loading.export_lora.
+    Raises ValueError for an unknown format, a state that the format cannot hold, one that its reader would not apply,
+    and values that `dtype` cannot hold.
     """
+    _check(states, format, whole, rank)
+    full = max(_folded_rank(s, m) for s in states.values() for m in s.kinds)
+    if full == 0:
+        raise ValueError("the adapter has rank 0 and was not launched: there is nothing to export")
+    if format != "peft":
+        states = {("unet" if n == "model" else n): s for n, s in states.items()}
+    if format == "kohya" and about is None:
+        _check_flux(states["transformer"].kinds if "transformer" in states else ())
+    fused = format == "kohya" and "transformer" in states
+    folded, layers = _whole(states, full, dtype, fused) if rank is None else _cut(states, full, dtype, fused, rank)
+    size = full if rank is None else max(len(down) for parts in folded.values() for down, _ in parts.values())
+    if format == "peft":
+        path = _write_peft(states, folded, Path(folder), size, dtype, whole or {}, peft or {})
+    else:
+        about = about or infer_about(states)
+        provenance = {"format": "pt", ENTRY: json.dumps(_provenance(states), sort_keys=True)}
+        if format == "kohya":
+            path = _write_kohya(folded, Path(folder), size, dtype, provenance, about)
+        else:
+            path = _write_diffusers(folded, Path(folder), size, provenance, about)
+    return Export(path, size, tuple(layers))
+
+
+def _check(
+    states: Mapping[str, AdapterState], format: str, whole: Mapping[str, Tensor] | None, rank: int | None
+) -> None:
+    """Raises ValueError for what no file can be written of."""
     if format not in FORMATS:
         raise ValueError(f"format is one of {', '.join(FORMATS)}, got {format!r}")
+    if rank is not None and rank < 1:
+        raise ValueError(f"the rank of a file is {rank}; it takes 1 or more")
     if whole and format != "peft":
         raise ValueError(f"the {format} format holds no whole modules; export modules_to_save with format='peft'")
     if any(s.compact for s in states.values()):
@@ -64,20 +98,6 @@ def export_states(
             "called, and this model reads the layer's weight instead; merge the adapter and save the model, or train "
             "layers that the model calls"
         )
-    rank = max(_folded_rank(s, m) for s in states.values() for m in s.kinds)
-    if rank == 0:
-        raise ValueError("the adapter has rank 0 and was not launched: there is nothing to export")
-    folded = {n: {m: _fold(s, m, rank, dtype) for m in s.kinds} for n, s in states.items()}
-    if format == "peft":
-        return _write_peft(states, folded, Path(folder), rank, dtype, whole or {}, peft or {})
-    folded = {("unet" if n == "model" else n): layers for n, layers in folded.items()}
-    if format == "kohya" and about is None:
-        _check_flux(folded.get("transformer", ()))
-    about = about or infer_about(states)
-    provenance = {"format": "pt", ENTRY: json.dumps(_provenance(states), sort_keys=True)}
-    if format == "kohya":
-        return _write_kohya(folded, Path(folder), rank, dtype, provenance, about)
-    return _write_diffusers(folded, Path(folder), rank, provenance, about)
 
 
 def _check_flux(modules: Iterable[str]) -> None:
@@ -96,17 +116,57 @@ def _folded_rank(state: AdapterState, module: str) -> int:
     return rank + (k if state.launched else 0)
 
 
-def _fold(state: AdapterState, module: str, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(A' [rank, in], B' [out, rank]) of one layer, zero-padded; a convolution's as 4-dimensional kernels."""
+def _fold(state: AdapterState, module: str) -> Factors:
+    """(A' [rank, in], B' [out, rank]) of one layer in float64; a convolution's as matrices."""
     down, up = state.factors(module)
-    padding = rank - down.shape[0]
-    down = torch.cat([down, down.new_zeros(padding, down.shape[1])]).to(dtype)
-    up = torch.cat([up, up.new_zeros(up.shape[0], padding)], dim=1).to(dtype)
     if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
-        raise ValueError(f"{module} holds NaN, infinity or values too large for {dtype}; export in float32 or retrain")
-    kind = state.kinds[module]
+        raise ValueError(f"{module} holds NaN or infinity; retrain")
+    return down, up
+
+
+def _whole(
+    states: Mapping[str, AdapterState], full: int, dtype: torch.dtype, fused: bool
+) -> tuple[_Layers, list[Layer]]:
+    """All layers in rank `full` and in `dtype`; and how far rounding moved them, in half precision. fused: those of the
+    transformer as kohya's layout for FLUX joins them."""
+    written, told = _Layers(), list[Layer]()
+    for component, state in states.items():
+        written[component] = {}
+        for module, kind in state.kinds.items():
+            exact = padded(_fold(state, module), full)
+            small, moved = rounded(exact, dtype, module)
+            written[component][module] = _kernels(small, kind)
+            if dtype != torch.float32:
+                told.append(Layer(component, module, energy_of(exact), rounded=moved))
+    if fused:
+        written["transformer"] = fuse(written["transformer"])
+    return written, told
+
+
+def _cut(
+    states: Mapping[str, AdapterState], full: int, dtype: torch.dtype, fused: bool, rank: int
+) -> tuple[_Layers, list[Layer]]:
+    """The same in at most `rank`, all layers of the file in one; and what is left of each."""
+    exact = {n: {m: padded(_fold(s, m), full) for m in s.kinds} for n, s in states.items()}
+    if fused:
+        exact["transformer"] = fuse(exact["transformer"])
+    cut = {n: {m: best_of_rank(pair, rank) for m, pair in layers.items()} for n, layers in exact.items()}
+    most = max(1, *(len(down) for layers in cut.values() for (down, _), _ in layers.values()))
+    written, told = _Layers(), list[Layer]()
+    for component, layers in cut.items():
+        written[component] = {}
+        for name, (pair, kept) in layers.items():
+            small, moved = rounded(padded(pair, most), dtype, name)
+            written[component][name] = _kernels(small, states[component].kinds.get(name))
+            told.append(Layer(component, name, energy_of(exact[component][name]), kept, moved))
+    return written, told
+
+
+def _kernels(factors: Factors, kind: Any) -> Factors:
+    """The factors as a file has them: of a convolution, whose kind is the size of its kernel, 4-dimensional ones."""
+    down, up = factors
     if isinstance(kind, list):
-        down, up = down.view(rank, -1, *kind), up[:, :, None, None]
+        down, up = down.view(len(down), -1, *kind), up[:, :, None, None]
     return down.contiguous(), up.contiguous()
 
 
@@ -117,7 +177,7 @@ def _provenance(states: Mapping[str, AdapterState]) -> dict[str, Any]:
 
 
 def _write_diffusers(
-    folded: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]],
+    folded: Mapping[str, Mapping[str, Factors]],
     folder: Path,
     rank: int,
     provenance: dict[str, str],
@@ -146,7 +206,7 @@ def _modelspec(entries: Mapping[str, str]) -> dict[str, str]:
 
 
 def _write_kohya(
-    folded: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]],
+    folded: Mapping[str, Mapping[str, Factors]],
     folder: Path,
     rank: int,
     dtype: torch.dtype,
@@ -172,7 +232,7 @@ def _write_kohya(
 
 
 def _write_fused(
-    folded: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]],
+    folded: Mapping[str, Mapping[str, Factors]],
     folder: Path,
     rank: int,
     dtype: torch.dtype,
@@ -184,7 +244,7 @@ def _write_fused(
     if others:
         raise ValueError(f"the kohya format has no name for component {others[0]!r} beside a transformer")
     tensors: dict[str, Tensor] = {}
-    layers = {f"lora_unet_{name}": pair for name, pair in fuse(folded["transformer"]).items()}
+    layers = {f"lora_unet_{name}": pair for name, pair in folded["transformer"].items()}
     for module, pair in folded.get("text_encoder", {}).items():
         layers[f"lora_te1_{_portable('text_encoder', module).replace('.', '_')}"] = pair
     for key, (down, up) in layers.items():
@@ -201,7 +261,7 @@ def _title(folder: Path) -> str:
     return from_root(folder.parent).name if place.name == "kohya" else place.name
 
 
-def _count(folded: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]]) -> int:
+def _count(folded: Mapping[str, Mapping[str, Factors]]) -> int:
     return sum(map(len, folded.values()))
 
 
@@ -224,7 +284,7 @@ def _write_checked(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str
 
 def _write_peft(
     states: Mapping[str, AdapterState],
-    folded: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]],
+    folded: Mapping[str, Mapping[str, Factors]],
     folder: Path,
     rank: int,
     dtype: torch.dtype,

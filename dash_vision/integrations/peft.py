@@ -150,9 +150,8 @@ def save_as_lora(model: PeftModel, folder: str | PathLike[str], dtype: torch.dty
         "base_model_name_or_path": config.base_model_name_or_path,
         "task_type": config.task_type and str(getattr(config.task_type, "value", config.task_type)),
     }
-    return export_states(
-        {"model": adapter.state()}, folder, "peft", dtype, _trained_whole(model, adapter.name), peft=entries
-    )
+    whole = _trained_whole(model, adapter.name)
+    return export_states({"model": adapter.state()}, folder, "peft", dtype, whole, peft=entries).path
 
 
 def from_lora(model: PeftModel, folder: str | PathLike[str], **settings: Any) -> DashSchedule:

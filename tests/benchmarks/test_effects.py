@@ -27,7 +27,8 @@ def test_a_forest_plot_puts_estimates_where_their_values_lie() -> None:
 
 
 def score(way: float, place: float = 1.0) -> dict:
-    return {"way": {"CLIP-I": way, "ViT": way}, "place": place}
+    leak = way / 2
+    return {"way": {"CLIP-I": way, "ViT": way}, "leak": {"CLIP-I": leak, "ViT": leak}, "place": place}
 
 
 def test_arms_are_compared_in_pairs_and_seeds_of_one_individual_count_once() -> None:
@@ -45,6 +46,7 @@ def test_arms_are_compared_in_pairs_and_seeds_of_one_individual_count_once() -> 
     # Student's t by hand: standard deviation of 15, -5, 10 is sqrt((8.33^2 + 11.67^2 + 3.33^2) / 2), t(2) is 4.303.
     half = 4.303 * (((25 / 3) ** 2 + (35 / 3) ** 2 + (10 / 3) ** 2) / 2) ** 0.5 / 3**0.5
     assert (estimate.low, estimate.high) == pytest.approx((20 / 3 - half, 20 / 3 + half))
+    assert found.outcomes["less leak by ViT"].values == pytest.approx([-7.5, 2.5, -5])  # less of it is better
     assert found.outcomes["place right"].values == pytest.approx([0, 0, -50])
     assert "| a | b | 4 | +6.7 (" in markdown([found])
     with pytest.raises(ValueError, match="no training seed in common"):

@@ -32,6 +32,7 @@ def test_held_out_places_are_new_and_the_other_render_differs_in_the_pose_alone(
         assert one.pose != other.pose
     for prompt, scene in zip(case.prompts(), case.heldout, strict=True):
         assert prompt == f"a photo of a sks {case.kind} {scene.setting}"
+    assert case.class_prompts() == [prompt.replace("sks ", "") for prompt in case.prompts()]
 
 
 def test_true_renders_are_recognised_and_more_alike_than_others(tmp_path: Path) -> None:
@@ -87,6 +88,9 @@ def test_a_run_trains_draws_and_scores_once_and_goes_on_from_what_is_there(tmp_p
             for measure, share in score["way"].items():
                 low, high = score["base"][measure], row["another render"][measure]
                 assert low + share * (high - low) == pytest.approx(score["likeness"][measure])
+            pictures = out / "4" / name / f"seed-{seed}" / "class"
+            assert sorted(file.name for file in pictures.iterdir()) == ["00.png", "01.png"]
+            assert score["leak"].keys() == score["way"].keys()
     assert row["arms"]["Dash"]["0"]["base"] == row["arms"]["LoRA"]["0"]["base"]
     assert Image.open(out / "sheet.png").width > 64
     assert Image.open(out / "effects.png").width > 64
@@ -131,8 +135,9 @@ def test_a_broken_plan_is_one_sentence(text: str, what: str, tmp_path: Path, cap
     assert said.count("\n") == 1
 
 
-def test_the_plan_of_the_repository_is_one() -> None:
-    arms, comparisons = read_plan(Path(individuals.__file__).with_name("individuals.yaml"))
+@pytest.mark.parametrize("name", ["individuals.yaml", "preservation.yaml"])
+def test_the_plans_of_the_repository_are_plans(name: str) -> None:
+    arms, comparisons = read_plan(Path(individuals.__file__).with_name(name))
     assert {c.name for c in comparisons} >= {arm.name for arm in arms if arm.against}
     for arm in arms:
         assert "--max_train_steps" in arm.flags

@@ -1,5 +1,7 @@
 """python -m dash_vision inspect and export, on a native adapter file."""
 
+import re
+
 import pytest
 
 from dash_vision import export_lora
@@ -28,3 +30,17 @@ def test_export_command_equals_the_export_of_the_live_adapter(saved, to, tmp_pat
     assert main(["export", str(path), "--to", to, str(tmp_path / "a" / "x")]) == 0
     expected = export_lora(adapter, tmp_path / "b" / "x", format=to)
     assert (tmp_path / "a" / "x" / expected.name).read_bytes() == expected.read_bytes()
+
+
+def test_export_says_what_a_lower_rank_and_half_precision_keep(saved, tmp_path, capsys):
+    from dash_vision.__main__ import main
+
+    _, path, _, _ = saved
+    assert main(["export", str(path), "--to", "peft", "--rank", "2", "--dtype", "float16", str(tmp_path / "a")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"model: rank 2 keeps [\d.]+ % of the update's energy; least of (0|2|3\.0), [\d.]+ %", lines[1])
+    assert re.fullmatch(r"float16 moves a layer's update by 0\.0\d+ % at most \((0|2|3\.0)\)", lines[2])
+    assert main(["export", str(path), "--to", "peft", "--rank", "40", str(tmp_path / "b")]) == 0
+    assert "model: rank 7 keeps all of the update's energy\n" in capsys.readouterr().out
+    assert main(["export", str(path), "--to", "peft", "--rank", "0", str(tmp_path / "c")]) == 2
+    assert "--rank is 0; it takes 1 or more" in capsys.readouterr().err

@@ -44,6 +44,20 @@ def test_compiling_changes_nothing_and_one_graph_lasts_through_both_phases(bases
     assert all(torch.allclose(value, files[1][key], atol=1e-4) for key, value in files[0].items())
 
 
+def test_preserving_the_class_takes_one_more_graph(bases, tmp_path, monkeypatch):
+    words = ("--preserve_class", "--max_train_steps", "5")
+    assert compiled_run(bases, tmp_path / "plain", monkeypatch, *words) == 0
+    try:
+        assert compiled_run(bases, tmp_path / "compiled", monkeypatch, "--compile", *words) == 0
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+        assert not torch._dynamo.utils.counters["graph_break"]
+    finally:
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+    plain, compiled = (json.loads((tmp_path / n / "run.json").read_text()) for n in ("plain", "compiled"))
+    assert compiled["losses"] == pytest.approx(plain["losses"], rel=1e-4)
+
+
 def test_what_cannot_be_compiled_is_one_sentence(bases, tmp_path, monkeypatch, capsys):
     def broken(graph, inputs):
         raise OSError("no compiler\nhere")

@@ -34,8 +34,8 @@ def of(bases, tiny, name, out, **changes):
 
 @dataclass
 class ShortRun:
-    """A run of three steps, the third after the launch. batch, loss: its third batch, with the loss of that before
-    anything was trained. stock: the stock pipeline of its base."""
+    """Three steps, the third after the launch, of a run that preserves the class. batch, loss: its third batch, and the
+    loss of that before anything was trained. stock: the stock pipeline of its base."""
 
     name: str
     job: DreamBoothJob
@@ -48,6 +48,7 @@ class ShortRun:
 def short_run(request, bases, tiny, tmp_path_factory):
     name, out = request.param, tmp_path_factory.mktemp(request.param) / "out"
     changes = {"train_batch_size": 2, "lora_target": ["all-linear"], "max_train_steps": 3, "prelaunch_steps": 2}
+    changes["preserve_class"] = True
     job = prepare(of(bases, tiny, name, out, learning_rate=3e-2, **changes))
     (batch,) = job.batches(3)
     with torch.no_grad():
@@ -59,18 +60,32 @@ def short_run(request, bases, tiny, tmp_path_factory):
 
 @torch.no_grad()
 def test_the_loss_is_the_formula_s(short_run):
-    """Mean over the batch of |v(z_s) - (noise - z)|^2 with z_s = (1 - s) z + s noise, v by the stock transformer."""
+    """Mean over the batch of |v(z_s) - (noise - z)|^2 with z_s = (1 - s) z + s noise, v by the stock transformer. While
+    the adapter does nothing, it has nothing to preserve."""
     times = short_run.batch.times
     assert ((times > 0) & (times < 1)).all()
     assert short_run.loss == pytest.approx(formula(short_run.name, short_run.stock, short_run.batch), rel=1e-5)
 
 
 @torch.no_grad()
+def test_the_class_is_kept_as_the_stock_transformer_has_it(short_run):
+    """The adapter is trained by then."""
+    kept = short_run.batch.of_base()
+    s = kept.times[:, None, None, None]
+    noisy = (1 - s) * kept.latents + s * kept.noise
+    assert kept.prompts == ["a photo of cat"] * 2
+    expected = VELOCITIES[short_run.name](short_run.stock, noisy, kept.times, kept.prompts)
+    assert (short_run.job.of_base(kept) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@torch.no_grad()
 def formula(name, stock, batch, guidance=1.0):
-    s = batch.times[:, None, None, None]
-    noisy = (1 - s) * batch.latents + s * batch.noise
-    said = VELOCITIES[name](stock, noisy, batch.times, batch.prompts, guidance)
-    return (said - (batch.noise - batch.latents)).square().mean().item()
+    count = len(batch.prompts) - batch.kept
+    latents, noise, times = batch.latents[:count], batch.noise[:count], batch.times[:count]
+    s = times[:, None, None, None]
+    noisy = (1 - s) * latents + s * noise
+    said = VELOCITIES[name](stock, noisy, times, batch.prompts[:count], guidance)
+    return (said - (noise - latents)).square().mean().item()
 
 
 @torch.no_grad()

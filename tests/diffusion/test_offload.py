@@ -15,9 +15,9 @@ from dash_vision.files.errors import InputError
 from tests.support.dreambooth import fitted, prepare, settings, states, train
 
 CHANGES = {
-    "sd": {"train_text_encoder": True, "gradient_checkpointing": True},
+    "sd": {"train_text_encoder": True, "gradient_checkpointing": True, "preserve_class": True},
     "sdxl": {"with_prior_preservation": True, "num_class_images": 1},
-    "flux2": {"validation_steps": 2},
+    "flux2": {"validation_steps": 2, "preserve_class": True},
 }
 SHORT = {"max_train_steps": 4, "prelaunch_steps": 2}
 

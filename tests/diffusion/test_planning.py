@@ -55,7 +55,7 @@ def test_a_meter_counts_what_is_alive_and_no_view_twice():
 )
 def test_a_step_takes_what_is_planned(precision, checkpointing, text, tmp_path):
     changes = {"pretrained_model_name_or_path": None, "gradient_checkpointing": checkpointing, "train_batch_size": 2}
-    changes["train_text_encoder"] = text
+    changes |= {"train_text_encoder": text, "preserve_class": checkpointing}
     config = settings(ROOT, tmp_path / "out", **changes)
     job = prepare(config, mixed_precision=precision)
 

@@ -58,7 +58,7 @@ LOWEST = tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 8)  # FSD
 def test_two_processes_train_what_one_does(bases, tiny, tmp_path, launcher, name):
     base = bases / "sd" if name == "sd" else tiny(name)
     size = {"resolution": 16} | ({} if name == "sd" else {"max_sequence_length": 32})
-    flags = ["train_text_encoder"] if name == "flux" else []
+    flags = {"sd": [], "flux": ["train_text_encoder", "preserve_class"], "flux2-klein": ["preserve_class"]}[name]
     # Adam divides by the gradient's size: a tiny epsilon would blow the rounding of near-zero gradients up to whole
     # steps, and two orders of summation would be told apart by nothing but that.
     common = {"pretrained_model_name_or_path": str(base), "adam_epsilon": 1e-2, "num_inference_steps": 1} | size

@@ -23,7 +23,10 @@ from tests.support.paths import ROOT
         (["--instance_data", "x", "--rank", "0", "--dash_k", "0"], "--rank and --dash_k are both 0"),
         (["--instance_data", "x", "--learning_rate", "nan"], "--learning_rate is nan"),
         (["--instance_data", "x", "--lr_scheduler", "cosin"], "invalid choice: 'cosin'"),
-        (["--instance_data", "x", "--class_prompt", "a cat"], "does nothing without --with_prior_preservation"),
+        (
+            ["--instance_data", "x", "--class_prompt", "a cat"],
+            "does nothing without --with_prior_preservation",
+        ),
         (["--instance_data", "x", "--config", "none.yaml"], "there is no settings file none.yaml"),
     ],
 )

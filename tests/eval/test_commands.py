@@ -10,7 +10,17 @@ from dash_vision.__main__ import main as dash_vision
 from eval.__main__ import COMMANDS, main, make_parser
 from tests.support.paths import ROOT
 
-NAMES = ["checkpoints", "curves", "directions", "figure", "report", "subject", "vtab"]
+NAMES = [
+    "checkpoints",
+    "curves",
+    "directions",
+    "figure",
+    "peft-benchmark",
+    "report",
+    "strength",
+    "subject",
+    "vtab",
+]
 
 
 def parsers():
@@ -20,7 +30,8 @@ def parsers():
 
 def test_every_package_is_a_command():
     assert sorted(command.NAME for command in COMMANDS) == NAMES
-    assert sorted(path.parent.name for path in (ROOT / "eval").glob("*/__init__.py")) == NAMES
+    folders = (path.parent.name for path in (ROOT / "eval").glob("*/__init__.py"))
+    assert sorted(name.replace("_", "-") for name in folders) == NAMES
     assert sorted(parsers()) == NAMES
     for command in COMMANDS:
         assert command.HELP

@@ -66,7 +66,7 @@ def test_a1111_sorts_the_file_by_its_base(tmp_path, width, version, architecture
 def test_what_the_base_is_known_to_be_counts_more_than_what_its_size_tells(tmp_path):
     state = adapter_state(adapter_of(Network(40), ["to_q", "to_k"]))
     about = About(**{**SDXL.to_dict(), "prediction": "v", "resolution": 1024, "trigger": "sks dog", "title": "Rex"})
-    path = export_states({"unet": state}, tmp_path, "kohya", about=about)
+    path = export_states({"unet": state}, tmp_path, "kohya", about=about).path
     metadata = metadata_of(path)
     assert a1111_version(metadata) == "SDXL"
     assert metadata["modelspec.prediction_type"] == "v"
@@ -86,7 +86,7 @@ def test_the_first_text_encoder_of_sdxl_alone_is_called_the_first_of_two(tmp_pat
     state = adapter_state(adapter_of(nn.Sequential(nn.Linear(8, 8)), ["0"]))
     names = {SD1: "lora_te_0.lora_down.weight", SDXL: "lora_te1_0.lora_down.weight"}
     for i, (about, name) in enumerate(names.items()):
-        path = export_states({"text_encoder": state}, tmp_path / str(i), "kohya", about=about)
+        path = export_states({"text_encoder": state}, tmp_path / str(i), "kohya", about=about).path
         assert name in load_file(path)
 
 

@@ -231,10 +231,10 @@ def look(user):
     user.shoot("looking", whole=True)
     user.shoot("dark", scheme="dark", height=900)
     user.shoot("phone", width=390, height=844)
-    viewer = user.find(".viewer")
-    before = viewer.value_of_css_property("--at")
+    where = "return getComputedStyle(document.querySelector('.viewer')).getPropertyValue('--at')"
+    before = user.browser.execute_script(where)
     user.find(".frame input").send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
-    assert viewer.value_of_css_property("--at") != before
+    assert user.browser.execute_script(where) != before
     user.all(".strip button")[1].click()
     assert "/tile/trained/1" in user.find("img.right").get_attribute("src")
     assert user.text(".prompt") == "a sks cat in the snow"
