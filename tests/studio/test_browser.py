@@ -159,9 +159,10 @@ def test_a_subject_is_trained_looked_at_and_compared(user):
     watch_stop_and_resume(user)
     look(user)
     compare(user)
-    assert [
-        entry for entry in user.browser.get_log("browser") if "resource: the server responded" not in entry["message"]
-    ] == []
+    told = [entry["message"] for entry in user.browser.get_log("browser")]
+    # The page asks for something that is not there yet, and asks while it was ended on purpose.
+    expected = ("resource: the server responded", "net::ERR_CONNECTION_REFUSED")
+    assert [message for message in told if not any(words in message for words in expected)] == []
 
 
 def new_run(user, settings):
