@@ -10,7 +10,9 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 import benchmarks.__main__
+import benchmarks.directions
 import benchmarks.individuals
+import benchmarks.pretrained
 import benchmarks.published
 import dash_vision.__main__
 import dash_vision.miniature.__main__
@@ -43,6 +45,8 @@ TRAINERS = {
 MODULES = {
     "eval": eval.__main__.make_parser,
     "benchmarks": benchmarks.__main__.make_parser,
+    "benchmarks.directions": benchmarks.directions.make_parser,
+    "benchmarks.pretrained": benchmarks.pretrained.make_parser,
     "benchmarks.individuals": benchmarks.individuals.make_parser,
     "benchmarks.published": benchmarks.published.make_parser,
     "dash_vision.miniature": dash_vision.miniature.__main__.make_parser,
