@@ -41,7 +41,8 @@ def load_pretrained(folder: Path, place: str | None = None) -> Any:
     said = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # it would warn of new heads
     try:
-        return kind.from_pretrained(name, dtype=torch.float32, **({"num_labels": labels} if labels else {}))
+        options = {"num_labels": labels} if labels else {}
+        return kind.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **options)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"cannot load the base {name} ({reason}); name its folder by --base") from None
