@@ -53,7 +53,7 @@ def write(name: str, folder: Path) -> Path:
         published.write(name, folder)
     base = load_base(str(out), without_weights=True)
     torch.manual_seed(0)
-    pool = torch.randn(2**22).mul_(0.02).bfloat16()
+    pool = torch.rand(2**22).mul_(0.04).bfloat16()
     for part, network in base.components().items():
         stem = (
             "model"
@@ -90,7 +90,7 @@ def _shards(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
 
 
 def _numbers(shape: torch.Size, pool: Tensor, turn: int) -> Tensor:
-    """Numbers of the pool, from another place for each tensor."""
+    """Numbers of the pool, from another place for each tensor; none is negative, as variances must not be."""
     wanted = math.prod(shape)
     return pool.roll(997 * turn).repeat(-(-wanted // len(pool)))[:wanted].view(shape).clone()
 
