@@ -9,6 +9,7 @@ SAMPLING_STEPS = 10  # at most, of a picture that is drawn to be measured and no
 RARE_WORDS = ("sks", "ohwx", "zwx")  # that guides name: they stand for a subject and mean nothing
 NONE = "none"  # measure without encoders
 
+
 def rare_words(instance: str, class_prompt: str) -> set[str]:
     """Words of the instance prompt that stand for the subject and mean nothing: those that guides name, and one that
     is all that the class prompt lacks."""
