@@ -77,6 +77,8 @@ def _acts(function: Endpoint) -> Any:
             return JSONResponse(await run_in_threadpool(function, self, request) or {})
         except InputError as error:
             return JSONResponse({"error": str(error), "flag": flag_of(str(error))}, 400)
+        except OSError as error:
+            return JSONResponse({"error": f"this cannot be done ({error.strerror or error}); check the disk"}, 400)
 
     return endpoint
 
@@ -89,7 +91,7 @@ def _shows(function: Endpoint) -> Any:
         try:
             answer: Response = await run_in_threadpool(function, self, request)
             return answer
-        except (InputError, Refused) as error:
+        except (InputError, Refused, OSError) as error:
             return await run_in_threadpool(self.page, "problem.html", 404, problem=str(error))
 
     return endpoint
