@@ -142,7 +142,7 @@ def set_launched(adapter: Adapter) -> None:
 
 def peft_lora(model: nn.Module, target: str, rank: int) -> nn.Module:
     """`model` with PEFT's LoRA, in float32 whatever the model is in: so diffusers' training scripts and PEFT's
-    get_peft_model have it. Its layers for bitsandbytes are those that it takes for a model that loaders quantized."""
+    get_peft_model have it. On bitsandbytes' layers it has its own for them, as in a model that was loaded so."""
     if any(getattr(parameter, "quant_state", None) is not None for parameter in model.parameters()):
         cast(Any, model).is_loaded_in_4bit = True
     adapted: nn.Module = inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=target), model)

@@ -4,7 +4,8 @@
 
 FOLDER/SET/train.json and test.json are lists of {"instruction", "input", "output", "answer"}, where the instruction
 ends with "Answer format: answer1/answer2/...". The loss is on the answer alone. Each test question is scored twice: by
-the first option that the generated text names, as the paper does, and by the likelihood of the options. Results are
+the first option that the generated text names, as the paper does, and by the likelihood of the options. With --dev N,
+the last N training questions of every set are held out, and loss and accuracy on them are reported too. Results are
 written to OUTPUT_DIR/result.json. All of transformers' TrainingArguments are flags too.
 """
 
@@ -37,6 +38,8 @@ class TaskArguments:
     sets: list[str] = field(default_factory=lambda: ["boolq"], metadata={"help": "sets to train and to test on"})
     cutoff: int = field(default=256, metadata={"help": "tokens that are read of a question with its answer"})
     limit: int | None = field(default=None, metadata={"help": "use so many questions of every set, of each split"})
+    dev: int = field(default=0, metadata={"help": "training questions of every set to hold out"})
+    test_limit: int | None = field(default=None, metadata={"help": "use so many test questions of every set"})
     generate: bool = field(default=True, metadata={"help": "also score generated answers, which takes longer"})
 
 
@@ -127,11 +130,17 @@ def main() -> None:
     task, method, arguments = make_parser().parse_args_into_dataclasses()
     set_seed(arguments.seed)
     folder = Path(task.data_dir)
-    train = [row for name in task.sets for row in read_questions(folder, name, "train", task.limit)]
-    tests = {name: read_questions(folder, name, "test", task.limit) for name in task.sets}
-    for rows in tests.values():
-        for row in rows:
-            options_of(row)
+    train, dev = [], []
+    for name in task.sets:
+        rows = read_questions(folder, name, "train", None)
+        held = len(rows) - task.dev
+        if held < 1:
+            raise InputError(f"--dev {task.dev} leaves nothing of the {len(rows)} training questions of {name}")
+        train += rows[:held][: task.limit]
+        dev += rows[held:]
+    tests = {name: read_questions(folder, name, "test", task.test_limit or task.limit) for name in task.sets}
+    for row in (row for rows in (dev, *tests.values()) for row in rows):
+        options_of(row)
     tokenizer = AutoTokenizer.from_pretrained(task.model_name_or_path)
     model = AutoModelForCausalLM.from_pretrained(task.model_name_or_path, dtype=torch.float32)
     model, callbacks = apply(model, method, arguments.seed, head=[])
@@ -145,16 +154,28 @@ def main() -> None:
     )
     trainer.train()
     model.eval()
+
+    def loss(rows: list[dict[str, str]]) -> float:
+        return float(trainer.evaluate([encode(row, tokenizer, task.cutoff) for row in rows])["eval_loss"])
+
+    def likelihood(rows: list[dict[str, str]]) -> float:
+        right = [by_likelihood(model, row, tokenizer, task.cutoff) == row["answer"] for row in rows]
+        return 100 * sum(right) / len(right)
+
     scores: dict[str, dict[str, float]] = {}
     for name, rows in tests.items():
-        right = [by_likelihood(model, row, tokenizer, task.cutoff) == row["answer"] for row in rows]
-        scores[name] = {"likelihood": 100 * sum(right) / len(right)}
+        scores[name] = {"likelihood": likelihood(rows), "loss": loss(rows)}
         if task.generate:
             right = [by_generation(model, row, tokenizer) == row["answer"] for row in rows]
             scores[name]["generated"] = 100 * sum(right) / len(right)
-        print(name, ", ".join(f"{kind} {value:.2f} %" for kind, value in scores[name].items()))
+        print(name, ", ".join(f"{kind} {value:.3f}" for kind, value in scores[name].items()))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     result = {"task": asdict(task), "method": asdict(method), "seed": arguments.seed, "accuracy": scores}
-    result |= {"learning_rate": arguments.learning_rate}
+    result |= {"learning_rate": arguments.learning_rate, "parameters": trained, "steps": trainer.state.global_step}
+    if dev:
+        result |= {"dev_loss": [loss(dev)], "dev_accuracy": [likelihood(dev)]}
+    for key, kind in (("test_loss", "loss"), ("test_accuracy", "likelihood")):  # the mean over the sets
+        result[key] = sum(score[kind] for score in scores.values()) / len(scores)
     Path(arguments.output_dir, "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

@@ -28,7 +28,10 @@ ARROWS = {
     # The front door: the package's __init__ and its command line, and the scripts.
     "": {"core", "files"},
     "commands": {"diffusion", "classification", "bases", "runs", "core", "files", "miniature", "miniature.world"},
-    "studio": {"commands", "diffusion", "runs", "files", "pictures", "drawing", "miniature", "miniature.world", ""},
+    "studio": {
+        *("commands", "diffusion", "measures", "runs", "files", "pictures", "drawing", "miniature", "miniature.world"),
+        "",
+    },
     "command": {"commands", "studio", "diffusion", "classification", "runs", "files", "eval"},
 }
 # What code outside the standard library a room may import at all; None: anything that pyproject.toml names.

@@ -10,10 +10,13 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 import benchmarks.__main__
+import benchmarks.directions
 import benchmarks.individuals
+import benchmarks.pretrained
 import benchmarks.published
 import dash_vision.__main__
 import dash_vision.miniature.__main__
+import dash_vision.studio.command
 import eval.__main__
 import tests.soak.__main__
 from dash_vision.classification.config import VtabConfig
@@ -42,6 +45,8 @@ TRAINERS = {
 MODULES = {
     "eval": eval.__main__.make_parser,
     "benchmarks": benchmarks.__main__.make_parser,
+    "benchmarks.directions": benchmarks.directions.make_parser,
+    "benchmarks.pretrained": benchmarks.pretrained.make_parser,
     "benchmarks.individuals": benchmarks.individuals.make_parser,
     "benchmarks.published": benchmarks.published.make_parser,
     "dash_vision.miniature": dash_vision.miniature.__main__.make_parser,
@@ -49,8 +54,8 @@ MODULES = {
     "examples/commonsense.py": lambda: example_parser("examples/commonsense.py"),
     "examples/glue.py": lambda: example_parser("examples/glue.py"),
 }
-# Flags of programs that are not ours: of ruff, pip-audit and torchrun.
-FOREIGN = {"--check", "--skip-editable", "--nproc_per_node"}
+# Flags of programs that are not ours: of ruff, pip-audit, torchrun and pytest.
+FOREIGN = {"--screenshots", "--check", "--skip-editable", "--nproc_per_node"}
 LAUNCH = launch_command_parser()
 
 
@@ -88,6 +93,8 @@ def check(name, arguments):
         if name.endswith("dreambooth.py") or name == "dreambooth":
             arguments = ["--instance_data", "somewhere", *arguments]
         parse(TRAINERS[name], "", "", arguments)
+    elif name == "studio":
+        dash_vision.studio.command.make_parser().parse_args(arguments)
     elif name == "dash_vision":
         dash_vision.__main__.make_parser().parse_args(arguments)
     elif name in MODULES:
@@ -122,7 +129,7 @@ def test_modules_named_in_a_sentence_exist():
 def known_flags():
     parsers = [make_parser(cls, "", "") for cls in (DreamBoothConfig, PlanConfig, VtabConfig)]
     parsers += [make() for make in MODULES.values()]
-    parsers += [dash_vision.__main__.make_parser(), LAUNCH]
+    parsers += [dash_vision.__main__.make_parser(), dash_vision.studio.command.make_parser(), LAUNCH]
     flags = set(FOREIGN)
     while parsers:
         for action in parsers.pop()._actions:

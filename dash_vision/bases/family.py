@@ -1,6 +1,6 @@
 """A family of base models: everything that training and sampling ask of a base, answered in one file for each kind.
 
-A new family is a file with a subclass of `Family` and one entry in `loading.FAMILIES`. No other module knows a
+A new family is a file with a subclass of `Family` and one entry in `families.FAMILIES`. No other module knows a
 pipeline's networks by name, how its prompts and pictures are encoded, or by what process it makes noise of them.
 """
 

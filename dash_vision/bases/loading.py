@@ -2,79 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..files.errors import InputError
 from ..files.places import from_root
 from . import identity, reasons
 from .another_vae import load_vae
+from .families import family_of, family_of_tensors
 from .family import AS_THE_PIPELINE, Conditions, Defaults, Family, Marks, PromptOptions
-from .flux import Flux
-from .flux2 import Flux2Dev, Flux2Klein
-from .krea2 import Krea2
+from .folders import WITHOUT, Wanted, dtypes_of, load_repository, read, refusal
 from .miniature import DEFAULTS, MINIATURE, NOTE, pipeline_path
-from .networks import (
-    NetworkFiles,
-    SingleFile,
-    SingleFileNetwork,
-    common_dtype,
-    quiet,
-    read_single_file,
-    single_file_class,
-)
+from .networks import NetworkFiles, SingleFile, common_dtype
 from .noise import NoiseOptions, NoiseProcess
-from .quantization import INSTALL, check_installed
-from .qwen_image import QwenImage
 from .reasons import explained
-from .sd3 import StableDiffusion3
-from .sdxl import StableDiffusionXL
-from .stable_diffusion import StableDiffusion
+from .single_files import load_file, load_gguf, load_transformer, opened, unknown
 from .stored import StoredMatrix, tensors_in
-from .z_image import ZImage
-
-_WITHOUT = "; without --pretrained_model_name_or_path the run trains on the embedded miniature"
-_WEIGHTS = ["*.safetensors", "*.bin", "*.ckpt", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.onnx*", "*.gguf", "*.png"]
-_LIBRARIES = ("diffusers", "transformers")
-_DIFFUSERS = "0.40"  # has the pipelines of all families; pyproject.toml asks for it too
-FAMILIES: tuple[Family, ...] = (
-    StableDiffusion(),
-    StableDiffusionXL(),
-    Flux2Klein(),
-    Flux2Dev(),
-    ZImage(),
-    QwenImage(),
-    Flux(),
-    StableDiffusion3(),
-    Krea2(),
-)
-
-# The pipeline, its family, and the files of the networks that have no weights yet.
-_Loaded = tuple[Any, Family, dict[str, NetworkFiles]]
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """How the files of a base are read. revision, variant: of a hub id's files. hub: further arguments of what fetches
-    them. bare: networks stay without weights, which are not fetched. denoiser: a file with the weights of that network,
-    which need not be among the base's own. words: how networks are quantized, by the flag that says it."""
-
-    revision: str | None = None
-    variant: str | None = None
-    hub: dict[str, Any] = field(default_factory=dict)
-    bare: bool = False
-    denoiser: Path | None = None
-    words: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -261,25 +211,25 @@ def load_base(
     specification |= {key: word for key, word in words.items() if word != "none"}
     single_file_config, vae = _expanded(single_file_config), _expanded(vae)
     hub = {"cache_dir": kept} if kept else {}
-    wanted = _Wanted(revision, variant, hub, without_weights, words=words)
+    wanted = Wanted(revision, variant, hub, without_weights, words=words)
     path = pipeline_path() if name == MINIATURE else Path(name).expanduser()
     marks = Marks()
     _check_idle(name, path, revision, variant, single_file_config, vae, vae_revision)
     files: dict[str, NetworkFiles] = {}
     singles: dict[str, SingleFile] = {}
     if path.is_file() and path.suffix == ".gguf":
-        pipeline, family, files, singles = _load_gguf(path, single_file_config, wanted, dtype)
+        pipeline, family, files, singles = load_gguf(path, single_file_config, wanted, dtype)
     elif path.is_file():
-        with _opened(path) as file:
-            whole = _family_of_tensors(file.keys())
+        with opened(path) as file:
+            whole = family_of_tensors(file.keys())
             marks = whole.marks(file, single_file_config is not None) if whole else marks
         if whole is not None:
             family = whole
-            pipeline, singles = _load_file(path, family, single_file_config, wanted, dtype)
+            pipeline, singles = load_file(path, family, single_file_config, wanted, dtype)
         else:
-            pipeline, family, files = _load_transformer(path, single_file_config, wanted)
+            pipeline, family, files = load_transformer(path, single_file_config, wanted)
     else:
-        pipeline, family, files = _load_repository(str(path) if path.is_dir() else name, wanted)
+        pipeline, family, files = load_repository(str(path) if path.is_dir() else name, wanted)
     if vae is not None:
         pipeline.register_modules(vae=load_vae(pipeline.vae, vae, vae_revision, hub))
         files.pop("vae", None)
@@ -292,7 +242,7 @@ def load_base(
     family.check_prompts(pipeline, options)
     base = Base(name, family, pipeline, family.suited(pipeline), specification, family.note(pipeline), options)
     base.files, base.sampler = {**files, **singles}, sampler
-    base.waiting = {part: partial(_read, found, _dtypes(part, family, dtype)) for part, found in files.items()}
+    base.waiting = {part: partial(read, found, dtypes_of(part, family, dtype)) for part, found in files.items()}
     drawn_by = type(pipeline.scheduler).__name__
     if drawn_by != sampler:
         base.note = base.note or f"its {sampler} cannot draw up to pure noise, so samples are drawn by {drawn_by}"
@@ -336,7 +286,7 @@ def load_again(
     try:
         return load_base(**arguments, dtype=dtype)
     except InputError as error:
-        raise InputError(str(error).removesuffix(_WITHOUT)) from None  # which is of a training
+        raise InputError(str(error).removesuffix(WITHOUT)) from None  # which is of a training
 
 
 def _check_classes(name: str, family: Family, pipeline: Any) -> None:
@@ -368,230 +318,12 @@ def find_family(name: str) -> Family:
 
     path = Path(name).expanduser()
     if path.is_file():
-        with _opened(path) as file:
+        with opened(path) as file:
             keys = list(file.keys())
-        return _family_of_tensors(keys) or _unknown(path, keys)
-    with explained(lambda error: _refusal(name, reasons.of_name(name, error, None, None))):
+        return family_of_tensors(keys) or unknown(path, keys)
+    with explained(lambda error: refusal(name, reasons.of_name(name, error, None, None))):
         index = diffusers.DiffusionPipeline.load_config(str(path) if path.is_dir() else name)
-    return _family_of(index, name)
-
-
-def _load_repository(name: str, wanted: _Wanted) -> _Loaded:
-    import diffusers
-    import huggingface_hub
-
-    if Path(name).is_dir():
-        return _load_folder(Path(name), name, wanted)
-    revision, variant = wanted.revision, wanted.variant
-    where = wanted.hub | ({"revision": revision} if revision else {})
-    with explained(lambda error: _refusal(name, reasons.of_name(name, error, revision, variant))):
-        index = diffusers.DiffusionPipeline.load_config(name, **where)
-        family = _family_of(index, name)
-        options = family.loading_options() | ({family.denoiser: None} if wanted.denoiser else {})
-        if wanted.bare:
-            folder = huggingface_hub.snapshot_download(
-                name, revision=revision, ignore_patterns=_WEIGHTS, cache_dir=wanted.hub.get("cache_dir")
-            )
-        else:
-            folder = diffusers.DiffusionPipeline.download(
-                name, variant=variant, use_safetensors=True, **options, **where
-            )
-        if wanted.denoiser:  # what is fetched of it is its configuration
-            kind = getattr(diffusers, index[family.denoiser][1])
-            kind.load_config(name, subfolder=family.denoiser, **where)
-    return _load_folder(Path(folder), name, wanted)
-
-
-def _load_folder(folder: Path, name: str, wanted: _Wanted) -> _Loaded:
-    """The pipeline in a folder, its networks without weights. name: as the user calls it."""
-    import diffusers
-
-    variant = wanted.variant
-    with explained(lambda error: _refusal(name, reasons.of_folder(folder, error, (), variant))):
-        index = diffusers.DiffusionPipeline.load_config(str(folder))
-    family = _family_of(index, name)
-    # diffusers wants to be told of parts that a base was saved without.
-    absent = {part: None for part, kind in index.items() if kind == [None, None]}
-    lacking = [part for part in ("vae", family.denoiser) if part in absent]
-    if lacking:
-        raise InputError(_refusal(name, f"its model_index.json names no {' and no '.join(lacking)}; give a whole base"))
-    options: dict[str, Any] = absent | family.loading_options()
-    sources: dict[str, NetworkFiles] = {}
-    parts = ("vae", family.denoiser, *(part for part in family.text_encoders if index.get(part, [None])[-1]))
-    used = {part: kind for part, kind in index.items() if part not in options}
-    with explained(lambda error: _refusal(name, reasons.of_folder(folder, error, parts, variant, used))), quiet():
-        for part in parts:
-            library, kind = index[part]
-            if library in _LIBRARIES:  # of others diffusers says what they are; nothing that a file names is imported
-                file = wanted.denoiser if part == family.denoiser else None
-                lies_here = file is None and not wanted.bare
-                fault = reasons.of_part(folder / part, lies_here, variant)  # now, not when the weights are wanted
-                if fault:
-                    raise InputError(_refusal(name, fault))
-                flag = _quantized_by(part, family)
-                word = wanted.words.get(flag, "none")
-                files = NetworkFiles(name, folder / part, library, kind, variant, word)
-                if file is not None:
-                    files = SingleFileNetwork(str(file), folder / part, library, kind, None, word, file)
-                if not wanted.bare:
-                    _check_quantized(files, flag)
-                options[part] = _empty(files)
-                sources[part] = files
-        pipeline = _pipeline_class(family).from_pretrained(
-            str(folder), torch_dtype=torch.float32, use_safetensors=True, **options
-        )
-    unused = reasons.without_variant(folder, parts, variant) if variant and not wanted.bare else None
-    if unused:
-        raise InputError(_refusal(name, unused))
-    return pipeline, family, sources
-
-
-def _empty(files: NetworkFiles) -> nn.Module:
-    """A network without weights. Raises InputError."""
-    with explained(lambda error: _refusal(files.base, files.why(error))):
-        return files.empty()
-
-
-def _quantized_by(part: str, family: Family) -> str:
-    """The flag that says how a network is quantized; "" for one that is not."""
-    if part == family.denoiser:
-        return "quantize"
-    return "quantize_text_encoder" if part in family.text_encoders else ""
-
-
-def _check_quantized(files: NetworkFiles, flag: str) -> None:
-    """Raises InputError where a network is quantized on disk and shall be so once more, or its library is missing."""
-    if files.quantize == "none":
-        return
-    if files.quantized_as is not None:
-        raise InputError(
-            f"--{flag} {files.quantize}: the {files.folder.name} of the base {files.base} is quantized already "
-            f"({files.quantized_as}); leave it out, or give the base that it was made of"
-        )
-    check_installed(files.quantize, f"--{flag}")
-
-
-def _dtypes(part: str, family: Family, dtype: torch.dtype) -> tuple[torch.dtype, ...]:
-    """The dtypes in which a network may be kept, the first in any case and the others where its files have them. VAEs
-    overflow in half precision, and text encoders in float16."""
-    if part == family.denoiser:
-        return (dtype,)
-    if part in family.text_encoders and dtype != torch.float32:
-        return torch.float32, torch.bfloat16
-    return (torch.float32,)
-
-
-def _read(files: NetworkFiles, dtypes: tuple[torch.dtype, ...]) -> nn.Module:
-    """A network with its weights, in the dtype of its files if that is one of `dtypes`, else in the first of these.
-    Raises InputError, for lacking tensors too: the libraries would leave random numbers there, with a warning."""
-    with explained(lambda error: _refusal(files.base, files.why(error))), quiet():
-        stored = files.stored_dtype() if len(dtypes) > 1 else dtypes[0]
-        network, missing = files.read(stored if stored in dtypes else dtypes[0])
-    if missing:
-        raise InputError(_refusal(files.base, reasons.missing_tensors(files.folder.name, missing)))
-    return network
-
-
-def _load_file(
-    path: Path, family: Family, config: str | None, wanted: _Wanted, dtype: torch.dtype
-) -> tuple[Any, dict[str, SingleFile]]:
-    """The pipeline of a file that holds all its networks, and where its denoiser lies."""
-    word, options = wanted.words["quantize"], family.loading_options()
-    check_installed(word, "--quantize")
-    if wanted.words["quantize_text_encoder"] != "none":
-        raise InputError("--quantize_text_encoder takes bases in folders, and this one is a single file; leave it out")
-    kind = single_file_class(_pipeline_class(family), family.denoiser)
-    with explained(lambda error: _refusal(str(path), reasons.of_file(path, error, config))), quiet():
-        if word != "none":
-            place = {"config": config, "subfolder": family.denoiser} if config else {}
-            options[family.denoiser] = read_single_file(kind, path, word, dtype, **place)
-        pipeline = _pipeline_class(family).from_single_file(
-            str(path),
-            torch_dtype=torch.float32,
-            **options,
-            **({"config": config} if config else {}),
-            **wanted.hub,
-        )
-    networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-    if any(tensor.is_meta for network in networks for tensor in network.parameters()):
-        raise InputError(_refusal(str(path), reasons.incomplete_file()))
-    denoiser = getattr(pipeline, family.denoiser)
-    return pipeline, {family.denoiser: SingleFile(path, kind.__name__, dict(cast(Any, denoiser).config), word)}
-
-
-def _load_transformer(path: Path, config: str | None, wanted: _Wanted) -> _Loaded:
-    """The pipeline of `config`, a hub id or folder, with the transformer that a file holds."""
-    with _opened(path) as file:
-        keys = list(file.keys())
-    if config is None or any("lora" in key for key in keys):
-        _unknown(path, keys)
-    if Path(config).is_dir() and not (Path(config) / reasons.INDEX).is_file():
-        raise InputError(f"--single_file_config {config} has no {reasons.INDEX}; give the folder of a whole base")
-    loaded = _load_repository(config, replace(wanted, denoiser=path))
-    if loaded[1].single_files:
-        raise InputError(
-            f"{path} holds no whole base of {loaded[1].name}, which --single_file_config {config} is of; give a file "
-            "with all its networks"
-        )
-    return loaded
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A single file, to look at. Raises InputError where it is none that is safe, or is damaged."""
-    if path.suffix != ".safetensors":
-        raise InputError(
-            f"{path} is not a .safetensors file; other formats can run code when they are opened: convert it first"
-        )
-    try:
-        with safe_open(path, "pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is no complete .safetensors file ({error}); fetch it again") from None
-
-
-def _unknown(path: Path, keys: list[str]) -> NoReturn:
-    raise InputError(
-        f"{path} holds no whole base of Stable Diffusion 1, 2 or XL (its tensors are called {', '.join(keys[:2])}, "
-        "...); for a file of a transformer alone add --single_file_config with the hub id or folder of its base, and "
-        "for a LoRA give the base model instead"
-    )
-
-
-def _load_gguf(
-    path: Path, config: str | None, wanted: _Wanted, dtype: torch.dtype
-) -> tuple[Any, Family, dict[str, NetworkFiles], dict[str, SingleFile]]:
-    """The pipeline at `config`, its denoiser from a GGUF file."""
-    if config is None:
-        raise InputError(
-            f"{path} holds a denoiser alone; give --single_file_config with the folder or hub id of a base of its "
-            "kind, which has the other parts"
-        )
-    word = wanted.words["quantize"]
-    if word != "none":
-        raise InputError(f"--quantize {word}: {path} is quantized already (gguf); leave it out")
-    if importlib.util.find_spec("gguf") is None:
-        raise InputError(f"{path} needs gguf, which is not installed: {INSTALL}")
-    pipeline, family, files = _load_repository(config, wanted)
-    found = files.pop(family.denoiser)
-    with explained(lambda error: _not_of(path, family, config, error)), quiet():
-        kind = type(getattr(pipeline, family.denoiser))
-        place = {"config": str(found.folder.parent), "subfolder": family.denoiser}
-        denoiser = read_single_file(kind, path, "gguf", dtype, **place)
-        if any(tensor.is_meta for tensor in denoiser.parameters()):
-            raise ValueError("it lacks some of its tensors")
-    pipeline.register_modules(**{family.denoiser: denoiser})
-    single = SingleFile(path, kind.__name__, dict(cast(Any, denoiser).config), "gguf")
-    return pipeline, family, files, {family.denoiser: single}
-
-
-def _not_of(path: Path, family: Family, config: str, error: Exception) -> str:
-    """What to say of a GGUF file that does not fit."""
-    general = reasons.needed(error) or reasons.disk(error)
-    return general or (
-        f"{path} is no GGUF file of the {family.denoiser} of {config}, a {family.name} ({reasons.quoted(error)}); give "
-        "--single_file_config with a base of the file's own family and size"
-    )
+    return family_of(index, name)
 
 
 def _check_idle(
@@ -614,10 +346,6 @@ def _check_idle(
             raise InputError(f"--{flag} {value} does nothing here: {why}; leave it out")
 
 
-def _refusal(name: str, reason: str) -> str:
-    return f"cannot load the base {name}: {reason}{_WITHOUT}"
-
-
 def _expanded(name: str | None) -> str | None:
     """ "--flag=~/folder" reaches us unexpanded."""
     return str(Path(name).expanduser()) if name and name.startswith("~") else name
@@ -628,31 +356,3 @@ def _absolute(name: str | None) -> str | None:
     if name is None or not Path(name).expanduser().exists():
         return name
     return str(from_root(name))
-
-
-def _family_of_tensors(keys: Collection[str]) -> Family | None:
-    """The family of a single file that holds all networks of a base; None for another file."""
-    return next((family for family in FAMILIES if family.owns(keys)), None)
-
-
-def _family_of(index: Any, name: str) -> Family:
-    pipeline_class = index.get("_class_name")
-    for family in FAMILIES:
-        if family.pipeline_class == pipeline_class:
-            _pipeline_class(family)  # before anything is fetched
-            return family
-    known = ", ".join(f"{f.name} ({f.pipeline_class})" for f in FAMILIES)
-    raise InputError(f"the base {name} is a {pipeline_class}; dash-vision trains {known}")
-
-
-def _pipeline_class(family: Family) -> Any:
-    """The family's class of diffusers. Raises InputError where the installed version is older than that."""
-    import diffusers
-
-    found = getattr(diffusers, family.pipeline_class, None)
-    if found is None:
-        raise InputError(
-            f"{family.name} needs diffusers >= {_DIFFUSERS}, and {diffusers.__version__} is installed, which has no "
-            f'{family.pipeline_class}: pip install --upgrade "diffusers>={_DIFFUSERS}"'
-        )
-    return found

@@ -22,6 +22,7 @@ class StableDiffusionXL(StableDiffusion):
     name = "Stable Diffusion XL"
     pipeline_class = "StableDiffusionXLPipeline"
     text_encoders = ("text_encoder", "text_encoder_2")
+    light_text_encoders = False  # the second one has 0.7 billion numbers
     trained_encoders = ("text_encoder", "text_encoder_2")
     defaults = Defaults(
         learning_rate=1e-4,

@@ -107,7 +107,7 @@ def _percent(share: float) -> str:
 def _has_kohya(native: Path) -> bool:
     """Whether the file says that it is of a family with a kohya layout; False where it says nothing. Raises InputError
     for a family without one."""
-    from ..bases.loading import FAMILIES
+    from ..bases.families import FAMILIES
     from ..files.native import read_notes
 
     name = read_notes(native).get("family")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,14 +30,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the pipeline of a DreamBooth run, or the classifier of a VTAB run. Raises InputError."""
+    """Write the pipeline of a DreamBooth run, the classifier of a VTAB run, or the model that transformers' Trainer has
+    trained. Raises InputError."""
     folder = find_run(args.adapter)
     if folder is not None:
         _merge_pipeline(folder, args.adapter, args.out, args.checkpoint, args.dtype)
+    elif (language := _language_folder(args.adapter)) is not None:
+        _merge_language(language, args.out, args.checkpoint, args.dtype)
     elif args.dtype is not None:
         raise InputError(f"--dtype {args.dtype} is of pipelines, and a classifier is written in float32; leave it out")
     else:
         adapters.classify(args)
+
+
+def _language_folder(adapter: Path) -> Path | None:
+    """The folder of a plain LoRA for a model of transformers, if `adapter` is one or lies in one."""
+    folder = adapter if adapter.is_dir() else adapter.parent
+    try:
+        about = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return folder if about["task_type"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _merge_language(folder: Path, out: Path, place: str | None, dtype: str | None) -> None:
+    """With PEFT, from the plain LoRA of rank r + k, which holds everything, trained heads too; integrations.peft writes
+    it into a folder of its own."""
+    import torch
+    from peft import PeftModel
+
+    from ..bases.pretrained import load_pretrained
+    from ..files.atomic import new_folder
+
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise InputError(f"{out} is there already; give a new folder for the merged model")
+    folder = max(folder.glob("plain-lora/rank-*"), key=lambda f: int(f.name.rpartition("-")[2]), default=folder)
+    base = load_pretrained(folder, place)
+    merged = PeftModel.from_pretrained(base, folder).merge_and_unload()
+    merged = merged.to(getattr(torch, adapters.DTYPES[dtype])) if dtype else merged
+    with new_folder(out) as temporary:
+        merged.save_pretrained(temporary)
+    print(f"wrote {out}: the base with the adapter in its weights; {type(merged).__name__}.from_pretrained loads it")
 
 
 def _merge_pipeline(folder: Path, adapter: Path, out: Path, place: str | None, dtype: str | None) -> None:

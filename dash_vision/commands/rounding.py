@@ -35,7 +35,10 @@ def lines(file: Path, place: str | None, word: str) -> Iterator[str]:
     for component, state in states.items():
         for module in [module for module, kind in state.kinds.items() if kind == "linear"]:
             W = _weight(base, component, module, state, file)
-            share = surviving(W, _update(state, module, file), partial(rounded, word=word))
+            if state.compact:
+                raise InputError(f"{file} is compact and has no directions; give the whole file")
+            down, up = state.factors(module)
+            share = surviving(W, (up @ down).float(), partial(rounded, word=word))
             few, count = few + (share < _LITTLE), count + 1
             yield f"  {component}.{module}  {100 * share:.0f}%"
     if not count:
@@ -66,15 +69,3 @@ def _weight(base: Base, component: str, module: str, state: AdapterState, file: 
     if W.shape != (out, in_) or compare_probes({module: probe_matrix(W)}, {module: state.probes[module]}):
         raise InputError(f"{file} was trained on other weights than {base.name} holds; name its base by --base")
     return W
-
-
-def _update(state: AdapterState, module: str, file: Path) -> Tensor:
-    """(alpha / r) B A + U diag(dsigma) V^T, [out, in], float32."""
-    if state.launched and state.compact:
-        raise InputError(f"{file} is compact and has no directions; give the whole file")
-    A, B, dsigma = (state.tensors[f"{module}.{key}"].float() for key in ("A", "B", "dsigma"))
-    update = state.scaling * (B @ A)
-    if state.launched:
-        U, V = (state.tensors[f"{module}.{key}"].float() for key in ("U", "V"))
-        update = update + (U * dsigma) @ V
-    return update

@@ -71,8 +71,20 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        W = dequantized(ctx.layer)
-        return (gradient.to(W.dtype) @ W).to(ctx.dtype), None
+        return _times_weight(gradient, ctx.layer).to(ctx.dtype), None
+
+
+def _times_weight(g: Tensor, layer: nn.Module) -> Tensor:
+    """g [tokens, out] @ W of a layer whose weight can be dequantized. Where it has a scale for each row, as torchao's,
+    g is scaled instead of W, which has many more numbers."""
+    weight = cast(Any, layer.weight)
+    numbers, scale, zero = (getattr(weight, name, None) for name in ("qdata", "scale", "zero_point"))
+    if isinstance(numbers, Tensor) and isinstance(scale, Tensor) and numbers.shape == weight.shape:
+        by_rows = scale.shape == (len(numbers), 1)
+        if by_rows and (zero is None or not zero.any()):
+            return (g * scale.T).to(g.dtype) @ numbers.to(g.dtype)
+    W = dequantized(layer)
+    return g.to(W.dtype) @ W
 
 
 @torch.no_grad()

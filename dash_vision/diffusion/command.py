@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from ..files.errors import InputError, RunError, Stopped
 from ..miniature import MINIATURE
@@ -107,15 +107,27 @@ def _run(config: DreamBoothConfig, runtime: Runtime) -> None:
         print(f"load it:  pipe.load_lora_weights({str(job.plan.output)!r}, weight_name={DIFFUSERS_NAME!r})")
 
 
+def _what_fits(runtime: Runtime | None) -> str:
+    """What to do where the memory does not suffice."""
+    import torch
+
+    from ..core.decompositions import memory
+
+    gpu = runtime is not None and runtime.device.type == "cuda"
+    size = torch.cuda.get_device_properties(cast(Any, runtime).device).total_memory if gpu else memory()[0]
+    budget = f"--budget {max(1, round(size / 2**30))}GB{'' if gpu else ' --no_gpu'}" if size else "--budget"
+    return (
+        f"dash-vision plan, with the settings of this run and {budget}, says which flags make it fit, such as "
+        "--mixed_precision bf16, --gradient_checkpointing, --offload or --quantize; checkpoints and adapters written "
+        "before are kept"
+    )
+
+
 def _explain(error: Exception, runtime: Runtime | None) -> str | None:
     """What to tell the user of an error of torch; None where there is nothing better than a report."""
     from ..runs.runtime import compile_failure, memory_failure
 
-    advice = (
-        "try --mixed_precision bf16 (or fp16), --gradient_checkpointing, --train_batch_size 1 or a smaller "
-        "--resolution; checkpoints and adapters written before are kept"
-    )
-    known = compile_failure(error) or memory_failure(error, advice)
+    known = compile_failure(error) or memory_failure(error, _what_fits(runtime))
     if known or runtime is None or runtime.world == 1:
         return known
     # torch has no error of its own for a peer that is gone: gloo's is a plain RuntimeError.

@@ -11,6 +11,7 @@ from ..miniature import MINIATURE, STEPS, pipeline_path
 from ..pictures.listing import list_folder
 from .checkpoints import starting_point
 from .config import DreamBoothConfig, check_lengths
+from .heldout import check_holdout
 from .hub import check_token
 from .prompts import derive_prompts
 
@@ -18,7 +19,9 @@ from .prompts import derive_prompts
 def look(settings: DreamBoothConfig) -> None:
     """Raises InputError for what a run could not use, as far as that can be told in a moment; setup looks closer."""
     if not settings.dataset_name:
-        list_folder(settings.instance_data_dir, captions=settings.use_captions)
+        listing = list_folder(settings.instance_data_dir, captions=settings.use_captions)
+        if settings.holdout is not None:
+            check_holdout(settings.holdout, listing)
         derive_prompts(settings)
     starting_point(Path(settings.output_dir).expanduser(), settings.resume_from_checkpoint, settings.overwrite)
     _check_resolution(settings)

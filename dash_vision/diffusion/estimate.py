@@ -20,6 +20,7 @@ from ..pictures.crops import CropInfo
 from ..runs.seeds import stream
 from .job import loss_of
 from .latents import Batch
+from .long_prompts import join_chunks, tokenize_chunks
 from .metering import Meter, imagine, imagined, size_of, telling_shapes
 from .plan import Plan
 from .setup import noise_of, targets_of
@@ -160,12 +161,12 @@ def _training(
         network.to(dtype)
     size = _in_few_bits(networks[family.denoiser], settings.quantize)
     unpacked = _unpacked(networks[family.denoiser], settings.quantize)
-    batch, encoded = _batch(plan, base, process), [conditions] * _batch_size(plan)
+    batch = _batch(plan, base, process)
     with imagined(dtype, cuda):
         adapters = [_adapted(plan, base, name, network) for name, network in networks.items()]
         batch.latents, batch.noise = torch.empty_like(batch.latents), torch.empty_like(batch.noise)
         with Meter() as meter:
-            told = family.join(encoded) | batch.pictures
+            told = _told(plan, base, networks, conditions) | batch.pictures
             loss_of(family, networks[family.denoiser], process, batch, told).backward()
             peak = meter.peak + unpacked
     layers = [layer for adapter in adapters for layer in adapter.layers.values()]
@@ -176,11 +177,27 @@ def _training(
     return size, kept, trained, peak, spectra, max((memory_of(*shape) for shape in shapes), default=0)
 
 
+def _told(plan: Plan, base: Base, networks: dict[str, nn.Module], conditions: Conditions) -> Conditions:
+    """What the denoiser is told of a batch: encoded in the step where text encoders are trained."""
+    family, number = base.family, _batch_size(plan)
+    if not plan.settings.train_text_encoder:
+        return family.join([conditions] * number)
+    if plan.chunks > 1:
+        ids = tokenize_chunks(family, base.pipeline, plan.prompts.instance, plan.chunks)
+    else:
+        ids = family.tokenize(base.pipeline, [plan.prompts.instance], torch.device("cpu"), base.prompt_options)
+    ids = [torch.cat([torch.zeros_like(part)] * number) for part in ids]
+    encoders = [networks[name] for name in family.trained_encoders]
+    return join_chunks(family.encode_tokens(encoders, ids, base.prompt_options), plan.chunks)
+
+
 def _adapted(plan: Plan, base: Base, name: str, network: nn.Module) -> Adapter:
     """The adapter in a network whose weights are made fake."""
     imagine(network)
     if plan.settings.gradient_checkpointing and name == base.family.denoiser:
         cast(Any, network).enable_gradient_checkpointing()
+    elif plan.settings.gradient_checkpointing:
+        cast(Any, network).gradient_checkpointing_enable({"use_reentrant": False})
     network.requires_grad_(False)
     adapter = inject(network, plan.settings.dash_config(plan.rank, targets_of(plan, base)[name]))
     network.train()

@@ -30,7 +30,6 @@ from .latents import Batch, Example
 from .outputs import save_picture
 
 TIMES = 8  # noise levels at which the loss of a held-out picture is taken
-_AT_ONCE = 8
 _FAILURES = (RuntimeError, OSError, ValueError, MemoryError)  # InputError and RunError are among these
 
 
@@ -174,7 +173,7 @@ class Evaluator:
             generator = stream(job.plan.settings.seed, "heldout", number, draw)
             noises.append(torch.randn(view.mean.shape, generator=generator))
             times.append(job.process.sample_times(1, view.size, generator))
-        size, total = job.plan.train_batch_size, 0.0
+        size, total = max(job.plan.train_batch_size, _at_once(job.plan.resolution)), 0.0
         for first in range(0, TIMES, size):
             part = range(first, min(first + size, TIMES))
             count = len(part)
@@ -197,8 +196,8 @@ class Evaluator:
     def _draw(self, prompts: Sequence[str], numbers: Sequence[int]) -> list[Image.Image]:
         job, plan = self.job, self.job.plan
         size = (plan.resolution, plan.resolution)
-        at_once = _AT_ONCE if plan.resolution <= 128 else _AT_ONCE // 4  # halved where memory does not suffice
-        how = Sampling(self.steps, plan.guidance_scale, size, at_once, plan.settings.offload != "none")
+        makes_room = plan.settings.offload != "none"
+        how = Sampling(self.steps, plan.guidance_scale, size, _at_once(plan.resolution), makes_room)
         return sample(job.base, prompts, plan.settings.seed, numbers, how, job.runtime.device, job.runtime.dtype)
 
     # -- the end
@@ -215,6 +214,11 @@ class Evaluator:
         """Note that the training ended before its last step."""
         self.evaluation = dataclasses.replace(self.evaluation, stopped=self.job.training.step)
         write_evaluation(self.path, self.evaluation)
+
+
+def _at_once(side: int) -> int:
+    """Pictures that are computed at once, without gradients."""
+    return 8 if side <= 128 else 2
 
 
 @contextmanager

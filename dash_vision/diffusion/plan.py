@@ -60,6 +60,11 @@ class Plan:
         """Every setting but secrets by its name, resolved; JSON-ready."""
         return {name: getattr(self, name, value) for name, value in self.settings.to_dict().items()}
 
+    @property
+    def columns(self) -> list[str]:
+        """The prompt of every column of samples.png."""
+        return [prompt for prompt in self.validation_prompts for _ in range(self.settings.num_validation_images)]
+
     def identity(self) -> dict[str, Any]:
         """The settings that a checkpoint and the run that resumes from it must agree in."""
         settings = self.settings

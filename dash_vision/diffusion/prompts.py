@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..files.errors import InputError
-from ..measures.asking import rare_words
-from ..measures.names import RARE_WORDS
+from ..measures.names import RARE_WORDS, rare_words
 from ..pictures.listing import subfolder_names
 from ..pictures.names import FolderName, name_of
 from .config import DreamBoothConfig

@@ -42,7 +42,7 @@ def fit(job: DreamBoothJob) -> None:
         network.train()
     for adapter in job.adapters.values():
         adapter.prepare()
-    job.journal.write(phase="train", step=training.step, total=total)
+    job.journal.write(phase="train", step=training.step, total=total, prompts=job.plan.columns)
     with catching_signals() as stop, job.progress():
         if evaluator is not None:
             evaluator.resume()
@@ -217,7 +217,7 @@ def draw(job: DreamBoothJob, name: str, base_row: bool, exported: Base | None = 
         inputs=job.material.inputs,
         instance_prompt=plan.prompts.instance,
         subject=plan.prompts.subject or plan.prompts.instance,
-        columns=[prompt for prompt in plan.validation_prompts for _ in range(plan.settings.num_validation_images)],
+        columns=plan.columns,
         seed=plan.settings.seed,
         steps=base.defaults.num_inference_steps if steps is None else steps,
         guidance=base.defaults.guidance_scale if guidance is None else guidance,

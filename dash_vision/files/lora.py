@@ -118,10 +118,7 @@ def _folded_rank(state: AdapterState, module: str) -> int:
 
 def _fold(state: AdapterState, module: str) -> Factors:
     """(A' [rank, in], B' [out, rank]) of one layer in float64; a convolution's as matrices."""
-    A, B, dsigma, U, V = (state.tensors[f"{module}.{key}"].double() for key in ("A", "B", "dsigma", "U", "V"))
-    down, up = A, B * state.scaling
-    if state.launched:
-        down, up = torch.cat([down, V]), torch.cat([up, U * dsigma], dim=1)
+    down, up = state.factors(module)
     if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
         raise ValueError(f"{module} holds NaN or infinity; retrain")
     return down, up

@@ -88,6 +88,13 @@ class AdapterState:
         A, dsigma = self.tensors[f"{module}.A"], self.tensors[f"{module}.dsigma"]
         return self.tensors[f"{module}.B"].shape[0], A.shape[1], A.shape[0], dsigma.shape[0]
 
+    def factors(self, module: str) -> tuple[Tensor, Tensor]:
+        """(A' [r, in], B' [out, r]) of a layer, float64, whose product B' A' is its update; launched ones have r + k
+        instead of r. Not of a compact state."""
+        A, B, dsigma, U, V = (self.tensors[f"{module}.{key}"].double() for key in ("A", "B", "dsigma", "U", "V"))
+        down, up = A, B * self.scaling
+        return (torch.cat([down, V]), torch.cat([up, U * dsigma], dim=1)) if self.launched else (down, up)
+
     def compacted(self) -> AdapterState:
         """The same without U and V."""
         kept = {key: t for key, t in self.tensors.items() if key.rpartition(".")[2] in COMPACT_KEYS}

@@ -144,14 +144,25 @@ def save_as_lora(model: PeftModel, folder: str | PathLike[str], dtype: torch.dty
 
     Returns the path of the weights file. Raises InputError when the model has no dash (see `to_dash`).
     """
+    path = _save_as_lora(model, folder, dtype)
+    assert path is not None, "it is written"
+    return path
+
+
+def _save_as_lora(
+    model: PeftModel, folder: str | PathLike[str], dtype: torch.dtype = torch.float32, main: bool = True
+) -> Path | None:
+    """save_as_lora, on every process of a split model, which has to be gathered; the main one writes."""
     adapter = _adapter_of(model)
+    state, heads = adapter.state(), _trained_whole(model, adapter.name)
+    if not main:
+        return None
     config = model.peft_config[adapter.name]
     entries = {
         "base_model_name_or_path": config.base_model_name_or_path,
         "task_type": config.task_type and str(getattr(config.task_type, "value", config.task_type)),
     }
-    whole = _trained_whole(model, adapter.name)
-    return export_states({"model": adapter.state()}, folder, "peft", dtype, whole, peft=entries).path
+    return export_states({"model": state}, folder, "peft", dtype, heads, peft=entries).path
 
 
 def from_lora(model: PeftModel, folder: str | PathLike[str], **settings: Any) -> DashSchedule:
@@ -249,6 +260,24 @@ class PeftAdapter:
         own = self.state_dict()
         for key, tensor in state.items():
             own[key].copy_(tensor)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether FSDP has split the model over the processes."""
+        return any(is_sharded(w.A) for _, w in self.weights())
+
+    def place(self, folder: str | PathLike[str]) -> Path:
+        """Where PEFT writes the adapter in a folder: one that is not called "default" has a folder of its own."""
+        return Path(folder) / ("" if self.name == "default" else self.name)
+
+    def write_plain(self, folder: str | PathLike[str], main: bool = True) -> None:
+        """Write the plain LoRA beside PEFT's files in `folder`, and a note of it; every process of a split model has
+        to call it, and the main one writes."""
+        rank = self.config.rank + (max(w.dsigma.numel() for _, w in self.weights()) if self.launched else 0)
+        plain = Path(PLAIN) / f"rank-{rank}"
+        _save_as_lora(self.model, self.place(folder) / plain, main=main)
+        if main:
+            (self.place(folder) / "DASH.md").write_text(_NOTE.format(plain=f"`{plain}`"))
 
     def state(self) -> AdapterState:
         """A snapshot on the CPU, as native files hold it. Raises RuntimeError for averaged directions, and for shifts
@@ -413,12 +442,12 @@ class _SavePlainToo:
         type(model).save_pretrained(model, save_directory, *args, **kwargs)
         name = self.adapter.name
         written = name in model.peft_config and name in (kwargs.get("selected_adapters") or [name])
-        if kwargs.get("is_main_process", True) and written:
-            # PEFT gives an adapter that is not called "default" a folder of its own.
-            folder = Path(save_directory) / ("" if name == "default" else name)
-            plain = folder / PLAIN / f"rank-{_plain_rank(self.adapter)}"
-            save_as_lora(model, plain)
-            (folder / "DASH.md").write_text(_NOTE.format(plain=plain.relative_to(folder)))
+        if written and self.adapter.sharded:
+            # Not every process comes here, so that nothing can be gathered; DashCallback writes it a moment later.
+            if kwargs.get("is_main_process", True):
+                (self.adapter.place(save_directory) / "DASH.md").write_text(_NOTE.format(plain=_BY_HAND))
+        elif written and kwargs.get("is_main_process", True):
+            self.adapter.write_plain(save_directory)
 
 
 class _LoadAll:
@@ -461,16 +490,13 @@ def _refuse_merging(*args: Any, **kwargs: Any) -> None:
     )
 
 
-def _plain_rank(adapter: PeftAdapter) -> int:
-    return adapter.config.rank + (max(w.dsigma.numel() for _, w in adapter.weights()) if adapter.launched else 0)
-
-
+_BY_HAND = "the folder that `save_as_lora` writes when every process calls it"
 _NOTE = """# A LoRA-Dash adapter
 
 `adapter_model.safetensors` in this folder holds LoRA's factors and, beside them, the shifts of singular values that
 LoRA-Dash learned. PEFT alone reads the factors and leaves the shifts out.
 
-- To use the trained model with PEFT alone, load `{plain}`: a plain LoRA that holds everything.
+- To use the trained model with PEFT alone, load {plain}: a plain LoRA that holds everything.
 - To go on training, load this folder with `PeftModel.from_pretrained(base, folder, is_trainable=True)` and call
   `dash_vision.integrations.peft.from_lora(model, folder)`.
 """

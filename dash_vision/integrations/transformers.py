@@ -243,6 +243,8 @@ def _write(adapter: Adapter, folder: Path, main: bool) -> None:
     """Write an adapter's files. Every process takes part where the model is split: its tensors have to be gathered."""
     snapshot = adapter.state()
     heads = trained_modules(adapter) if isinstance(adapter, Adapter) else {}
+    if not isinstance(adapter, Adapter) and adapter.sharded:  # else save_pretrained does it
+        adapter.write_plain(folder, main)
     if not main:
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .names import RARE_WORDS
+from .names import rare_words
 from .prompts import unrelated_prompts
 from .yardstick import Asked
 
@@ -26,12 +26,3 @@ def ask(captions: Sequence[str], instance: str, class_prompt: str, embedded: boo
     said = tuple(" ".join(word for word in prompt.split() if word not in rare) for prompt in subject)
     classes = () if class_prompt == instance else (class_prompt,) * len(subject)
     return Asked(subject, classes, unrelated_prompts(embedded, f"{instance} {class_prompt}"), said), own
-
-
-def rare_words(instance: str, class_prompt: str) -> set[str]:
-    """Words of the instance prompt that stand for the subject and mean nothing: those that guides name, and one that
-    is all that the class prompt lacks."""
-    words, rest = instance.split(), class_prompt.split()
-    found = {word for word in words if word in RARE_WORDS}
-    alone = [word for i, word in enumerate(words) if words[:i] + words[i + 1 :] == rest]
-    return found | set(alone[:1])

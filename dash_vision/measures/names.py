@@ -1,4 +1,4 @@
-"""Names of the encoders that pictures are usually measured with; without torch, for command lines."""
+"""Names of the encoders that pictures are usually measured with, and rare words; without torch, for command lines."""
 
 from __future__ import annotations
 
@@ -8,3 +8,12 @@ DINOV2 = "facebook/dinov2-base"  # of PEFT's benchmark of image generation
 SAMPLING_STEPS = 10  # at most, of a picture that is drawn to be measured and not to be shown
 RARE_WORDS = ("sks", "ohwx", "zwx")  # that guides name: they stand for a subject and mean nothing
 NONE = "none"  # measure without encoders
+
+
+def rare_words(instance: str, class_prompt: str) -> set[str]:
+    """Words of the instance prompt that stand for the subject and mean nothing: those that guides name, and one that
+    is all that the class prompt lacks."""
+    words, rest = instance.split(), class_prompt.split()
+    found = {word for word in words if word in RARE_WORDS}
+    alone = [word for i, word in enumerate(words) if words[:i] + words[i + 1 :] == rest]
+    return found | set(alone[:1])

@@ -52,7 +52,8 @@ class Journal:
 class Told:
     """What a journal tells. start: of the latest process that the page started; begin: of the latest that began. phase:
     the latest; since, latest: times of the first line of that phase and of the last line. steps: (time, step) of this
-    phase. losses: by step. launch: the step before it. pictures: names of sheets in the run's folder, as drawn."""
+    phase. losses: by step. launch: the step before it. pictures: names of sheets in the run's folder, as drawn.
+    prompts: of the sheets' columns."""
 
     start: dict[str, Any] | None = None
     begin: dict[str, Any] | None = None
@@ -65,6 +66,7 @@ class Told:
     losses: dict[int, float] = field(default_factory=dict)
     launch: int | None = None
     pictures: list[str] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
 
     def seconds_a_step(self) -> float | None:
         """By the latest steps of this process; None before there are two times to compare."""
@@ -104,6 +106,8 @@ def _take(told: Told, line: dict[str, Any]) -> None:
         told.steps.append((told.latest, step))
         losses = [_number(loss) for loss in line.get("losses", ())]
         told.losses.update(enumerate(losses, step - len(losses) + 1))
+    if "prompts" in line:
+        told.prompts = [str(prompt) for prompt in line["prompts"]]
     if "launch" in line:
         told.launch = int(line["launch"])
     if "picture" in line:

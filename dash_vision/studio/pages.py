@@ -150,6 +150,7 @@ class Studio:
             Route("/runs/{run}/finish", self.finish, methods=["POST"]),
             Route("/runs/{run}/lora", self.lora, methods=["POST"]),
             Route("/runs/{run}/draw", self.draw, methods=["POST"]),
+            Route("/runs/{run}/checkpoints", self.checkpoints, methods=["POST"]),
             Route("/compare", self.compare),
             Route("/reports", self.make_report, methods=["POST"]),
             Route("/reports/{name}", self.report),
@@ -344,6 +345,7 @@ class Studio:
             downloads=showing.downloads(run) if run.state == "finished" else [],
             drawn=showing.drawn_of(run),
             summary=showing.summary(run),
+            measured=showing.measured_of(run),
             command=shown_command("dreambooth", run.words) if run.words else "",
             log=log_of(run.folder),
             title=showing.title_of(run),
@@ -354,24 +356,30 @@ class Studio:
         )
 
     async def state(self, request: Request) -> Response:
+        """What changes on the page of a run at work."""
         try:
             run = await run_in_threadpool(self._run, request)
-            told = await run_in_threadpool(showing.state_of, run)
         except InputError as error:
             return JSONResponse({"error": str(error)}, 404)
-        return JSONResponse({**told, "log": log_of(run.folder)})
+        return JSONResponse(await run_in_threadpool(self._state, run))
+
+    def _state(self, run: FoundRun) -> dict[str, Any]:
+        measured = self.templates.get_template("measured.html").render(measured=showing.measured_of(run))
+        return {**showing.state_of(run), "log": log_of(run.folder), "measured": measured}
 
     @_shows
     def sheet(self, request: Request) -> Response:
-        run, name = self._run(request), request.query_params.get("name", "")
-        if name not in (run.sheet, *run.told.pictures, "samples.png") or not _is_inside(run.folder, name):
-            raise InputError(f"{run.name} has no sheet {shown(name)}; load the page again")
-        return FileResponse(run.folder / name, media_type="image/png")
+        """The contact sheet of all checkpoints."""
+        run = self._run(request)
+        if not showing.is_inside(run.folder, showing.SHEET):
+            raise InputError(f"{run.name} has no contact sheet; let its checkpoints be drawn first")
+        return FileResponse(run.folder / showing.SHEET, media_type="image/png")
 
     @_shows
     def tile(self, request: Request) -> Response:
-        params = request.path_params
-        return Response(showing.tile(self._run(request), params["row"], params["column"]), media_type="image/png")
+        params, sheet = request.path_params, request.query_params.get("sheet", showing.SAMPLES)
+        picture = showing.tile(self._run(request), sheet, params["row"], params["column"])
+        return Response(picture, media_type="image/png")
 
     @_shows
     def download(self, request: Request) -> Response:
@@ -433,6 +441,17 @@ class Studio:
         (out / "drawn.json").write_text(json.dumps({"prompt": prompt, "how": how}), encoding="utf-8")
         return {"key": f"draw {run.name}", "title": helper.title}
 
+    @_acts
+    def checkpoints(self, request: Request) -> Any:
+        """Compare all adapters that the run kept; with a step, put that one in the place of the last."""
+        run, step = self._run(request), _form(request).get("step", "")
+        if run.state != "finished":
+            raise InputError(f"{run.name} has not finished; its checkpoints can be compared then")
+        more = ["--apply", str(int(_number({"step": step}, "step", 0, 1, 1e9)))] if step else []
+        key = f"checkpoints {run.name}"
+        self.helpers.start(key, "the comparison of checkpoints", ["eval", "checkpoints", str(run.folder), *more])
+        return {"key": key}
+
     # -- helpers
 
     async def helper(self, request: Request) -> Response:
@@ -481,7 +500,7 @@ class Studio:
     def report(self, request: Request) -> Response:
         name = request.path_params["name"]
         folder = self.folders.runs / REPORTS
-        if name not in [path.name for path in folder.glob("*.html")] or not _is_inside(folder, name):
+        if name not in [path.name for path in folder.glob("*.html")] or not showing.is_inside(folder, name):
             raise InputError(f"there is no report {shown(name)}; make it again")
         return FileResponse(folder / name, media_type="text/html", headers={"content-security-policy": _REPORT_POLICY})
 
@@ -514,11 +533,6 @@ def _report_name(a: str, b: str) -> str:
 
 def _address(run: str) -> str:
     return f"/runs/{quote(run, safe='')}"
-
-
-def _is_inside(folder: Path, name: str) -> bool:
-    path = folder / name
-    return path.is_file() and path.resolve().is_relative_to(folder.resolve())
 
 
 def _time(run: FoundRun) -> float:

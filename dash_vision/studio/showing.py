@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ..diffusion.prompts import class_name
-from ..drawing.numbers import running_mean, thinned
+from ..drawing.numbers import fixed, running_mean, thinned
 from ..drawing.plot import Panel, Series, svg
 from ..drawing.sheet import sheet_tiles
 from ..files.errors import InputError
+from ..measures.charts import progress_panels, trade_off_panel
 from ..pictures.captions import shown
 from ..pictures.decode import Refused, read_picture
+from ..runs.evaluation import EVALUATION, Evaluation, measures_of, read_evaluation
 from ..runs.record import METHODS, DreamBoothRecord
 from .found import FoundRun
 
+SAMPLES = "samples.png"
 DRAWN = "drawn"  # where pictures of the prompt box go, in the run's folder
+KEPT = "adapters"  # of earlier steps
+SHEET, COMPARED = "checkpoints/checkpoints.png", "checkpoints/checkpoints.json"  # what `eval checkpoints` leaves
 _ROWS = {"trained": -1, "base": -2}  # of samples.png
 STATES = {
     "running": "running",
@@ -53,6 +60,56 @@ def loss_chart(run: FoundRun) -> str:
     return svg(Panel(title, "step", "loss", series, marks), 460, 240)
 
 
+# -- what the run measured of itself
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a run's checkpoints. charts: <svg> elements. head, rows: of a table, a row a checkpoint with
+    its step, its values and whether it is recommended. sentence: the recommendation. steps: of kept adapters. applied:
+    the step whose adapter is the run's now, where that is not the last one. sheet: time of change of the contact sheet;
+    0 without one."""
+
+    charts: list[str]
+    head: list[str]
+    rows: list[tuple[int, list[str], bool]]
+    sentence: str
+    steps: list[int]
+    applied: int | None
+    sheet: int
+
+
+def measured_of(run: FoundRun) -> Measured:
+    """All of it, as far as it is there; a run that kept nothing out of the training has measured nothing."""
+    found = evaluation_of(run)
+    sheet = run.folder / SHEET
+    steps = sorted(int(path.name.rpartition("-")[2]) for path in (run.folder / KEPT).glob("*-[0-9]*"))
+    changed = _changed(sheet) if is_inside(run.folder, SHEET) else 0
+    if found is None or not found.checkpoints:
+        return Measured([], [], [], "", steps, None, changed)
+    losses = [loss for _, loss in sorted(run.losses.items())]
+    panels = [panel for panel in progress_panels(found, losses, run.launch) if "loss" not in panel.title.lower()]
+    trade_off = trade_off_panel(found)
+    charts = [svg(panel, 380, 240) for panel in [*panels, *([trade_off] if trade_off else [])]]
+    names = measures_of(found.checkpoints)
+    chosen = found.recommended.step if found.recommended else None
+    rows = []
+    for one in found.checkpoints:
+        means = [one.mean(name) for name in names]
+        rows.append((one.step, ["" if mean is None else fixed(mean, 3) for mean in means], one.step == chosen))
+    sentence = found.recommended.sentence if found.recommended else ""
+    return Measured(charts, names, rows, sentence, steps, found.applied, changed)
+
+
+def evaluation_of(run: FoundRun) -> Evaluation | None:
+    """The latest: of `eval checkpoints`, of the record, or of the run at work."""
+    later = read_evaluation(run.folder / COMPARED) if run.state == "finished" else None
+    recorded = run.record.evaluation if run.record else None
+    if later is not None and recorded is not None:
+        later = replace(later, applied=recorded.applied)
+    return later or recorded or read_evaluation(run.folder / EVALUATION)
+
+
 def state_of(run: FoundRun) -> dict[str, Any]:
     """What the page of a run asks for again and again, ready for JSON."""
     left, each = run.seconds_left(), run.told.seconds_a_step()
@@ -74,7 +131,7 @@ def state_of(run: FoundRun) -> dict[str, Any]:
         "known": run.total > 0 and run.told.phase == "train",
         "share": round(share, 4),
         "numbers": " · ".join(numbers),
-        "sheet": None if run.sheet is None else {"name": run.sheet, "changed": _changed(run.folder / run.sheet)},
+        "latest": latest_of(run),
         "chart": loss_chart(run),
         "problem": run.problem,
         "saved": run.saved,
@@ -94,7 +151,7 @@ def _changed(path: Path) -> int:
 
 @dataclass(frozen=True)
 class Samples:
-    """A finished run's samples.png. prompts: of its columns. rows: "base" and "trained", those that it has."""
+    """A sheet of samples. prompts: of its columns. rows: "base" and "trained", those that it has."""
 
     prompts: list[str]
     rows: list[str]
@@ -102,17 +159,46 @@ class Samples:
 
 
 def samples_of(run: FoundRun) -> Samples | None:
-    """None where there is no sheet, or one of another layout."""
-    path = run.folder / "samples.png"
-    if run.record is None or not path.is_file():
+    """A run's samples.png; None where there is none, or one of another layout."""
+    return _sheet(run, SAMPLES)
+
+
+def _sheet(run: FoundRun, name: str) -> Samples | None:
+    path, columns = run.folder / name, prompts_of(run)
+    if not columns or not is_inside(run.folder, name):
         return None
-    columns = columns_of(run.record)
     try:
         size = _size(str(path), _changed(path))
     except Refused:
         return None
-    rows = [name for name, row in _ROWS.items() if sheet_tiles(size, len(columns), row)]
+    wanted = _ROWS if name == SAMPLES else {"trained": -1}
+    rows = [row for row, place in wanted.items() if sheet_tiles(size, len(columns), place)]
     return Samples(columns, rows, _changed(path)) if rows else None
+
+
+def latest_of(run: FoundRun) -> dict[str, Any] | None:
+    """The latest sheet of a run: after how many steps it was drawn, and the addresses and prompts of its pictures."""
+    sheet = None if run.sheet is None else _sheet(run, run.sheet)
+    if sheet is None or run.sheet is None:
+        return None
+    query = f"sheet={quote(run.sheet, safe='')}&v={sheet.changed}"
+    place = f"/runs/{quote(run.name, safe='')}/tile/trained"
+    step = re.search(r"step-0*(\d+)\.png", run.sheet)
+    return {
+        "words": f"What it draws after step {step[1]}" if step else "What it draws now",
+        "pictures": [{"address": f"{place}/{i}?{query}", "prompt": prompt} for i, prompt in enumerate(sheet.prompts)],
+    }
+
+
+def prompts_of(run: FoundRun) -> list[str]:
+    """The prompt of every column of a run's sheets."""
+    return columns_of(run.record) if run.record else run.told.prompts
+
+
+def is_inside(folder: Path, name: str) -> bool:
+    """Whether a file is there and no link leads out of the folder."""
+    path = folder / name
+    return path.is_file() and path.resolve().is_relative_to(folder.resolve())
 
 
 def columns_of(record: DreamBoothRecord) -> list[str]:
@@ -139,17 +225,17 @@ def _tile(path: str, changed: int, columns: int, row: int, column: int) -> bytes
     return buffer.getvalue()
 
 
-def tile(run: FoundRun, row: str, column: int) -> bytes:
-    """One picture of samples.png as PNG. Raises InputError."""
-    path = run.folder / "samples.png"
-    try:
-        if run.record is not None and row in _ROWS:
-            found = _tile(str(path), _changed(path), len(columns_of(run.record)), _ROWS[row], column)
-            if found is not None:
-                return found
-    except Refused as reason:
-        raise InputError(f"samples.png of {run.name} cannot be read ({reason})") from None
-    raise InputError(f"samples.png of {run.name} has no such picture")
+def tile(run: FoundRun, sheet: str, row: str, column: int) -> bytes:
+    """One picture of a sheet, samples.png or one drawn on the way, as PNG. Raises InputError."""
+    path = run.folder / sheet
+    if sheet in (SAMPLES, *run.told.pictures) and row in _ROWS and is_inside(run.folder, sheet):
+        try:
+            found = _tile(str(path), _changed(path), len(prompts_of(run)), _ROWS[row], column)
+        except Refused as reason:
+            raise InputError(f"{shown(sheet)} of {run.name} cannot be read ({reason})") from None
+        if found is not None:
+            return found
+    raise InputError(f"{run.name} has no such picture; load its page again")
 
 
 def unlike(a: DreamBoothRecord, b: DreamBoothRecord) -> str | None:

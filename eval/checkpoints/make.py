@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from dash_vision.bases.recorded import check_recorded, load_lora
 from dash_vision.files.atomic import replacing, write_text
 from dash_vision.measures.asking import ask
 from dash_vision.measures.choice import recommend
-from dash_vision.measures.encoders import find_encoders
+from dash_vision.measures.encoders import Encoders, find_encoders
 from dash_vision.measures.names import SAMPLING_STEPS
 from dash_vision.measures.yardstick import Yardstick
 from dash_vision.miniature import MINIATURE
@@ -77,7 +78,7 @@ def compare_checkpoints(folder: Path, wanted: Wanted, say: Callable[[str], None]
     say(f"{output / 'checkpoints.png'}: {len(checkpoints)} checkpoints, {len(work.columns)} prompts")
     if wanted.apply is not None:
         say(apply(run, checkpoints, evaluation, asked_step))
-    return [*evaluation.notes, *work.problems]
+    return work.problems
 
 
 class _Work:
@@ -100,10 +101,8 @@ class _Work:
         self.problems: list[str] = []
         self._base: Base | None = None
         self._loaded: Path | None = None
-        names = wanted.encoders
-        if names is None:
-            names = tuple(run.record.arguments.get("eval_encoders") or ())
-        self.encoders, notes = find_encoders(names, _embedded(run) and wanted.sampler.base is None)
+        recorded = run.record.evaluation
+        as_recorded = recorded is not None and wanted.encoders is None and wanted.sampler.base is None
         self.asked, self.own = ask(pictures.captions, run.prompt, run.record.class_prompt, _embedded(run))
         self.prefer = wanted.prefer or str(run.record.arguments.get("prefer") or "balanced")
         self.empty = Evaluation(
@@ -111,15 +110,24 @@ class _Work:
             captions=pictures.captions,
             folder=pictures.folder,
             every=int(run.record.arguments.get("evaluate_every") or 0),
-            encoders=self.encoders.names,
+            encoders=recorded.encoders if recorded and as_recorded else self.encoders.names,
             prompts={
                 "subject": [*self.asked.subject],
                 "class": [*self.asked.class_],
                 "unrelated": [*self.asked.unrelated],
             },
             sampler=self._measured_by(),
-            notes=notes,
         )
+
+    @cached_property
+    def encoders(self) -> Encoders:
+        """What measures pictures, loaded when something is to be measured."""
+        names = self.wanted.encoders
+        if names is None:
+            names = tuple(self.run.record.arguments.get("eval_encoders") or ())
+        found, notes = find_encoders(names, _embedded(self.run) and self.wanted.sampler.base is None)
+        self.problems += notes
+        return found
 
     def _measured_by(self) -> dict[str, float]:
         """The sampler of pictures that are measured and not shown."""
@@ -140,12 +148,11 @@ class _Work:
         """Every checkpoint and the base, with what was measured of them before in the same way."""
         evaluation = self.empty
         kept = {one.step: one for one in self._before()}
-        yardstick = self._yardstick()
         for step, place in [(0, None), *((one.step, one) for one in self.checkpoints)]:
             found = kept.get(step)
             if found is None and self.encoders.likeness is not None:
                 self.say(f"measuring {f'step {step}' if step else 'the base'}")
-                found = self._measure(yardstick, place)
+                found = self._measure(place)
             evaluation = evaluation.with_checkpoint(found or Evaluated(step, place.place if place else None))
         recorded = self.run.record.evaluation
         return dataclasses.replace(
@@ -166,11 +173,12 @@ class _Work:
                 found |= {one.step: one for one in evaluation.checkpoints if one.step in there and one.values}
         return list(found.values())
 
+    @cached_property
     def _yardstick(self) -> Yardstick:
         return Yardstick(self.encoders, self.asked, self.pictures.pictures, self.own, self._drawing(None))
 
-    def _measure(self, yardstick: Yardstick, checkpoint: Checkpoint | None) -> Evaluated:
-        started = time.perf_counter()
+    def _measure(self, checkpoint: Checkpoint | None) -> Evaluated:
+        started, yardstick = time.perf_counter(), self._yardstick
         with self.encoders.on(torch.device(usable_device(self.wanted.sampler.device))):
             found = yardstick.measure(self._drawing(checkpoint)) if checkpoint else yardstick.of_base()
         values = {name: list(getattr(found, name)) for name in MEASURES if name != "loss" and getattr(found, name)}

@@ -34,7 +34,7 @@ def marks(one: Evaluated, evaluation: Evaluation, launch: int | None) -> list[st
     marks = ["the base"] if one.step == 0 else []
     if evaluation.recommended is not None:
         marks += ["recommended"] if one.step == evaluation.recommended.step else []
-        marks += ["cannot be told from it"] if one.step in evaluation.recommended.alike else []
+        marks += ["cannot be told from the recommended one"] if one.step in evaluation.recommended.alike else []
     marks += ["before the launch"] if launch is not None and 0 < one.step < launch else []
     marks += ["applied"] if one.step == evaluation.applied else []
     return marks

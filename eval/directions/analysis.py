@@ -19,11 +19,12 @@ from dash_vision.drawing.plot import Panel, draw
 from dash_vision.files.errors import InputError
 from dash_vision.files.native import AdapterState
 
-from ..runs import DreamBoothRun, Run, short_names
+from ..runs import DreamBoothRun, short_names
 from ..saving import check_output, check_picture_name, save
 from .charts import match_panels, overlap_panels, rate_panels
 from .measures import Layer, Null, Tail, layer_overlaps, tail_share
 from .sources import (
+    Run,
     Source,
     common_start,
     frozen_weights,
@@ -34,6 +35,7 @@ from .sources import (
     shown_layers,
 )
 from .summary import of_overlaps, of_rates
+from .trainer import TrainerRun
 from .updates import shifts
 
 _LEAST_DRAWS = 20  # of which one lies below a band of 5 to 95 percent
@@ -159,6 +161,8 @@ def _remarks(question: Question, material: _Material, found: _Found, steps: int)
         flags = "--keep_every N --overwrite"
         if isinstance(material.run, DreamBoothRun):
             flags = "--checkpointing_steps N and a large --checkpoints_total_limit"
+        if isinstance(material.run, TrainerRun):
+            flags = "--save_steps N and a large --save_total_limit"
         lines.append(
             f"note: {question.run} keeps no adapter of an earlier step, so there is no chart over steps; train with "
             f"{flags}"

@@ -18,7 +18,12 @@ from dash_vision.runs.record import RECORDS
 
 from ..bases import compare_bases, load_base, native_adapters
 from ..colours import method_colours
-from ..runs import DreamBoothRun, Run, VtabRun, find_runs, labels
+from ..runs import DreamBoothRun, VtabRun, find_runs, labels
+from ..runs import Run as OwnRun
+from . import trainer
+from .trainer import TrainerRun
+
+Run = OwnRun | TrainerRun
 
 TRAINED_NAME = "trained.safetensors"  # of a VTAB run without an adapter
 FULL_NAME = "diffusion_pytorch_model.safetensors"  # of a network that diffusers saved
@@ -35,7 +40,10 @@ class Source:
 
 
 def read_source(path: Path) -> tuple[Run, Source]:
-    """The one run at `path` and its adapter, of the denoiser or of the ViT."""
+    """The one run at `path` and its adapter, of the denoiser, of the ViT or of what a Trainer has trained."""
+    if trainer.is_run(path):
+        own = TrainerRun(path)
+        return own, Source(path.name, own.state, None, method_colours([own.method])[own.method])
     runs, problems = find_runs([path])
     if problems or len(runs) != 1:
         raise InputError("; ".join(problems) or f"{path} holds {len(runs)} runs; give the folder of one")
@@ -50,7 +58,7 @@ def read_source(path: Path) -> tuple[Run, Source]:
     return runs[0], Source(_name(runs[0]), None, weights)
 
 
-def _component(run: Run, adapters: Mapping[str, object]) -> str:
+def _component(run: OwnRun, adapters: Mapping[str, object]) -> str:
     """The name of the denoiser, or of the one network of a classifier, among a run's adapters."""
     name = run.denoiser if isinstance(run, DreamBoothRun) else next(iter(adapters))
     if name not in adapters:
@@ -58,7 +66,7 @@ def _component(run: Run, adapters: Mapping[str, object]) -> str:
     return name
 
 
-def _name(run: Run) -> str:
+def _name(run: OwnRun) -> str:
     return run.folder.name if isinstance(run, DreamBoothRun) else labels([run])[0]
 
 
@@ -66,7 +74,7 @@ def read_truth(path: Path, run: Run, source: Source) -> tuple[Run | None, Source
     """What `source` is to predict, and its run; None for weights that are no run's. Raises InputError for another base
     than that of `run`."""
     weights = _full_weights(path, run)
-    if weights and not any((path / name).is_file() for name in RECORDS):
+    if weights and (isinstance(run, TrainerRun) or not any((path / name).is_file() for name in RECORDS)):
         return None, Source(path.name, None, weights)
     found, truth = read_source(path)
     refusal = f"{path} was trained on another base than {source.name}"
@@ -76,6 +84,8 @@ def read_truth(path: Path, run: Run, source: Source) -> tuple[Run | None, Source
         probes = {m: source.state.probes[m] for m in common}
         if not common or compare_probes(probes, {m: truth.state.probes[m] for m in common}):
             raise InputError(f"{refusal}; their directions have no relation")
+    elif isinstance(found, TrainerRun) or isinstance(run, TrainerRun):
+        raise InputError(f"{refusal}; give a folder of transformers' Trainer for both")
     elif _recorded_base(found) != _recorded_base(run):
         pairs = zip(_recorded_base(found).items(), _recorded_base(run).values(), strict=False)
         differing = "; ".join(f"{name}: {value}, not {other}" for (name, value), other in pairs if value != other)
@@ -87,7 +97,7 @@ def read_truth(path: Path, run: Run, source: Source) -> tuple[Run | None, Source
     return found, truth
 
 
-def _recorded_base(run: Run) -> dict[str, str]:
+def _recorded_base(run: OwnRun) -> dict[str, str]:
     """What a run says of its base where no probes of it are kept."""
     if isinstance(run, DreamBoothRun):
         return {"model": run.base}
@@ -107,11 +117,13 @@ def common_start(run: Run, state: AdapterState, other_run: Run, other: AdapterSt
     """
     if other is None or (state.rank, list(state.kinds)) != (other.rank, list(other.kinds)):
         return 0
+    if isinstance(run, TrainerRun) or isinstance(other_run, TrainerRun):
+        return state.rank if trainer.have_one_start(state, other) else 0
     alike = run.record.seed == other_run.record.seed and _drawn_on(run) == _drawn_on(other_run)
     return state.rank if alike else 0
 
 
-def _drawn_on(run: Run) -> str:
+def _drawn_on(run: OwnRun) -> str:
     """The kind of device: train_vtab.py draws on the CPU, and a record calls a GPU by its name."""
     return "cpu" if isinstance(run, VtabRun) or run.record.device.startswith("cpu") else "gpu"
 
@@ -120,12 +132,16 @@ def _full_weights(path: Path, run: Run) -> Path | None:
     """The file of a fully tuned model at `path`, which is of the kind of the run's."""
     if path.is_file() and path.suffix == ".safetensors":
         return path
+    if isinstance(run, TrainerRun):
+        return trainer.full_weights(path)
     own = [f"{run.denoiser}/{FULL_NAME}"] if isinstance(run, DreamBoothRun) else []
     return next((path / name for name in (TRAINED_NAME, *own, FULL_NAME) if (path / name).is_file()), None)
 
 
 def load_frozen_model(run: Run, base: str | None) -> nn.Module:
     """The frozen model that a run was trained on."""
+    if isinstance(run, TrainerRun):
+        return run.load_base(base)
     if isinstance(run, DreamBoothRun):
         return load_base(run, base, quantize="none").denoiser
     from dash_vision.bases.backbones import Backbone, build
@@ -152,7 +168,10 @@ def frozen_weights(model: nn.Module, state: AdapterState, path: Path) -> dict[st
 
 def kept_steps(run: Run, state: AdapterState) -> dict[int, Mapping[str, Tensor]]:
     """Optimizer step -> the adapter's A and B by "module.A", "module.B": of DreamBooth from the checkpoints, of VTAB
-    from the adapters that --keep_every kept, and of the last step from the final file."""
+    from the adapters that --keep_every kept, of a Trainer's from its checkpoints; and of the last step from the final
+    file."""
+    if isinstance(run, TrainerRun):
+        return run.kept_steps(state)
     found: dict[int, Mapping[str, Tensor]] = {}
     for path in (*run.folder.glob("checkpoint-*.safetensors"), *run.folder.glob("adapters/step-*.safetensors")):
         try:

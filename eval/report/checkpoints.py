@@ -38,8 +38,9 @@ def evaluation_of(run: DreamBoothRun) -> Evaluation | None:
 
 
 def _run(name: str, run: DreamBoothRun, evaluation: Evaluation) -> str:
+    sheet = run.folder / "checkpoints" / "checkpoints.png"
     panels: list[Panel] = progress_panels(evaluation, run.losses, run.launch)
-    trade_off = trade_off_panel(evaluation)
+    trade_off = None if sheet.is_file() else trade_off_panel(evaluation)  # the sheet has it too
     panels += [trade_off] if trade_off is not None else []
     charts = "".join(f"<div>{svg(panel, _CHART)}</div>" for panel in panels)
     parts = [f"<h3>{escape(f'{name}: {run.subject}')}</h3>"]
@@ -47,7 +48,6 @@ def _run(name: str, run: DreamBoothRun, evaluation: Evaluation) -> str:
     if chosen is not None:
         parts.append(f"<p>{escape(chosen.sentence)} {escape(f'The rule: {chosen.rule}.')}</p>")
     parts.append(f'<div class="charts">{charts}</div>')
-    sheet = run.folder / "checkpoints" / "checkpoints.png"
     if sheet.is_file():
         alt = f"pictures by the checkpoints of {name}, one row each, and their likeness against their drift"
         parts.append(enlargeable(as_data(sheet.read_bytes()), alt, f"{name}: the checkpoints, from the same noise"))

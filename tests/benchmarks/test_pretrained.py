@@ -1,5 +1,7 @@
 """The comparison on pretrained weights: what is run, what is chosen, what the tables say."""
 
+import runpy
+import shlex
 import statistics
 
 import pytest
@@ -7,6 +9,7 @@ import yaml
 
 from benchmarks import pretrained
 from dash_vision.files.errors import InputError
+from tests.support.paths import ROOT
 
 # A script whose dev loss is least at a rate of 0.01, and lower by 0.1 for the better method.
 SCRIPT = """
@@ -75,3 +78,17 @@ def test_a_failing_script_and_a_bad_plan_are_one_sentence(plan, capsys):
     plan.write_text("arms: 3")
     assert pretrained.main(words(plan)) == 2
     assert "is no plan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["pretrained", "smollm2"])
+def test_the_scripts_take_the_flags_of_their_plans(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    plan = pretrained.Plan.read(ROOT / "benchmarks" / f"{name}.yaml")
+    parser = runpy.run_path(str(ROOT / plan.script))["make_parser"]()
+    places = ["--model_name_or_path", "m", "--data_dir", "d", "--output_dir", "o"]
+    for arm in plan.arms:
+        task, method, arguments = parser.parse_args_into_dataclasses(
+            [*shlex.split(plan.command(arm, plan.rates[0], plan.choice_seed)), *places]
+        )
+        assert (task.data_dir, arguments.learning_rate, arguments.seed) == ("d", plan.rates[0], plan.choice_seed)
+        assert method.method in arm.flags

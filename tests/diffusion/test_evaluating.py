@@ -194,21 +194,14 @@ def test_a_run_that_brings_no_better_checkpoint_stops_early(bases, tmp_path):
     assert (record.steps, record.evaluation.stopped, record.evaluation.recommended.step) == (6, 6, 2)
 
 
-def test_the_leak_is_not_measured_where_the_class_has_no_prompt_of_its_own(bases, tmp_path):
-    lines = []
-    prompts = {"instance_prompt": "a photo of Tom", "max_train_steps": 5}
-    job = fitted(measured_settings(bases, tmp_path / "out", **prompts), lines)
-    assert any("--class_prompt" in line for line in lines)
-    assert "leak" not in job.evaluation.trained[-1].values
-    assert "drift" in job.evaluation.trained[-1].values
-
-
 def test_a_base_that_lets_its_text_encoders_go_is_measured_too(bases, tiny, tmp_path):
+    """And where the class has no prompt of its own, its leak is left out."""
     base = {"pretrained_model_name_or_path": str(tiny("flux2-klein")), "resolution": 16, "max_sequence_length": 32}
-    job = fitted(measured_settings(bases, tmp_path / "out", max_train_steps=5, **base))
+    lines, changes = [], {"max_train_steps": 3, "prelaunch_steps": 1, "evaluate_every": 3, **base}
+    job = fitted(measured_settings(bases, tmp_path / "out", instance_prompt="a photo of Tom", **changes), lines)
     assert job.base.text_encoders() == []
-    assert job.evaluation.notes == []
-    assert {"likeness", "drift", "leak", "loss"} < job.evaluation.trained[-1].values.keys()
+    assert job.evaluation.trained[-1].values.keys() == {"likeness", "adherence", "drift", "loss"}
+    assert any("--class_prompt" in line for line in lines)
 
 
 # -- how often

@@ -11,8 +11,9 @@ from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_
 from diffusers.utils import convert_state_dict_to_peft
 from safetensors.torch import load_file, save_file
 
+from dash_vision.bases.families import FAMILIES
 from dash_vision.bases.flux2 import Flux2Klein
-from dash_vision.bases.loading import FAMILIES, load_base
+from dash_vision.bases.loading import load_base
 from dash_vision.diffusion import exported, run
 from dash_vision.files.errors import InputError, RunError
 from tests.support.dreambooth import prepare, settings, train
@@ -166,7 +167,7 @@ class Mirror(Flux2Klein):
 def test_a_family_is_one_class_and_one_line(bases, tiny, tmp_path, monkeypatch):
     kind = type("MirrorPipeline", (diffusers.Flux2KleinPipeline,), {})
     monkeypatch.setattr(diffusers, "MirrorPipeline", kind, raising=False)
-    monkeypatch.setattr("dash_vision.bases.loading.FAMILIES", (*FAMILIES, Mirror()))
+    monkeypatch.setattr("dash_vision.bases.families.FAMILIES", (*FAMILIES, Mirror()))
     folder = tmp_path / "mirror"
     shutil.copytree(tiny("flux2-klein"), folder)
     index = json.loads((folder / "model_index.json").read_text())

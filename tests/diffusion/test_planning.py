@@ -4,6 +4,7 @@ import json
 import shutil
 from functools import cache
 
+import psutil
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from benchmarks.step import allocated_on_cpu
 from dash_vision.bases.loading import load_base
 from dash_vision.bases.offloading import Offload, waiting_share
 from dash_vision.diffusion import planning
+from dash_vision.diffusion.command import _explain
 from dash_vision.diffusion.estimate import Estimate, Stage
 from dash_vision.diffusion.metering import Meter
 from dash_vision.diffusion.planning import PlanConfig, estimate_for, parse_size
@@ -47,11 +49,13 @@ def test_a_meter_counts_what_is_alive_and_no_view_twice():
 
 
 @pytest.mark.parametrize(
-    ("precision", "checkpointing"), [("no", False), ("bf16", True)], ids=["float32", "bf16, checkpointing"]
+    ("precision", "checkpointing", "text"),
+    [("no", False, False), ("bf16", True, False), ("no", False, True)],
+    ids=["float32", "bf16, checkpointing", "text encoder"],
 )
-def test_a_step_takes_what_is_planned(precision, checkpointing, tmp_path):
+def test_a_step_takes_what_is_planned(precision, checkpointing, text, tmp_path):
     changes = {"pretrained_model_name_or_path": None, "gradient_checkpointing": checkpointing, "train_batch_size": 2}
-    changes["preserve_class"] = checkpointing
+    changes |= {"train_text_encoder": text, "preserve_class": checkpointing}
     config = settings(ROOT, tmp_path / "out", **changes)
     job = prepare(config, mixed_precision=precision)
 
@@ -137,6 +141,13 @@ def test_what_does_not_go_together_is_not_advised(sizes, capsys):
     said = capsys.readouterr().out
     assert "--offload model" in said
     assert "--offload group" not in said
+
+
+def test_a_memory_that_does_not_suffice_is_answered_with_the_plan():
+    said = _explain(torch.OutOfMemoryError("CUDA out of memory"), None)
+    size = round(psutil.virtual_memory().total / GIB)
+    assert said.startswith("the GPU's memory does not suffice; dash-vision plan, with the settings of this run and ")
+    assert f"--budget {size}GB --no_gpu, says which flags make it fit" in said
 
 
 @pytest.mark.parametrize(("text", "expected"), [("24GB", 24 * GIB), ("8", 8 * GIB), ("1.5 GiB", 3 * GIB // 2)])

@@ -66,9 +66,23 @@ def test_a_checkpoint_that_was_not_measured_is_measured_to_the_same_values(shown
         assert measured.values[name] == pytest.approx(missing["values"][name], abs=2e-3)
 
 
+def test_without_an_encoder_the_pictures_are_shown_and_nothing_is_recommended(shown, tmp_path, capsys):
+    words = ["checkpoints", str(shown), *SHEET, "-o", str(tmp_path / "out"), "--eval_encoders", str(tmp_path)]
+    assert main(words) == 1
+    assert "left out: cannot load the encoder" in capsys.readouterr().err
+    evaluation = read_evaluation(tmp_path / "out/checkpoints.json")
+    assert evaluation.recommended is None
+    assert [one.step for one in evaluation.checkpoints] == [0, 2, 4, 6, 8]
+    assert (tmp_path / "out/checkpoints.png").is_file()
+    assert main([*words, "--apply"]) == 2
+    assert "nothing is recommended" in capsys.readouterr().err
+
+
 def test_pictures_are_drawn_once(shown, monkeypatch):
     def never(*arguments):
-        raise AssertionError("something was drawn again")
+        raise AssertionError("something was loaded or drawn again")
+
+    monkeypatch.setattr("eval.checkpoints.make.find_encoders", never)
 
     monkeypatch.setattr("eval.checkpoints.make.generate", never)
     assert main(["checkpoints", str(shown), *SHEET]) == 0
@@ -140,7 +154,7 @@ def test_the_report_shows_the_recommended_checkpoint_its_curves_and_its_sheet(sh
     evaluation = read_evaluation(shown / "checkpoints/checkpoints.json")
     assert '<h2 id="checkpoints">Checkpoints</h2>' in page
     assert evaluation.recommended.sentence in page
-    for words in ("How like the subject", "How far from the base", "Denoising loss", "Likeness against drift"):
+    for words in ("How like the subject", "How far from the base", "Denoising loss"):
         assert words in page
     assert "pictures by the checkpoints of" in page
     assert f"{evaluation.trained[-1].mean('likeness'):.4f}" in page

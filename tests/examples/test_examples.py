@@ -81,6 +81,18 @@ def test_glue_learns_an_easy_task(bert, tmp_path, monkeypatch, capsys, method):
     assert "100.00 % on test" in capsys.readouterr().out
 
 
+def test_glue_reads_tables_of_two_texts(bert, tmp_path, monkeypatch):
+    """The label is whether the second text is good, whatever the first one says."""
+    pairs = [(a, b) for a in ("good", "bad") for b in ("good", "bad")] * 6
+    rows = [f"{number}\tit is {a}\tthe film is {b}\t{int(b == 'good')}" for number, (a, b) in enumerate(pairs)]
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.tsv").write_text("\n".join(["idx\tquestion\tpassage\tlabel", *rows]) + "\n")
+    flags = ["--model_name_or_path", bert, "--data_dir", tmp_path, "--output_dir", tmp_path / "out", "--method", "full"]
+    settings = ["--num_train_epochs", 12, "--learning_rate", 0.02]
+    run("glue.py", *flags, *settings, *FLAGS, monkeypatch=monkeypatch)
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["test_accuracy"] == 100
+
+
 @pytest.mark.parametrize(
     ("table", "words"),
     [("sentence\tlabel\ngood film\tyes\n", "column `label` of whole numbers"), (None, "cannot be read")],
@@ -118,10 +130,14 @@ def test_commonsense_learns_two_questions_and_scores_them_both_ways(tmp_path, mo
         rows = [question("true"), question("false")] * 8
         (tmp_path / "data" / "yesno" / f"{split}.json").write_text(json.dumps(rows))
     flags = ["--model_name_or_path", base, "--data_dir", tmp_path / "data", "--sets", "yesno", "--output_dir", tmp_path]
-    settings = ["--max_steps", 60, "--learning_rate", 0.02, "--warmup_steps", 0, "--prelaunch_steps", 20]
+    settings = ["--max_steps", 60, "--learning_rate", 0.02, "--warmup_steps", 0, "--prelaunch_steps", 20, "--dev", 2]
     run("commonsense.py", *flags, *settings, *FLAGS, monkeypatch=monkeypatch)
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["accuracy"]["yesno"] == {"likelihood": 100, "generated": 100}
+    scores = result["accuracy"]["yesno"]
+    assert (scores["likelihood"], scores["generated"], result["dev_accuracy"]) == (100, 100, [100])
+    assert result["dev_loss"][0] == pytest.approx(scores["loss"], abs=1e-3)  # the same two questions
+    with pytest.raises(SystemExit, match="--dev 16 leaves nothing of the 16 training questions"):
+        run("commonsense.py", *flags, "--dev", 16, monkeypatch=monkeypatch)
 
 
 def test_commonsense_says_what_is_wrong_with_the_questions(tmp_path, monkeypatch):

@@ -76,7 +76,7 @@ def test_no_name_leads_out_of_the_folders(page, name):
     stopped_run(page.runs.parent / "secret" / "run")
     (page.runs / "link").symlink_to(page.runs.parent / "secret" / "run")
     (page.pictures / "link").symlink_to(save_pictures(page.runs.parent / "secret" / "pictures"))
-    for address in (f"/runs/{name}", f"/runs/{name}/state", f"/runs/{name}/file/card", f"/runs/{name}/sheet?name=x"):
+    for address in (f"/runs/{name}", f"/runs/{name}/state", f"/runs/{name}/file/card", f"/runs/{name}/sheet"):
         assert page.ask(address)[0] == 404, address
     for address in (f"/pictures/{name}/list", f"/pictures/{name}/thumb?name=0.png", f"/reports/{name}"):
         assert page.ask(address)[0] == 404, address
@@ -96,8 +96,12 @@ def test_no_file_outside_a_runs_folder_is_given(page):
     with open(run / "journal.jsonl", "a") as file:
         for name in ("validation/step-000001.png", "../secret.png", "../../secret.png", str(secret)):
             file.write(json.dumps({"time": 1.0, "picture": name}) + "\n")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "checkpoints.png").symlink_to(secret)
+    assert page.ask("/runs/one/sheet")[0] == 404
     for name in ("validation/step-000001.png", "samples.png", "../secret.png", "../../secret.png", str(secret)):
-        assert page.ask(f"/runs/one/sheet?name={name}")[0] == 404, name
+        for column in (0, 1, -1, 10**9):
+            assert page.ask(f"/runs/one/tile/trained/{column}?sheet={quote(name)}")[0] == 404, name
 
 
 def test_no_picture_outside_its_folder_is_given(page):

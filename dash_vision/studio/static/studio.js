@@ -148,7 +148,7 @@ function newRun(form) {
     const number = ++checked, asked = values();
     if (!asked.kind || !asked.kind.trim()) {
       find("#prompts").hidden = true;
-      find("#command").textContent = "";
+      find("#shown-command").hidden = true;
       wrong(null);
       return;
     }
@@ -161,6 +161,7 @@ function newRun(form) {
       find("#t-class").hidden = find("#p-class").hidden = !form.elements.with_prior_preservation.checked;
       find("#p-shown").textContent = told.prompts.join("; ");
       find("#command").textContent = told.command;
+      find("#shown-command").hidden = false;
       wrong(null);
     } catch (error) {
       if (number === checked) wrong(error);
@@ -178,8 +179,11 @@ function newRun(form) {
     if (!folder) return;
     const side = form.elements.resolution.value || form.elements.resolution.placeholder;
     const query = new URLSearchParams({resolution: side, buckets: String(form.elements.aspect_ratio_buckets.checked)});
+    const bar = find("#uploading"), slow = setTimeout(() => { bar.removeAttribute("value"); bar.hidden = false; }, 400);
     const response = await fetch(`/pictures/${encodeURIComponent(folder)}/list?${query}`);
     place.innerHTML = await response.text();  // escaped by the server
+    clearTimeout(slow);
+    bar.hidden = true;
     const count = all(".picture", place).length;
     find("#shading").hidden = !count;
     drop.classList.toggle("small", count > 0);
@@ -336,13 +340,14 @@ if (run) {
       }
     });
   if (run.dataset.state === "running") watch(address);
+  if (find("#compare-checkpoints")) which(address);
   const draw = find("#draw");
   if (draw) drawing(draw, address);
 }
 
 async function watch(address) {
-  let drawn = "", asked = false;
-  const sheet = find("#sheet");
+  let drawn = "", measured = "", asked = false;
+  const latest = find("#latest");
   for (const button of all("[data-act]")) button.addEventListener("click", () => { asked = true; });
   for (;;) {
     await wait(1000);
@@ -357,16 +362,43 @@ async function watch(address) {
     const log = find("#log pre"), low = log.scrollTop + log.clientHeight > log.scrollHeight - 30;
     log.textContent = told.log;
     if (low) log.scrollTop = log.scrollHeight;
+    if (told.measured !== measured) find("#measured").innerHTML = measured = told.measured;  // escaped by the server
     find("#saved").hidden = !told.saved.length;
     find("#saved").textContent = `checkpoints: ${told.saved.join(", ")}`;
-    if (told.sheet && sheet) {
-      const source = `${address}/sheet?name=${encodeURIComponent(told.sheet.name)}&v=${told.sheet.changed}`;
-      if (find("img", sheet).getAttribute("src") !== source) find("img", sheet).src = source;
-      find("#sheet-name").textContent = told.sheet.name;
-      sheet.hidden = false;
+    if (told.latest && latest && told.latest.words !== find("h2", latest).textContent) {
+      find("h2", latest).textContent = told.latest.words;
+      find("ul", latest).replaceChildren(...told.latest.pictures.map(picture));
+      latest.hidden = false;
       for (const part of all(".no-sheet")) part.remove();
     }
   }
+}
+
+function picture({address, prompt}) {
+  const item = document.createElement("li"), image = document.createElement("img"), words = document.createElement("small");
+  image.src = address;
+  image.alt = words.textContent = prompt;
+  item.append(image, words);
+  return item;
+}
+
+// Which of the kept adapters to take.
+function which(address) {
+  const button = find("#compare-checkpoints"), step = find("#which-step");
+  const compare = async form => {
+    button.disabled = step.disabled = true;
+    try {
+      const {key} = await send(`${address}/checkpoints`, form);
+      await helped(key, find("#comparing"));
+      location.reload();
+    } catch (error) {
+      tell(find("#which-problem"), error.message);
+      find("#comparing").hidden = true;
+      button.disabled = step.disabled = false;
+    }
+  };
+  button.addEventListener("click", () => compare({}));
+  step.addEventListener("change", () => { if (step.value) compare({step: step.value}); });
 }
 
 function drawing(form, address) {
