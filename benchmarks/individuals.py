@@ -38,6 +38,7 @@ import train_dreambooth
 from dash_vision import load_adapter
 from dash_vision.bases.loading import Base, load_base
 from dash_vision.bases.sampling import Sampling, sample
+from dash_vision.core.loading import read_adapters
 from dash_vision.files.atomic import replacing, write_json, write_text
 from dash_vision.files.errors import InputError
 from dash_vision.measures.encoders import miniature_vit
@@ -220,10 +221,12 @@ def draw(
     folder.mkdir(parents=True, exist_ok=True)
     size = (base.resolution, base.resolution)
     how = Sampling(settings["num_inference_steps"], settings["guidance_scale"], size, len(prompts))
-    loaded = load_adapter(base.denoiser, adapter) if adapter else None
+    networks = base.components()
+    parts = read_adapters(adapter) if adapter else ()
+    loaded = [load_adapter(networks[name], str(adapter), component=name) for name in parts]
     pictures = sample(base, prompts, case.seed, range(len(prompts)), how, torch.device("cpu"))
-    if loaded:
-        loaded.remove()
+    for one in loaded:
+        one.remove()
     for file, picture in zip(files, pictures, strict=True):
         with replacing(file) as temporary:
             picture.save(temporary, format="PNG")

@@ -69,7 +69,8 @@ QUICK = "--max_train_steps 3 --prelaunch_steps 1 --num_inference_steps 2 --train
 def test_a_run_trains_draws_and_scores_once_and_goes_on_from_what_is_there(tmp_path: Path, capsys) -> None:
     plan = tmp_path / "plan.yaml"
     plan.write_text(
-        f"common: {QUICK}\narms:\n- {{name: LoRA, flags: --dash_k 0}}\n- {{name: Dash, seeds: [0, 1], against: LoRA}}\n"
+        f"common: {QUICK}\narms:\n- {{name: LoRA, flags: --dash_k 0}}\n"
+        "- {name: Dash, seeds: [0, 1], against: LoRA, flags: --train_text_encoder}\n"
     )
     out = tmp_path / "out"
     arguments = [str(out), "--individuals", "4", "--places", "2", "--plan", str(plan)]
