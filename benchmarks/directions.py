@@ -187,6 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not args.table:
             if not args.runs or not args.full:
                 raise InputError("--runs and --full are needed; with --table a record that is there is printed")
+            args.record.parent.mkdir(parents=True, exist_ok=True)
             truths = {"true": args.full, "shuffled": args.shuffled}
             record = analyse(args.runs, truths, args.base, args.draws)
             args.record.write_text(json.dumps(record) + "\n", encoding="utf-8")

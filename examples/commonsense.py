@@ -20,9 +20,18 @@ from typing import Any
 
 import torch
 from methods import MethodArguments, apply
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    HfArgumentParser,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from dash_vision import InputError
+from dash_vision.bases.quantization import QUANTIZATIONS, configuration
 from dash_vision.integrations.transformers import dash_optimizer
 
 KEYS = ("instruction", "input", "output", "answer")
@@ -36,6 +45,7 @@ class TaskArguments:
     model_name_or_path: str = field(metadata={"help": "hub id or local folder"})
     data_dir: str = field(metadata={"help": "folder with a folder for every set"})
     sets: list[str] = field(default_factory=lambda: ["boolq"], metadata={"help": "sets to train and to test on"})
+    quantize: str = field(default="none", metadata={"help": "the frozen weights: none, nf4, int8 or fp8"})
     cutoff: int = field(default=256, metadata={"help": "tokens that are read of a question with its answer"})
     limit: int | None = field(default=None, metadata={"help": "use so many questions of every set, of each split"})
     dev: int = field(default=0, metadata={"help": "training questions of every set to hold out"})
@@ -117,6 +127,18 @@ def by_generation(model: Any, row: dict[str, str], tokenizer: Any) -> str:
     return found[0] if found else ""
 
 
+def load(name: str, quantize: str) -> Any:
+    """The model in float32, its linear layers quantized where that is asked for. Raises InputError."""
+    if quantize not in QUANTIZATIONS:
+        raise InputError(f"--quantize is one of {', '.join(QUANTIZATIONS)}, got {quantize!r}")
+    options = {}
+    if quantize != "none":
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name))
+        options["quantization_config"] = configuration(quantize, "transformers", torch.float32, network)
+    return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **options)
+
+
 def make_parser() -> HfArgumentParser:
     """The command line."""
     parser = HfArgumentParser((TaskArguments, MethodArguments, TrainingArguments), description=__doc__)
@@ -142,7 +164,7 @@ def main() -> None:
     for row in (row for rows in (dev, *tests.values()) for row in rows):
         options_of(row)
     tokenizer = AutoTokenizer.from_pretrained(task.model_name_or_path)
-    model = AutoModelForCausalLM.from_pretrained(task.model_name_or_path, dtype=torch.float32)
+    model = load(task.model_name_or_path, task.quantize)
     model, callbacks = apply(model, method, arguments.seed, head=[])
     trainer = Trainer(
         model,

@@ -11,6 +11,7 @@ from accelerate.commands.launch import launch_command_parser
 
 import benchmarks.__main__
 import benchmarks.directions
+import benchmarks.host
 import benchmarks.individuals
 import benchmarks.pretrained
 import benchmarks.published
@@ -47,6 +48,7 @@ MODULES = {
     "benchmarks": benchmarks.__main__.make_parser,
     "benchmarks.directions": benchmarks.directions.make_parser,
     "benchmarks.pretrained": benchmarks.pretrained.make_parser,
+    "benchmarks.host": benchmarks.host.make_parser,
     "benchmarks.individuals": benchmarks.individuals.make_parser,
     "benchmarks.published": benchmarks.published.make_parser,
     "dash_vision.miniature": dash_vision.miniature.__main__.make_parser,

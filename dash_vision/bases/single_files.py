@@ -119,7 +119,8 @@ def load_gguf(
 def _not_of(path: Path, family: Family, config: str, error: Exception) -> str:
     """What to say of a GGUF file that does not fit."""
     general = reasons.needed(error) or reasons.disk(error)
+    why = "it lacks some of its tensors" if "meta tensor" in str(error) else reasons.quoted(error)
     return general or (
-        f"{path} is no GGUF file of the {family.denoiser} of {config}, a {family.name} ({reasons.quoted(error)}); give "
+        f"{path} is no GGUF file of the {family.denoiser} of {config}, a {family.name} ({why}); give "
         "--single_file_config with a base of the file's own family and size"
     )

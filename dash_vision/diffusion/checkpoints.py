@@ -9,6 +9,8 @@ from typing import Any
 from ..files.errors import InputError
 from ..runs.record import RUN
 
+KEPT = "adapters"  # of earlier steps, by --save_lora_every and --evaluate_every
+
 
 def checkpoint_path(folder: Path, step: int) -> Path:
     """The file of the checkpoint after `step`."""
@@ -76,18 +78,27 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any], limit: int 
 
 
 def put_aside(folder: Path, step: int) -> Path | None:
-    """Move checkpoints after `step`, which an earlier run left, where "latest" does not find them.
+    """Move checkpoints and kept adapters after `step`, which an earlier run left, where nothing takes them for those of
+    this run.
 
     Returns the new folder, if any moved.
     """
     old = [path for path in checkpoints(folder) if _step_of(path) > step]
+    old += [path for path in (folder / KEPT).glob("*") if _kept_step(path) > step]
     if not old:
         return None
     number = 1
     while (folder / f"earlier-{number}").exists():
         number += 1
     target = folder / f"earlier-{number}"
-    target.mkdir()
     for path in old:
-        shutil.move(path, target / path.name)
+        place = target / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, place)
     return target
+
+
+def _kept_step(path: Path) -> int:
+    """The step of a folder with kept adapters, NAME-STEP; 0 for another one."""
+    digits = path.name.rsplit("-", 1)[-1]
+    return int(digits) if digits.isdecimal() else 0

@@ -23,14 +23,13 @@ from ..runs.record import RUN, BaseRecord, DreamBoothRecord, Launch, write_recor
 from ..runs.runtime import device_name
 from ..runs.signals import StopRequest, catching_signals
 from ..runs.versions import installed_versions
-from .checkpoints import latest_checkpoint
+from .checkpoints import KEPT, latest_checkpoint
 from .evaluating import Evaluator, resting
 from .exported import compare, load_exported, load_other
 from .job import DreamBoothJob
 from .outputs import PACKAGES, Sheet, draw_samples, save_picture, track, write_adapters, write_card
 
 _NEXT_TO_NOTHING = 1e-6  # of the weights; a step of AdamW at 1e-4 leaves some hundred times as much
-KEPT = "adapters"  # of earlier steps, by --save_lora_every and --evaluate_every
 
 
 def fit(job: DreamBoothJob) -> None:

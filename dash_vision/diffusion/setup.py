@@ -514,5 +514,5 @@ def _begin(job: DreamBoothJob, checkpoint: Path | None) -> None:
             (job.plan.output / RUN).unlink(missing_ok=True)
         kept = put_aside(job.plan.output, job.training.step)
         if kept:
-            job.say(f"note: later checkpoints of an earlier run were moved to {kept}")
+            job.say(f"note: later checkpoints and adapters of an earlier run were moved to {kept}")
     job.runtime.wait()

@@ -45,9 +45,8 @@ from ..files.native import KEYS, AdapterState
 
 log = logging.getLogger(__name__)
 
-PLAIN = (
-    "plain-lora"  # folder beside PEFT's file, two levels deep: the Trainer takes folders one level deep for adapters
-)
+# A folder beside PEFT's file, two levels deep: the Trainer takes folders one level deep for adapters.
+PLAIN = "plain-lora"
 _SHIFTS, _U, _V, _INDICES = "lora_dash_shifts", "lora_dash_U", "lora_dash_V", "lora_dash_indices"
 # Ways of PEFT's to begin A and B that take from the frozen weight what they begin with.
 _CHANGES_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -144,9 +143,7 @@ def save_as_lora(model: PeftModel, folder: str | PathLike[str], dtype: torch.dty
 
     Returns the path of the weights file. Raises InputError when the model has no dash (see `to_dash`).
     """
-    path = _save_as_lora(model, folder, dtype)
-    assert path is not None, "it is written"
-    return path
+    return cast(Path, _save_as_lora(model, folder, dtype))
 
 
 def _save_as_lora(

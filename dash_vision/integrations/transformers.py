@@ -111,6 +111,10 @@ class DashCallback(TrainerCallback):
         of one on another base: the checkpoint does not hold the frozen weights."""
         self._check(kwargs.get("model"))
         self.schedule.steps = self._counted = self._resumed(state)
+        groups = getattr(kwargs.get("optimizer"), "param_groups", [])
+        updated = {id(p) for group in groups for p in group["params"]}
+        if groups and not any(id(w.A) in updated or id(w.B) in updated for _, w in self.adapter.weights()):
+            log.warning("the Trainer's optimizer updates no tensor of the adapter; make it of the adapter's parameters")
         trained = [p for p in self.adapter.model.parameters() if p.requires_grad and p.numel()]
         if not any(map(is_sharded, trained)):
             self._watches = watches([self.adapter.model], trained)

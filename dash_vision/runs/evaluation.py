@@ -33,12 +33,14 @@ class Evaluated:
 
     adapter: the folder in the run's that keeps the adapter of this step; None for step 0. values: for each of MEASURES
     that could be measured one value a picture or prompt, in the same order at every step. seconds: that it took.
+    digest: of what was measured, where the run itself did not measure it.
     """
 
     step: int
     adapter: str | None
     values: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
+    digest: str = ""
 
     def mean(self, measure: str) -> float | None:
         """The mean of a measure's values; None where it was not measured."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import socket
 import sys
 import webbrowser
 from collections.abc import Sequence
@@ -87,11 +88,13 @@ def _serve(args: argparse.Namespace) -> int:
     app = make_app(Folders(runs, pictures, bases), args.port, listening=args.listen is not None, password=password)
     config = uvicorn.Config(app, host=host, port=args.port, log_level="error", access_log=False, server_header=False)
     server = uvicorn.Server(config)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = config.bind_socket()
-    except (OSError, SystemExit):
-        raise InputError(f"port {args.port} of {host} is taken or not yours; give another --port") from None
-    address = f"http://{'127.0.0.1' if args.listen is None else args.listen}:{args.port}"
+        listener = socket.create_server((host, args.port), family=family)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        raise InputError(f"cannot answer at {host}, port {args.port} ({reason}); give another --port") from None
+    address = f"http://{f'[{host}]' if ':' in host else host}:{args.port}"
     print(f"the page is at {address}, runs are in {runs}; Ctrl-C ends the page and no training", flush=True)
     if not args.no_browser and args.listen is None:
         webbrowser.open(address)

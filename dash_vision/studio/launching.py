@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import IO
@@ -63,16 +63,22 @@ class Trainings:
         self._finishing: set[Path] = set()
 
     def look(self, folder: Path) -> FoundRun:
-        """The run in a folder; a child that has ended is let go of first."""
+        """The run in a folder; one that is being finished is at work, also between its two processes."""
+        run = self._look(folder)
+        between = folder in self._finishing and run.state in ("stopped", "failed")
+        return replace(run, state="running", problem="") if between else run
+
+    def _look(self, folder: Path) -> FoundRun:
+        """A child that has ended is let go of first."""
         child = self._children.get(folder)
         if child is not None and child.poll() is not None:
-            del self._children[folder]
+            self._children.pop(folder, None)
         return find_run(folder)
 
     def start(self, folder: Path, words: Sequence[str], directory: Path | None = None) -> None:
         """`dreambooth WORDS`, which writes into `folder`. Raises InputError where a run is at work there."""
         with self._lock:
-            if self.look(folder).state == "running":
+            if self._look(folder).state == "running":
                 raise InputError(f"a run is at work in {folder.name} already; wait for it, or stop it first")
             place = directory or Path.cwd()
             try:
@@ -90,7 +96,7 @@ class Trainings:
 
     def stop(self, folder: Path) -> None:
         """Ask the run to write a checkpoint and end. Raises InputError where there is none, or none of this machine."""
-        run = self.look(folder)
+        run = self._look(folder)
         if run.state != "running":
             raise InputError(f"no run is at work in {run.name}")
         process = same_process(run.told.start or {}) or _holder(run)
@@ -103,7 +109,7 @@ class Trainings:
 
     def resume(self, folder: Path, more: Sequence[str] = ()) -> None:
         """The same command again, with `more` in the place of what it said of the same flags. Raises InputError."""
-        run = self.look(folder)
+        run = self._look(folder)
         words = without_flags(run.words, more)
         if not run.words:
             raise InputError(f"{run.name} does not say by which command it was started; resume it by that command")
@@ -122,10 +128,10 @@ class Trainings:
                 raise InputError(f"{folder.name} is being finished already")
             self._finishing.add(folder)
         try:
-            if self.look(folder).state == "running":
+            if self._look(folder).state == "running":
                 self.stop(folder)
                 self._wait(folder)
-            run = self.look(folder)
+            run = self._look(folder)
             if run.state == "finished":
                 return
             if not run.saved:
@@ -136,7 +142,7 @@ class Trainings:
 
     def _wait(self, folder: Path, seconds: float = 300) -> None:
         end = time.monotonic() + seconds
-        while self.look(folder).state == "running":
+        while self._look(folder).state == "running":
             if time.monotonic() > end:
                 raise InputError(f"{folder.name} was asked to stop and is at work still; try again later")
             time.sleep(0.2)
@@ -227,8 +233,12 @@ class Helpers:
         if last is not None and last.poll() is None:
             raise InputError(f"{last.title} is at work already; wait for it")
         handle, name = tempfile.mkstemp(prefix="dash-vision-studio-")
-        with os.fdopen(handle, "wb") as output:
-            helper = Helper(title, _popen(words, output), Path(name), time.time())
+        try:
+            with os.fdopen(handle, "wb") as output:
+                helper = Helper(title, _popen(words, output), Path(name), time.time())
+        except OSError:
+            Path(name).unlink()
+            raise
         self._helpers[key] = helper
         return helper
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,17 +21,16 @@ from starlette.staticfiles import StaticFiles
 
 from ..files.errors import InputError
 from ..pictures.captions import shown
-from ..pictures.decode import Refused
 from . import pictures as pics
 from . import showing
+from .answers import acts, form_of, number_of, save_body, shows, whole_of
 from .bases import MINIATURE, choices
 from .found import FoundRun, is_run, log_of
 from .launching import Helpers, Trainings, shown_command, value_of, without_flags
 from .places import Place, safe_name
 from .safety import Guard
-from .settings import CHECKED, FEW, NewRun, check_prompt, flag_of, form_fields, read_form
+from .settings import CHECKED, FEW, NewRun, check_prompt, form_fields, read_form
 
-_MOST_TEXT = 256 * 1024  # bytes of a form
 REPORTS = "reports"
 _MOST_SHOWN = 12  # pictures that a run learns from, on its page
 _PREVIEW = "NAME"  # of a run that is not there yet
@@ -42,9 +38,6 @@ _PREVIEW = "NAME"  # of a run that is not there yet
 _REPORT_POLICY = (
     "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 )
-
-
-Endpoint = Callable[["Studio", Request], Any]
 
 
 @dataclass(frozen=True)
@@ -64,55 +57,6 @@ class Folders:
 def make_app(folders: Folders, port: int, listening: bool = False, password: str | None = None) -> Guard:
     """The page behind its guard."""
     return Guard(Studio(folders).app, port, listening, password)
-
-
-def _acts(function: Endpoint) -> Any:
-    """An address that does something with a form of JSON: its answer, or the sentence of what is wrong."""
-
-    @wraps(function)
-    async def endpoint(self: Studio, request: Request) -> Response:
-        try:
-            form = await _read_json(request)
-            request.scope["form"] = form
-            return JSONResponse(await run_in_threadpool(function, self, request) or {})
-        except InputError as error:
-            return JSONResponse({"error": str(error), "flag": flag_of(str(error))}, 400)
-
-    return endpoint
-
-
-def _shows(function: Endpoint) -> Any:
-    """An address that shows something: it, or a page with the sentence of what is wrong."""
-
-    @wraps(function)
-    async def endpoint(self: Studio, request: Request) -> Response:
-        try:
-            answer: Response = await run_in_threadpool(function, self, request)
-            return answer
-        except (InputError, Refused) as error:
-            return await run_in_threadpool(self.page, "problem.html", 404, problem=str(error))
-
-    return endpoint
-
-
-async def _read_json(request: Request) -> dict[str, str]:
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > _MOST_TEXT:
-            raise InputError("the form is longer than this page takes; shorten its texts")
-    try:
-        form = json.loads(body or b"{}")
-    except (ValueError, RecursionError):
-        form = None
-    if not isinstance(form, dict) or not all(isinstance(value, str) for value in form.values()):
-        raise InputError("the page sent a form that cannot be read; load it again")
-    return form
-
-
-def _form(request: Request) -> dict[str, str]:
-    form: dict[str, str] = request.scope["form"]
-    return form
 
 
 class Studio:
@@ -176,7 +120,7 @@ class Studio:
         runs = [self.trainings.look(folder) for folder in folders if is_run(folder)]
         return sorted(runs, key=lambda run: (run.state != "running", -_time(run)))
 
-    @_shows
+    @shows
     def home(self, request: Request) -> Response:
         runs = self.all_runs()
         if not runs:
@@ -186,7 +130,7 @@ class Studio:
 
     # -- a new run
 
-    @_shows
+    @shows
     def new(self, request: Request) -> Response:
         name = request.query_params.get("pictures", "")
         folder = self.pictures.find(name) if name else None
@@ -232,9 +176,9 @@ class Studio:
             )
         return folder
 
-    @_acts
+    @acts
     def make_pictures(self, request: Request) -> Any:
-        form = _form(request)
+        form = form_of(request)
         if form.get("example"):
             folder = self.pictures.make("cat")
             pics.draw_example(folder)
@@ -242,7 +186,7 @@ class Studio:
             folder = self.pictures.make(safe_name(form.get("name", "")) or "pictures")
         return {"name": folder.name, "address": f"/new?pictures={quote(folder.name, safe='')}"}
 
-    @_shows
+    @shows
     def list_pictures(self, request: Request) -> Response:
         folder = self._folder(request)
         side = request.query_params.get("resolution", "")
@@ -250,7 +194,7 @@ class Studio:
         contents = pics.look(folder, resolution, request.query_params.get("buckets") == "true")
         return self.page("pictures.html", contents=contents, name=folder.name, busy=self._busy_with(folder))
 
-    @_shows
+    @shows
     def thumb(self, request: Request) -> Response:
         path = pics.find(self._folder(request), request.query_params.get("name", ""))
         return Response(pics.thumbnail(str(path), path.stat().st_mtime_ns), media_type="image/jpeg")
@@ -262,7 +206,7 @@ class Studio:
             folder = await run_in_threadpool(self._folder, request, True)
             with tempfile.TemporaryDirectory(prefix="dash-vision-studio-") as place:
                 file = Path(place) / "upload"
-                await _save(request, file, name)
+                await save_body(request, file, name)
                 return JSONResponse({"name": await run_in_threadpool(pics.take_in, folder, name, file)})
         except InputError as error:
             return JSONResponse({"error": str(error)}, 400)
@@ -271,23 +215,23 @@ class Studio:
         except ClientDisconnect:
             return Response(status_code=400)
 
-    @_acts
+    @acts
     def caption(self, request: Request) -> Any:
-        form = _form(request)
+        form = form_of(request)
         pics.set_caption(self._folder(request, changes=True), form.get("name", ""), form.get("text", ""))
 
-    @_acts
+    @acts
     def aside(self, request: Request) -> Any:
-        pics.put_aside(self._folder(request, changes=True), _form(request).get("name", ""))
+        pics.put_aside(self._folder(request, changes=True), form_of(request).get("name", ""))
 
     def _asked(self, form: dict[str, str], output: Path) -> tuple[NewRun, Path]:
         folder = self.pictures.find(form.get("pictures", "")) if form.get("pictures") else self.pictures.root / _PREVIEW
         return read_form(form, folder, output, self.folders.roots), folder
 
-    @_acts
+    @acts
     def check(self, request: Request) -> Any:
         """What the form comes to: the command and the prompts."""
-        form = _form(request)
+        form = form_of(request)
         name = safe_name(form.get("name", "")) or safe_name(form.get("kind", "")) or _PREVIEW
         asked, _ = self._asked(form, self.runs.root / name)
         return {
@@ -298,18 +242,18 @@ class Studio:
             "notes": asked.config.notes,
         }
 
-    @_acts
+    @acts
     def plan(self, request: Request) -> Any:
-        form = {"kind": "thing", "subject": "sks", **{name: text for name, text in _form(request).items() if text}}
+        form = {"kind": "thing", "subject": "sks", **{name: text for name, text in form_of(request).items() if text}}
         asked, _ = self._asked(form, self.runs.root / _PREVIEW)
         words = without_flags(asked.words, ["--instance_data_dir", "--output_dir"])
         here = ["--no_gpu"] if not _has_gpu() else []
         self.helpers.start("plan", "the plan", ["plan", *words, *here])
         return {"key": "plan"}
 
-    @_acts
+    @acts
     def start(self, request: Request) -> Any:
-        form = _form(request)
+        form = form_of(request)
         folder = self.pictures.find(form.get("pictures", ""))
         contents = pics.look(folder, 64, False)
         if contents.problem:
@@ -326,7 +270,7 @@ class Studio:
     def _run(self, request: Request) -> FoundRun:
         return self.trainings.look(self.runs.find(request.path_params["run"]))
 
-    @_shows
+    @shows
     def show_run(self, request: Request) -> Response:
         run = self._run(request)
         lora = showing.same_with_lora(run, self.all_runs())
@@ -367,7 +311,7 @@ class Studio:
         measured = self.templates.get_template("measured.html").render(measured=showing.measured_of(run))
         return {**showing.state_of(run), "log": log_of(run.folder), "measured": measured}
 
-    @_shows
+    @shows
     def sheet(self, request: Request) -> Response:
         """The contact sheet of all checkpoints."""
         run = self._run(request)
@@ -375,13 +319,13 @@ class Studio:
             raise InputError(f"{run.name} has no contact sheet; let its checkpoints be drawn first")
         return FileResponse(run.folder / showing.SHEET, media_type="image/png")
 
-    @_shows
+    @shows
     def tile(self, request: Request) -> Response:
         params, sheet = request.path_params, request.query_params.get("sheet", showing.SAMPLES)
         picture = showing.tile(self._run(request), sheet, params["row"], params["column"])
         return Response(picture, media_type="image/png")
 
-    @_shows
+    @shows
     def download(self, request: Request) -> Response:
         run, key = self._run(request), request.path_params["key"]
         file = next((file for file in showing.downloads(run) if file.key == key), None)
@@ -389,25 +333,25 @@ class Studio:
             raise InputError(f"{run.name} has no such file; look at its page")
         return FileResponse(file.path, media_type="application/octet-stream", filename=file.name)
 
-    @_shows
+    @shows
     def drawn(self, request: Request) -> Response:
         params = request.path_params
         path = showing.drawn_file(self._run(request), params["batch"], params["name"])
         return FileResponse(path, media_type="image/png")
 
-    @_acts
+    @acts
     def stop(self, request: Request) -> Any:
         self.trainings.stop(self._run(request).folder)
 
-    @_acts
+    @acts
     def resume(self, request: Request) -> Any:
         self.trainings.resume(self._run(request).folder)
 
-    @_acts
+    @acts
     def finish(self, request: Request) -> Any:
         self.trainings.finish_now(self._run(request).folder)
 
-    @_acts
+    @acts
     def lora(self, request: Request) -> Any:
         """The same run with plain LoRA, to compare."""
         run = self._run(request)
@@ -421,33 +365,33 @@ class Studio:
         self.trainings.start(output, [*words, *more], directory)
         return {"address": _address(output.name)}
 
-    @_acts
+    @acts
     def draw(self, request: Request) -> Any:
-        run, form = self._run(request), _form(request)
+        run, form = self._run(request), form_of(request)
         prompt = check_prompt(" ".join(form.get("prompt", "").split()), "the prompt")
-        scale = _number(form, "scale", 1.0, -2.0, 4.0)
-        count = int(_number(form, "count", 1, 1, 8))
-        seed = form.get("seed", "").strip()
+        scale = number_of(form, "scale", 1.0, -2.0, 4.0)
+        count = whole_of(form, "count", 1, 1, 8)
+        seed = whole_of(form, "seed", 0, 0, 2**63 - 1) if form.get("seed", "").strip() else None
         out = run.folder / showing.DRAWN / time.strftime("%Y%m%d-%H%M%S")
         words = ["generate", str(run.folder), f"--prompts={prompt}", "-o", str(out)]
         words += ["--scale", f"{scale:g}", "--num_images", str(count)]
-        if seed:
-            words += ["--seed", str(int(_number(form, "seed", 0, 0, 2**63 - 1)))]
+        if seed is not None:
+            words += ["--seed", str(seed)]
         if run.state != "finished":
             raise InputError(f"{run.name} has not finished; its adapter can be drawn with then")
         helper = self.helpers.start(f"draw {run.name}", "a picture", words)
-        how = f"strength {scale:g}" + (f", seed {int(seed)}" if seed else "")
+        how = f"strength {scale:g}" + ("" if seed is None else f", seed {seed}")
         out.mkdir(parents=True, exist_ok=True)
         (out / "drawn.json").write_text(json.dumps({"prompt": prompt, "how": how}), encoding="utf-8")
         return {"key": f"draw {run.name}", "title": helper.title}
 
-    @_acts
+    @acts
     def checkpoints(self, request: Request) -> Any:
         """Compare all adapters that the run kept; with a step, put that one in the place of the last."""
-        run, step = self._run(request), _form(request).get("step", "")
+        run, step = self._run(request), form_of(request).get("step", "")
         if run.state != "finished":
             raise InputError(f"{run.name} has not finished; its checkpoints can be compared then")
-        more = ["--apply", str(int(_number({"step": step}, "step", 0, 1, 1e9)))] if step else []
+        more = ["--apply", str(whole_of({"step": step}, "step", 0, 1, 10**9))] if step else []
         key = f"checkpoints {run.name}"
         self.helpers.start(key, "the comparison of checkpoints", ["eval", "checkpoints", str(run.folder), *more])
         return {"key": key}
@@ -469,7 +413,7 @@ class Studio:
 
     # -- comparing
 
-    @_shows
+    @shows
     def compare(self, request: Request) -> Response:
         finished = [run for run in self.all_runs() if run.state == "finished" and run.record]
         names = [run.name for run in finished]
@@ -486,9 +430,9 @@ class Studio:
         done = report.name if report is not None and report.is_file() else ""
         return self.page("compare.html", at="compare", samples=samples, report=done, **values)
 
-    @_acts
+    @acts
     def make_report(self, request: Request) -> Any:
-        form = _form(request)
+        form = form_of(request)
         folders = [self.runs.find(form.get(side, "")) for side in ("a", "b")]
         output = self.folders.runs / REPORTS / _report_name(*(folder.name for folder in folders))
         output.parent.mkdir(exist_ok=True)
@@ -496,35 +440,13 @@ class Studio:
         self.helpers.start(key, "the report", ["eval", "report", *map(str, folders), "-o", str(output)])
         return {"key": key, "address": f"/reports/{quote(output.name, safe='')}"}
 
-    @_shows
+    @shows
     def report(self, request: Request) -> Response:
         name = request.path_params["name"]
         folder = self.folders.runs / REPORTS
         if name not in [path.name for path in folder.glob("*.html")] or not showing.is_inside(folder, name):
             raise InputError(f"there is no report {shown(name)}; make it again")
         return FileResponse(folder / name, media_type="text/html", headers={"content-security-policy": _REPORT_POLICY})
-
-
-async def _save(request: Request, file: Path, name: str) -> None:
-    """Write a request's body to a file. Raises InputError where it is too long."""
-    size = 0
-    with open(file, "wb") as out:
-        async for part in request.stream():
-            size += len(part)
-            if size > pics.LARGEST:
-                raise InputError(f"{shown(name)} is larger than {pics.LARGEST >> 20} MB; make it smaller")
-            await asyncio.to_thread(out.write, part)
-
-
-def _number(form: dict[str, str], name: str, usual: float, least: float, most: float) -> float:
-    text = form.get(name, "").strip()
-    try:
-        value = float(text) if text else usual
-    except ValueError:
-        value = float("nan")
-    if not least <= value <= most:
-        raise InputError(f"the {name} is {shown(text)}; it takes a number from {least:g} to {most:g}")
-    return value
 
 
 def _report_name(a: str, b: str) -> str:

@@ -167,11 +167,18 @@ class _Work:
         if self.wanted.sampler.base is not None:
             return []
         found: dict[int, Evaluated] = {}
-        there = {one.step: one.place for one in self.checkpoints} | {0: None}
-        for evaluation in (read_evaluation(self.output / RESULT), self.run.record.evaluation):
-            if evaluation is not None and evaluation.measured_as(self.empty):
-                found |= {one.step: one for one in evaluation.checkpoints if one.step in there and one.values}
+        digests = {one.step: self._digest(one) for one in self.checkpoints} | {0: self._digest(None)}
+        mine, recorded = read_evaluation(self.output / RESULT), self.run.record.evaluation
+        if mine is not None and mine.measured_as(self.empty):
+            found |= {one.step: one for one in mine.checkpoints if one.digest == digests.get(one.step)}
+        if recorded is not None and recorded.measured_as(self.empty):
+            found |= {one.step: one for one in recorded.checkpoints if one.step in digests and one.values}
         return list(found.values())
+
+    def _digest(self, checkpoint: Checkpoint | None) -> str:
+        """Of an adapter and the base below it."""
+        identity = sorted(self.run.record.base.identity.items())
+        return f"{seed_of(0, repr([checkpoint.digest() if checkpoint else None, identity])):016x}"
 
     @cached_property
     def _yardstick(self) -> Yardstick:
@@ -183,7 +190,8 @@ class _Work:
             found = yardstick.measure(self._drawing(checkpoint)) if checkpoint else yardstick.of_base()
         values = {name: list(getattr(found, name)) for name in MEASURES if name != "loss" and getattr(found, name)}
         step, place = (checkpoint.step, checkpoint.place) if checkpoint else (0, None)
-        return Evaluated(step, place, values, round(time.perf_counter() - started, 2))
+        seconds = round(time.perf_counter() - started, 2)
+        return Evaluated(step, place, values, seconds, self._digest(checkpoint))
 
     def _drawing(self, checkpoint: Checkpoint | None) -> Callable[[Sequence[str], Sequence[int]], list[Image.Image]]:
         sampler = self._measured_by()
@@ -216,10 +224,8 @@ class _Work:
 
     def _tile(self, checkpoint: Checkpoint | None, number: int) -> Path:
         """The file of a picture, called after all that it depends on."""
-        told = [
-            *(checkpoint.digest() if checkpoint else "base", self.columns[number], number, self.wanted.sampler),
-            *(sorted(self.settings.items()), self.side, sorted(self.run.record.base.identity.items())),
-        ]
+        told = [self._digest(checkpoint), self.columns[number], number, self.wanted.sampler, self.side]
+        told += sorted(self.settings.items())
         step = checkpoint.step if checkpoint else 0
         return self.output / "pictures" / f"{step:06d}-{number:02d}-{seed_of(0, repr(told)):016x}.png"
 

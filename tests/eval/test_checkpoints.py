@@ -64,6 +64,13 @@ def test_a_checkpoint_that_was_not_measured_is_measured_to_the_same_values(shown
     measured = next(one for one in found.checkpoints if one.step == 6)
     for name in ("likeness", "adherence", "drift", "leak"):
         assert measured.values[name] == pytest.approx(missing["values"][name], abs=2e-3)
+    # Another adapter in its place is measured anew.
+    steps = {one.step: one.folder for one in find_checkpoints(read_run(folder))}
+    shutil.copy(steps[4] / "pytorch_lora_weights.safetensors", steps[6])
+    assert main(["checkpoints", str(folder), *SHEET]) == 0
+    found = {one.step: one for one in read_evaluation(folder / "checkpoints/checkpoints.json").checkpoints}
+    for name in ("likeness", "drift"):
+        assert found[6].values[name] == pytest.approx(found[4].values[name], abs=2e-3)
 
 
 def test_without_an_encoder_the_pictures_are_shown_and_nothing_is_recommended(shown, tmp_path, capsys):

@@ -6,11 +6,14 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from tests.support.language import tiny_llama
 from tests.support.paths import ROOT
+from tests.support.quantized import WORDS as WORDS_OF_QUANTIZATION
+from tests.support.quantized import need
 
 WORDS = [
     "good",
@@ -138,6 +141,25 @@ def test_commonsense_learns_two_questions_and_scores_them_both_ways(tmp_path, mo
     assert result["dev_loss"][0] == pytest.approx(scores["loss"], abs=1e-3)  # the same two questions
     with pytest.raises(SystemExit, match="--dev 16 leaves nothing of the 16 training questions"):
         run("commonsense.py", *flags, "--dev", 16, monkeypatch=monkeypatch)
+    with pytest.raises(SystemExit, match="--quantize is one of none, nf4, int8, fp8, got 'int4'"):
+        run("commonsense.py", *flags, "--quantize", "int4", monkeypatch=monkeypatch)
+
+
+@pytest.mark.parametrize("word", WORDS_OF_QUANTIZATION)
+def test_commonsense_trains_on_a_quantized_base(tmp_path, monkeypatch, word):
+    need(word)
+    base = tmp_path / "llama"
+    tiny_llama(hidden_size=64, intermediate_size=128).save_pretrained(base)
+    tokenizer(base)
+    (tmp_path / "data" / "yesno").mkdir(parents=True)
+    for split in ("train", "test"):
+        rows = [question("true"), question("false")] * 2
+        (tmp_path / "data" / "yesno" / f"{split}.json").write_text(json.dumps(rows))
+    flags = ["--model_name_or_path", base, "--data_dir", tmp_path / "data", "--sets", "yesno", "--output_dir", tmp_path]
+    settings = ["--quantize", word, "--max_steps", 3, "--prelaunch_steps", 1, "--learning_rate", 0.02]
+    run("commonsense.py", *flags, *settings, "--warmup_steps", 0, *FLAGS, monkeypatch=monkeypatch)
+    shifts = load_file(tmp_path / "dash_adapter.safetensors")
+    assert all(t.any() for key, t in shifts.items() if key.endswith("dsigma"))
 
 
 def test_commonsense_says_what_is_wrong_with_the_questions(tmp_path, monkeypatch):

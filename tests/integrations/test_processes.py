@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Trainer, TrainingArguments
 
@@ -14,7 +15,12 @@ from tests.support.language import sentences, tiny_llama
 from tests.support.processes import spread
 
 LOWEST = tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 8)
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch was built without torch.distributed")
+OLD = tuple(int(n) for n in transformers.__version__.split(".")[:2]) < (5, 24)
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available(), reason="this torch was built without torch.distributed"),
+    # transformers 5.0 puts the optimizer's state on a device called cpu:0, which there is none of.
+    pytest.mark.skipif(OLD, reason="an older Trainer resumes on GPUs only where it has several processes"),
+]
 LAUNCH, STEPS = 3, 5
 
 

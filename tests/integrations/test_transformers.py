@@ -254,6 +254,13 @@ def test_the_shifts_can_have_a_rate_of_their_own(tmp_path):
     assert any((w.B != 0).any() for _, w in adapter.weights())
 
 
+def test_an_optimizer_of_other_tensors_is_said(tmp_path, caplog):
+    trainer, _, _ = make(tmp_path, max_steps=1, save_strategy="no")
+    trainer.optimizer = torch.optim.SGD(tiny_llama().parameters(), lr=0.1)
+    trainer.train()
+    assert "optimizer updates no tensor of the adapter" in caplog.text
+
+
 def test_an_adapter_in_another_model_is_refused(tmp_path):
     trainer, _, callback = make(tmp_path)
     with pytest.raises(ValueError, match="not the one that the adapter was injected into"):

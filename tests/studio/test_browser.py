@@ -8,6 +8,7 @@ trains longer and makes the pictures of docs/studio.md anew.
 import http.client
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +26,8 @@ from tests.support.paths import ROOT
 from tests.support.processes import free_port
 
 QUICK = {"max_train_steps": "20", "num_inference_steps": "2", "validation_steps": "4"}
-SHOWN = {"max_train_steps": "600", "validation_steps": "100", "holdout": "1", "evaluate_every": "100"}
+SHOWN = {"max_train_steps": "200", "prelaunch_steps": "40", "validation_steps": "50", "holdout": "1"}
+PLACE = Path("/tmp/studio")  # of the runs on the pictures, whose paths are in sight
 
 
 class User:
@@ -67,7 +69,7 @@ class User:
         script = "const e = document.querySelector(arguments[0]); return !!e && e.getClientRects().length > 0"
         return self.browser.execute_script(script, selector)
 
-    def until(self, condition, seconds=400):
+    def until(self, condition, seconds=1500):
         end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end:
@@ -143,14 +145,18 @@ return [...parts].filter(e => e.getClientRects().length && !(e.tagName === "IMG"
 @pytest.fixture
 def user(tmp_path, request):
     option = request.config.getoption("--screenshots")
+    if option:
+        PLACE.mkdir()
     with chromium() as browser:
         set_window(browser)
-        user = User(browser, tmp_path, Path(option) if option else None)
+        user = User(browser, PLACE if option else tmp_path, Path(option) if option else None)
         yield user
         user.kill()
         for folder in user.runs.iterdir():  # a test that failed leaves none at work
             if process := same_process(read_journal(folder).start or {}):
                 process.kill()
+        if option:
+            shutil.rmtree(PLACE)
 
 
 def test_a_subject_is_trained_looked_at_and_compared(user):
@@ -169,7 +175,6 @@ def new_run(user, settings):
     user.go("/")  # without a run the page asks for one
     assert user.browser.current_url == f"{user.address}/new"
     user.check_page()
-    user.shoot("start", height=760)
     bad = user.root / "photo.heic"
     bad.write_bytes(b"\0\0\0\x18ftypheic" + bytes(60))
     user.drop([*sorted((ROOT / "cat").glob("*.png")), bad])
@@ -190,7 +195,6 @@ def new_run(user, settings):
     assert user.find(".picture textarea").get_attribute("value") == "a photo of sks cat on a white rug"
     user.check_page()
     user.shoot("new", whole=True)
-    user.shoot("phone-new", width=390, height=844)
     user.set({"max_train_steps": "0"})
     user.until(lambda: user.shown("#problem"))
     assert user.text("#problem").startswith("--max_train_steps is 0")
@@ -204,7 +208,9 @@ def new_run(user, settings):
 def watch_stop_and_resume(user):
     user.until(lambda: user.text("#numbers").startswith("step "))
     user.until(lambda: user.shown("#latest img") and user.shown("#chart svg"))
-    user.shoot("running", height=760)
+    if user.shots:  # with the launch on the chart
+        user.until(lambda: "launched" in user.text("#chart"))
+    user.shoot("running", height=880)
     user.browser.refresh()
     assert user.state() == "running"
     user.find('[data-act="stop"]').click()
@@ -232,10 +238,9 @@ def look(user):
     user.shoot("looking", whole=True)
     user.shoot("dark", scheme="dark", height=900)
     user.shoot("phone", width=390, height=844)
-    where = "return getComputedStyle(document.querySelector('.viewer')).getPropertyValue('--at')"
-    before = user.browser.execute_script(where)
     user.find(".frame input").send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
-    assert user.browser.execute_script(where) != before
+    shown = "return getComputedStyle(document.querySelector('.frame .left')).clipPath"
+    assert user.browser.execute_script(shown) == "inset(0px 52% 0px 0px)"  # of the left picture's right side
     user.all(".strip button")[1].click()
     assert "/tile/trained/1" in user.find("img.right").get_attribute("src")
     assert user.text(".prompt") == "a sks cat in the snow"

@@ -9,6 +9,7 @@ from PIL import Image
 
 from dash_vision.pictures.crops import to_tensor
 from dash_vision.pictures.folder import read_folder
+from dash_vision.studio import answers
 from dash_vision.studio import pictures as pics
 from tests.support.pictures import photo, save_pictures
 from tests.support.studio import stopped_run
@@ -85,7 +86,7 @@ def test_what_is_no_picture_is_refused_with_the_reason_and_not_kept(page, name, 
 
 
 def test_a_file_that_is_too_long_is_refused(page, monkeypatch):
-    monkeypatch.setattr(pics, "LARGEST", 1 << 20)
+    monkeypatch.setattr(answers, "LARGEST", 1 << 20)
     (page.pictures / "cat").mkdir()
     status, answer = page.put("cat", "a.png", bytes(3 << 20))
     assert (status, answer["error"]) == (400, "a.png is larger than 1 MB; make it smaller")

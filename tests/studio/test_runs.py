@@ -295,7 +295,10 @@ def test_signals_to_the_page_do_not_reach_its_trainings(tmp_path, monkeypatch):
         ({"prompt": "secret.txt"}, "file"),
         ({"prompt": "a cat", "scale": "strong"}, "scale"),
         ({"prompt": "a cat", "count": "1000"}, "count"),
+        ({"prompt": "a cat", "count": "1.5"}, "whole number"),
         ({"prompt": "a cat", "seed": "-1"}, "seed"),
+        ({"prompt": "a cat", "seed": "3.0"}, "seed"),
+        ({"prompt": "a cat", "seed": str(2**63)}, "seed"),
         ({"prompt": "a cat"}, "has not finished"),
     ],
 )
