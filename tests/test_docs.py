@@ -10,6 +10,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 import benchmarks.__main__
+import benchmarks.checkpoints
 import benchmarks.directions
 import benchmarks.host
 import benchmarks.individuals
@@ -46,6 +47,7 @@ TRAINERS = {
 MODULES = {
     "eval": eval.__main__.make_parser,
     "benchmarks": benchmarks.__main__.make_parser,
+    "benchmarks.checkpoints": benchmarks.checkpoints.make_parser,
     "benchmarks.directions": benchmarks.directions.make_parser,
     "benchmarks.pretrained": benchmarks.pretrained.make_parser,
     "benchmarks.host": benchmarks.host.make_parser,
