@@ -10,6 +10,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 import benchmarks.__main__
+import benchmarks.checkpoints
 import benchmarks.individuals
 import benchmarks.published
 import dash_vision.__main__
@@ -42,6 +43,7 @@ TRAINERS = {
 MODULES = {
     "eval": eval.__main__.make_parser,
     "benchmarks": benchmarks.__main__.make_parser,
+    "benchmarks.checkpoints": benchmarks.checkpoints.make_parser,
     "benchmarks.individuals": benchmarks.individuals.make_parser,
     "benchmarks.published": benchmarks.published.make_parser,
     "dash_vision.miniature": dash_vision.miniature.__main__.make_parser,
