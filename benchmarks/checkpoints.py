@@ -42,7 +42,7 @@ from eval.intervals import student
 from .individuals import Arm, Case, Eyes, arm_folder, draw, drawn, to_pixels, train
 
 PICTURES, HELD, PLACES = 7, 2, 12
-# A rate and a length at which some runs are past their best before they end, as runs of users are.
+# Short runs at a high rate, so that ten individuals take half an hour of one core.
 FLAGS = (
     "--dash_k 8 --train_batch_size 2 --learning_rate 3e-3 --max_train_steps 300 --evaluate_every 50 "
     "--num_inference_steps 6"
