@@ -52,6 +52,8 @@ class Guard:
             return
         headers = Headers(scope=scope)
         refusal = self._refusal(scope["method"], headers)
+        if "\0" in scope["path"]:  # what no file's name has
+            refusal = PlainTextResponse("There is no such page here.", 404)
         if refusal is None and not self._knows(headers):
             if "authorization" in headers:
                 await asyncio.sleep(_WAIT)

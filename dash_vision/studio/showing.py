@@ -91,6 +91,7 @@ def measured_of(run: FoundRun) -> Measured:
     panels = [panel for panel in progress_panels(found, losses, run.launch) if "loss" not in panel.title.lower()]
     trade_off = trade_off_panel(found)
     charts = [svg(panel, 380, 240) for panel in [*panels, *([trade_off] if trade_off else [])]]
+    charts = charts if len(found.checkpoints) > 1 else []  # one point is no course
     names = measures_of(found.checkpoints)
     chosen = found.recommended.step if found.recommended else None
     rows = []

@@ -45,7 +45,7 @@ def test_the_command_lists_its_subcommands(installed):
     _, run = installed
     shown = run("--help")
     assert shown.returncode == 0
-    for name in ("demo", "dreambooth", "vtab", "generate", "eval", "export", "inspect", "merge", "predict"):
+    for name in ("demo", "dreambooth", "studio", "vtab", "generate", "eval", "export", "inspect", "merge", "predict"):
         assert name in shown.stdout
         assert run(name, "--help").returncode == 0
     wrong = run("dreambooth", "--instance_data", "absent")
@@ -115,3 +115,12 @@ def test_every_package_is_installed():
     evaluation = {path.parent.relative_to(ROOT / "eval").parts for path in (ROOT / "eval").rglob("*.py")}
     real |= {".".join(("dash_vision", "evaluation", *parts)) for parts in evaluation}
     assert set(settings["packages"]) == real
+
+
+def test_every_file_of_the_page_is_installed():
+    patterns = read_configuration(ROOT / "pyproject.toml", expand=False)["tool"]["setuptools"]["package-data"]
+    folder = ROOT / "dash_vision" / "studio"
+    installed = {path for pattern in patterns["dash_vision.studio"] for path in folder.glob(pattern)}
+    files = {path for name in ("templates", "static") for path in (folder / name).rglob("*") if path.is_file()}
+    assert len(files) > 8
+    assert files == installed
