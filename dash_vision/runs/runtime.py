@@ -321,7 +321,8 @@ def device_name(device: torch.device) -> str:
     """What computed a result, for its reader."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{device.type}, {'1 thread' if threads == 1 else f'{threads} threads'}"
 
 
 # -- splitting a model over the processes
