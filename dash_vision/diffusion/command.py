@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(config: DreamBoothConfig) -> int:
-    _quiet()
+    quiet()
     if config.cache_dir:  # read when the hub's library is imported
         os.environ["HF_HUB_CACHE"] = str(Path(config.cache_dir).expanduser())
     signal.signal(signal.SIGTERM, _terminate)
@@ -146,7 +146,7 @@ def _fail(message: str, status: int) -> int:
     return fail(message, status, Path(sys.argv[0]).name)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Leave out what libraries say that is no news to the user."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

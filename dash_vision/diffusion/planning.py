@@ -13,6 +13,7 @@ from ..files.errors import InputError
 from ..runs.cores import choose_threads
 from ..runs.faults import fail, printable_streams, report
 from ..runs.settings import option, parse
+from .command import quiet
 from .config import BASE, DreamBoothConfig
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print(config: PlanConfig) -> int:
     budget = None if config.budget is None else parse_size(config.budget)
+    quiet()
     choose_threads()
     from ..bases.loading import load_base
 
