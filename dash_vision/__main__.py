@@ -12,6 +12,7 @@ from .files.errors import InputError, RunError
 from .runs.cores import choose_threads
 from .runs.faults import fail, printable_streams, report
 from .runs.settings import SentenceParser
+from .runs.words import underscored
 
 Run = Callable[[Sequence[str]], int]
 NAME = "dash-vision"
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[:1] and words[0] in PROGRAMS:
         sys.argv = [f"{NAME} {words[0]}", *words[1:]]  # what the program calls itself in its help and its errors
         return PROGRAMS[words[0]][1](words[1:])
-    args = make_parser().parse_args(words)
+    args = make_parser().parse_args(underscored(words))
     # What libraries say that is no news to the user; before they are imported.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from dash_vision.files.errors import InputError
 from dash_vision.runs.settings import SentenceParser
+from dash_vision.runs.words import underscored
 
 from . import checkpoints, curves, directions, figure, peft_benchmark, report, strength, subject, vtab
 
@@ -35,7 +36,8 @@ def make_parser(prog: str = "python -m eval") -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m eval") -> int:
     """Run a command; the exit status."""
-    args = make_parser(prog).parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    args = make_parser(prog).parse_args(underscored(words))
     # What libraries say that is no news to the user; before they are imported.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -67,6 +67,12 @@ class DreamBoothRun:
         """The loss of every optimizer step."""
         return self.record.losses
 
+    @property
+    def steps_of_adapter(self) -> int:
+        """The training steps of the adapter in the folder, where `checkpoints --apply` may have put an earlier one."""
+        applied = self.record.evaluation.applied if self.record.evaluation else None
+        return self.record.steps if applied is None else applied
+
     def argument(self, name: str) -> Any:
         """A setting of the run."""
         return self.record.arguments[name]

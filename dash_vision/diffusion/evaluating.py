@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from ..bases.sampling import Sampling, sample
+from ..drawing.numbers import fixed
 from ..files.errors import RunError, one_line
 from ..measures.asking import ask
 from ..measures.charts import draw_progress
@@ -143,7 +144,7 @@ class Evaluator:
         means = {name: found.mean(name) for name in MEASURES}
         told = {name: mean for name, mean in means.items() if mean is not None}
         self.job.runtime.log({f"eval/{name}": mean for name, mean in told.items()}, found.step)
-        shown = ", ".join(f"{name} {mean:.3f}" for name, mean in told.items())
+        shown = ", ".join(f"{name} {fixed(mean, 3)}" for name, mean in told.items())
         self.job.tell(f"{f'step {found.step}' if found.step else 'base'}: {shown} ({found.seconds:.0f} s)")
 
     def draw(self) -> None:

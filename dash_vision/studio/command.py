@@ -15,6 +15,7 @@ from pathlib import Path
 from ..files.errors import InputError
 from ..runs.faults import fail, printable_streams, report
 from ..runs.settings import SentenceParser
+from ..runs.words import underscored
 
 PASSWORD = "DASH_VISION_STUDIO_PASSWORD"
 _SHORTEST = 8  # characters of a password
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C. The exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     with printable_streams():
-        args = make_parser().parse_args(words)
+        args = make_parser().parse_args(underscored(words))
         try:
             return _serve(args)
         except InputError as error:

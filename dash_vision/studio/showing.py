@@ -83,7 +83,8 @@ def measured_of(run: FoundRun) -> Measured:
     """All of it, as far as it is there; a run that kept nothing out of the training has measured nothing."""
     found = evaluation_of(run)
     sheet = run.folder / SHEET
-    steps = sorted(int(path.name.rpartition("-")[2]) for path in (run.folder / KEPT).glob("*-[0-9]*"))
+    ends = {path.name.rpartition("-")[2] for path in (run.folder / KEPT).glob("*-[0-9]*")}
+    steps = sorted(int(digits) for digits in ends if digits.isdecimal())  # a user's own folders may be there too
     changed = _changed(sheet) if is_inside(run.folder, SHEET) else 0
     if found is None or not found.checkpoints:
         return Measured([], [], [], "", steps, None, changed)

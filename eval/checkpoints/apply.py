@@ -33,16 +33,11 @@ def wanted_step(apply: str | None, checkpoints: Sequence[Checkpoint]) -> int | N
     return int(apply)
 
 
-def apply(run: DreamBoothRun, checkpoints: Sequence[Checkpoint], evaluation: Evaluation, step: int | None) -> str:
-    """Put the adapter of `step`, or the recommended one, where the run's last one is; a sentence that says so.
+def apply(run: DreamBoothRun, checkpoints: Sequence[Checkpoint], evaluation: Evaluation, step: int) -> str:
+    """Put the adapter of `step` where the run's last one is; a sentence that says so.
 
-    The last one stays below the run's adapters/, so that --apply with its step brings it back. Raises InputError where
-    nothing is recommended.
+    The last one stays below the run's adapters/, so that --apply with its step brings it back.
     """
-    if step is None:
-        if evaluation.recommended is None:
-            raise InputError("nothing is recommended, since no encoder measured the pictures; name a step by --apply")
-        step = evaluation.recommended.step
     chosen = next(one for one in checkpoints if one.step == step)
     last = run.record.steps
     if chosen.folder == run.folder:

@@ -71,8 +71,10 @@ def held_out(run: DreamBoothRun, folder: Path | None) -> HeldOut:
         files = _listed(str(folder), captions)
         found = [(file.name, file.caption or prompt, file.path) for file in files]
         return HeldOut(*_read(found), str(folder))
-    if evaluation is None:
-        place = str(run.record.arguments["instance_data_dir"])
+    place = str(run.record.arguments["instance_data_dir"])
+    # A run that held nothing out has an evaluation where --apply left one.
+    nothing_held_out = run.record.arguments.get("holdout") is None
+    if evaluation is None or (nothing_held_out and evaluation.folder == place):
         files = _listed(place, captions)
         found = [(file.name, file.caption or prompt, file.path) for file in files]
         return HeldOut(*_read(found), place, learned=True)

@@ -17,6 +17,7 @@ from dash_vision.bases.devices import usable_device
 from dash_vision.bases.loading import Base
 from dash_vision.bases.recorded import check_recorded, load_lora
 from dash_vision.files.atomic import replacing, write_text
+from dash_vision.files.errors import InputError
 from dash_vision.measures.asking import ask
 from dash_vision.measures.choice import recommend
 from dash_vision.measures.encoders import Encoders, find_encoders
@@ -68,7 +69,12 @@ def compare_checkpoints(folder: Path, wanted: Wanted, say: Callable[[str], None]
     pictures = held_out(run, wanted.holdout)
     work = _Work(run, checkpoints, pictures, wanted, output, say)
     evaluation = work.measured()
-    page = draw_page(run, evaluation, work.columns, work.tiles(evaluation), pictures, work.sampler_words)
+    tiles = work.tiles(evaluation)
+    step = asked_step or (evaluation.recommended.step if wanted.apply and evaluation.recommended else None)
+    told = apply(run, checkpoints, evaluation, step) if step is not None else ""
+    if step is not None:  # the sheet and the table mark it
+        evaluation = dataclasses.replace(evaluation, applied=None if step == run.record.steps else step)
+    page = draw_page(run, evaluation, work.columns, tiles, pictures, work.sampler_words)
     story = {"run": str(run.folder), "prompts": work.columns, **work.settings, "seed": wanted.sampler.seed}
     save(page, output / "checkpoints.png", story)
     write_evaluation(output / RESULT, evaluation)
@@ -76,8 +82,10 @@ def compare_checkpoints(folder: Path, wanted: Wanted, say: Callable[[str], None]
     write_text(output / "checkpoints.md", text)
     say(text.rstrip())
     say(f"{output / 'checkpoints.png'}: {len(checkpoints)} checkpoints, {len(work.columns)} prompts")
-    if wanted.apply is not None:
-        say(apply(run, checkpoints, evaluation, asked_step))
+    if told:
+        say(told)
+    elif wanted.apply is not None:
+        raise InputError("nothing is recommended, since no encoder measured the pictures; name a step by --apply")
     return work.problems
 
 

@@ -133,4 +133,4 @@ def _footer(story: Mapping[str, Any], seed: int, runs: Mapping[str, DreamBoothRu
 def _about(name: str, run: DreamBoothRun) -> str:
     k = f", k = {run.argument('dash_k')}" if run.argument("dash_k") else ""
     method = "" if name == run.method else f"{run.method}, "
-    return f"{method}rank {run.argument('rank')}{k}, {run.record.steps:,} training steps"
+    return f"{method}rank {run.argument('rank')}{k}, {run.steps_of_adapter:,} training steps"

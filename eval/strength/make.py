@@ -202,7 +202,7 @@ def _write(
 ) -> None:
     """The four files."""
     output.mkdir(parents=True, exist_ok=True)
-    about = f"{run.subject}, {run.method}, {run.record.steps:,} training steps"
+    about = f"{run.subject}, {run.method}, {run.steps_of_adapter:,} training steps"
     how = (
         f"{story['num_inference_steps']} sampling steps, guidance {story['guidance_scale']:g}, seed {story['seed']}; "
         "all pictures of a column start from the same noise"

@@ -37,7 +37,7 @@ def sheet(
 ) -> Image.Image:
     """A row for each strength."""
     lines = [Row(f"strength {scale:g}", _SPECIAL.get(scale, "")[2:], pictures) for scale, pictures in rows]
-    first = Row("the subject", f"{len(inputs)} pictures", inputs)
+    first = Row("the subject", f"{len(inputs)} picture{'' if len(inputs) == 1 else 's'}", inputs)
     return draw_sheet(first, columns, lines, f"{about}, at several strengths", f"{how}.")
 
 

@@ -73,7 +73,7 @@ def summaries(jobs: Sequence[Job], scores: dict[str, dict[str, list[float]]]) ->
             summary[metric] = {**intervals({job.name: values})[job.name]._asdict(), "per_prompt": values}
         about: dict[str, Any] = {"method": "base", "run": None, "steps": 0}
         if job.run:
-            about = {"method": job.run.method, "run": job.run.folder.name, "steps": job.run.record.steps}
+            about = {"method": job.run.method, "run": job.run.folder.name, "steps": job.run.steps_of_adapter}
         summaries[job.name] = {**about, "pictures": f"pictures/{job.folder.name}", "scores": summary}
     return summaries
 

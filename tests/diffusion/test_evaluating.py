@@ -15,7 +15,7 @@ from dash_vision.diffusion.period import usual_period
 from dash_vision.diffusion.run import fit
 from dash_vision.files.errors import InputError, Stopped
 from dash_vision.pictures.listing import list_folder
-from dash_vision.runs.evaluation import read_evaluation
+from dash_vision.runs.evaluation import Evaluated, read_evaluation
 from dash_vision.runs.record import read_record
 from dash_vision.runs.seeds import stream
 from tests.support.dreambooth import before_each_batch, fitted, measured_settings, prepare, settings, states, train
@@ -160,6 +160,13 @@ def test_the_held_out_loss_is_the_mean_error_at_fixed_noise_and_times(bases, tmp
                 said = job.base.pipeline.unet(noisy, time, encoder_hidden_states=words).sample
             errors.append((said - noise).square().mean().item())
         assert found[number] == pytest.approx(sum(errors) / TIMES, rel=1e-5)
+
+
+def test_what_rounds_to_zero_is_told_without_a_sign(bases, tmp_path):
+    lines = []
+    job = prepare(measured_settings(bases, tmp_path / "out", eval_encoders=["none"]), lines)
+    Evaluator(job)._keep(Evaluated(0, None, {"drift": [-1e-9]}))
+    assert any("drift 0.000 " in line for line in lines)
 
 
 # -- when something is missing or fails

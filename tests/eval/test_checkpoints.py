@@ -12,7 +12,7 @@ from dash_vision.measures.choice import recommend
 from dash_vision.runs.evaluation import read_evaluation
 from dash_vision.runs.record import read_record
 from eval.__main__ import main
-from eval.checkpoints.found import find_checkpoints
+from eval.checkpoints.found import find_checkpoints, held_out
 from eval.runs import read_run
 from tests.support.dreambooth import settings, train
 
@@ -98,6 +98,13 @@ def test_pictures_are_drawn_once(shown, monkeypatch):
         assert json.loads(page.text["dash-vision"])["prompts"] == ["a sks cat in the snow"]
 
 
+def applied_in(folder):
+    """The steps that the table of checkpoints marks as applied, and the one that checkpoints.json names."""
+    lines = (folder / "checkpoints/checkpoints.md").read_text().splitlines()
+    marked = [int(line.split("|")[1]) for line in lines if "applied" in line]
+    return marked, read_evaluation(folder / "checkpoints/checkpoints.json").applied
+
+
 def test_apply_puts_the_adapter_of_a_step_in_place_and_back(shown, tmp_path, capsys):
     folder = tmp_path / "out"
     shutil.copytree(shown, folder)
@@ -111,11 +118,15 @@ def test_apply_puts_the_adapter_of_a_step_in_place_and_back(shown, tmp_path, cap
     assert not same(("", load_file(kohya)), before)
     assert read_record(folder / "run.json").evaluation.applied == 4
     assert "| adapter | of step 4" in (folder / "README.md").read_text()
+    assert applied_in(folder) == ([4], 4)
+    assert read_run(folder).steps_of_adapter == 4
     assert main(["checkpoints", str(folder), *SHEET, "--apply", "8"]) == 0
     assert same(adapter(folder), last)
     assert same(("", load_file(kohya)), before)
     assert read_record(folder / "run.json").evaluation.applied is None
     assert "| adapter |" not in (folder / "README.md").read_text()
+    assert applied_in(folder) == ([], None)
+    assert read_run(folder).steps_of_adapter == 8
     assert main(["checkpoints", str(folder), *SHEET, "--prefer", "likeness", "--apply"]) == 0
     evaluation = read_evaluation(folder / "checkpoints/checkpoints.json")
     assert same(adapter(folder), adapter(steps[evaluation.recommended.step]))
@@ -130,6 +141,7 @@ def test_a_run_that_held_nothing_out_is_measured_on_what_it_learned_from(bases, 
     evaluation = read_evaluation(tmp_path / "out/checkpoints/checkpoints.json")
     assert [one.step for one in evaluation.checkpoints] == [0, 2, 3]
     assert len(evaluation.heldout) == 5
+    assert held_out(read_run(tmp_path / "out"), None).learned  # --apply does not make held-out pictures of them
     kept = tmp_path / "out/adapters/out-000003"  # the last one, which was in the run's folder alone
     assert main([*words, "--apply", "3"]) == 0
     assert same(adapter(kept), adapter(tmp_path / "out"))

@@ -65,6 +65,18 @@ def test_a_mistake_in_a_command_is_one_line(command, words, capsys):
     assert ": error: " in said
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (main, ["checkpoints", "absent", "--eval-encoders", "none"]),
+        (dash_vision, ["generate", "absent", "--num-images", "2", "--prompts", "a cat"]),
+    ],
+)
+def test_flags_are_written_with_hyphens_too(command, words, capsys):
+    assert command(words) == 2
+    assert "absent" in capsys.readouterr().err
+
+
 def test_help_needs_no_torch():
     code = f"""
 import sys

@@ -86,6 +86,13 @@ def test_at_0_nothing_has_moved(runs, tmp_path, capsys, monkeypatch):
         assert [p.tobytes() for p in shown[scale]] == [p.tobytes() for p in drawn]
 
 
+@pytest.mark.parametrize(("count", "words"), [(1, "1 picture"), (2, "2 pictures")])
+def test_the_sheet_says_how_many_pictures_it_compares_with(monkeypatch, count, words):
+    monkeypatch.setattr(page, "draw_sheet", lambda inputs, *others: inputs)
+    shown = page.sheet("a cat", [Image.new("RGB", (16, 16))] * count, [], [], "")
+    assert shown.note == words
+
+
 def test_without_encoders_there_is_a_sheet_alone(runs, tmp_path, capsys):
     assert main(["strength", str(runs / "dash"), "--eval_encoders", "none", "--scales", "1", "-o", str(tmp_path)]) == 0
     assert (tmp_path / "sheet.png").is_file()

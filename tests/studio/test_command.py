@@ -41,6 +41,12 @@ def test_a_port_that_is_taken_is_one_sentence(tmp_path, monkeypatch, capfd):
     assert errors.count("\n") == 1
 
 
+def test_flags_are_written_with_hyphens_too(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--no-browser", "--port", "0"]) == 2
+    assert "--port is 0" in capfd.readouterr().err
+
+
 def test_without_its_libraries_the_page_says_how_to_get_them(monkeypatch, capfd):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "uvicorn" else object())
     assert main([]) == 2

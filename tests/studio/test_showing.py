@@ -1,5 +1,6 @@
 """What the pages of finished runs show, against what lies in their folders."""
 
+import dataclasses
 import io
 import json
 
@@ -146,9 +147,18 @@ def test_what_was_measured_is_shown_with_the_recommendation(page):
     folder = finished_run(page.runs / "two")
     write_evaluation(folder / "evaluation.json", measured())
     (folder / "adapters" / "two-000020").mkdir(parents=True)
+    (folder / "adapters" / "two-20-copy").mkdir()  # a user's own
     text = page.text("/runs/two")
     assert "Step 20 &amp; no other is recommended." in text
     assert '<option value="20">step 20</option>' in text
+
+
+def test_a_step_that_was_taken_is_told_beside_pictures_of_the_last(page):
+    evaluation = dataclasses.replace(measured(), applied=20)
+    finished_run(page.runs / "one", evaluation=dataclasses.asdict(evaluation))
+    text = page.text("/runs/one")
+    assert "The files of this run are those of step 20 now" in text
+    assert "The slider and the sheet of samples show the last step." in text
 
 
 def test_comparing_and_taking_a_checkpoint_is_the_command_of_eval(page, monkeypatch):
