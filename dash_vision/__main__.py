@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from .commands import adapters, generate, merge
 from .files.errors import InputError, RunError
@@ -49,9 +50,11 @@ def _studio(arguments: Sequence[str]) -> int:
 
 
 def _eval(arguments: Sequence[str]) -> int:
-    try:  # as it is installed
+    package = Path(__file__).resolve().parent
+    if (package / "evaluation").is_dir():  # as it is installed
         from .evaluation.__main__ import main
-    except ImportError:  # in a checkout
+    else:  # a checkout has it beside the package; another one that is installed is not asked
+        sys.path.insert(0, str(package.parent))
         from eval.__main__ import main
 
     return int(main(arguments, f"{NAME} eval"))
