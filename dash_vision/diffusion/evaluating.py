@@ -73,6 +73,7 @@ class Evaluator:
                 "side": plan.resolution,
             },
             notes=notes,
+            digest=job.material.heldout_digest,
         )
 
     @property

@@ -138,6 +138,21 @@ def test_values_that_were_measured_otherwise_are_left_out(bases, tmp_path, measu
     assert job.evaluation.checkpoints == []
 
 
+def test_values_of_other_pictures_of_the_same_names_are_left_out(bases, tmp_path):
+    others = save_pictures(tmp_path / "others", 2)
+    wanted = measured_settings(bases, tmp_path / "out", holdout=str(others), eval_encoders=["none"])
+    fitted(wanted)
+    names = sorted(path.name for path in others.glob("*.png"))
+    (others / names[0]).rename(others / "other")
+    (others / names[1]).rename(others / names[0])
+    (others / "other").rename(others / names[1])
+    lines = []
+    job = prepare(wanted, lines)
+    Evaluator(job).resume()
+    assert any("measured otherwise" in line for line in lines)
+    assert job.evaluation.checkpoints == []
+
+
 # -- the loss
 
 
