@@ -78,6 +78,17 @@ def test_settings_of_measurements_that_are_not_made_are_refused(bases, tmp_path,
         settings(bases, tmp_path, **given)
 
 
+@pytest.mark.parametrize(("name", "value"), [("early_stopping_patience", 5), ("preserve_class_weight", 2.0)])
+def test_a_setting_of_another_one_that_is_not_given_is_noted(bases, tmp_path, name, value):
+    notes = settings(bases, tmp_path, **{name: value}).notes
+    assert any(note.startswith(f"--{name} makes no difference, since it is of --") for note in notes)
+
+
+def test_early_stop_without_a_likeness_is_refused(bases, tmp_path):
+    with pytest.raises(InputError, match="--early_stop does nothing with --eval_encoders none"):
+        measured_settings(bases, tmp_path, early_stop=True, eval_encoders=["none"])
+
+
 # -- what a run leaves
 
 
@@ -181,9 +192,10 @@ def test_the_held_out_loss_is_the_mean_error_at_fixed_noise_and_times(bases, tmp
 
 
 def test_without_an_encoder_the_loss_alone_is_measured_and_the_run_says_why(bases, tmp_path):
-    lines = []
-    job = fitted(measured_settings(bases, tmp_path / "out", eval_encoders=[str(tmp_path)], max_train_steps=5), lines)
+    lines, changes = [], {"eval_encoders": [str(tmp_path)], "max_train_steps": 5, "early_stop": True}
+    job = fitted(measured_settings(bases, tmp_path / "out", **changes), lines)
     assert any("cannot load the encoder" in line and "loss" in line for line in lines)
+    assert any("--early_stop ends nothing early" in line for line in lines)
     assert {name for one in job.evaluation.checkpoints for name in one.values} == {"loss"}
     assert job.evaluation.recommended is None
 
