@@ -513,7 +513,7 @@ def _begin(job: DreamBoothJob, checkpoint: Path | None) -> None:
     if job.runtime.main:
         if job.plan.settings.overwrite:  # what marks the folder as finished
             (job.plan.output / RUN).unlink(missing_ok=True)
-        kept = put_aside(job.plan.output, job.training.step)
+        kept = put_aside(job.plan.output, job.training.step, job.plan.settings.overwrite)
         if kept:
             job.say(f"note: later checkpoints and adapters of an earlier run were moved to {kept}")
     job.runtime.wait()
