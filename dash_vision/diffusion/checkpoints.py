@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..files.errors import InputError
+from ..runs.evaluation import EVALUATION, PROGRESS
 from ..runs.record import RUN
 
 KEPT = "adapters"  # of earlier steps, by --save_lora_every and --evaluate_every
+_MEASURED = (EVALUATION, PROGRESS, "checkpoints")  # the last one is what `eval checkpoints` writes
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -77,14 +79,15 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any], limit: int 
         old.unlink(missing_ok=True)
 
 
-def put_aside(folder: Path, step: int) -> Path | None:
+def put_aside(folder: Path, step: int, measured: bool) -> Path | None:
     """Move checkpoints and kept adapters after `step`, which an earlier run left, where nothing takes them for those of
-    this run.
+    this run. measured: what was measured of that run too.
 
     Returns the new folder, if any moved.
     """
     old = [path for path in checkpoints(folder) if _step_of(path) > step]
     old += [path for path in (folder / KEPT).glob("*") if _kept_step(path) > step]
+    old += [folder / name for name in _MEASURED if measured and (folder / name).exists()]
     if not old:
         return None
     number = 1

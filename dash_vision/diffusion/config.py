@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from ..bases.quantization import QUANTIZATIONS
 from ..files.errors import InputError
+from ..measures.names import NONE
 from ..runs.evaluation import PREFERENCES
 from ..runs.settings import (
     DASH,
@@ -508,6 +509,11 @@ class DreamBoothConfig(
     def _check_evaluation(self) -> None:
         """Raises InputError for settings of measurements in a run that makes none, and for what does not fit."""
         if self.holdout is not None:
+            if self.early_stop and self.eval_encoders == [NONE]:
+                raise InputError(
+                    "--early_stop does nothing with --eval_encoders none, since the likeness says when to stop; leave "
+                    "one of them out"
+                )
             return
         given = {
             "evaluate_every": self.evaluate_every is not None,
@@ -527,6 +533,8 @@ class DreamBoothConfig(
         for name, usual, idle, why in (
             ("lr_num_cycles", 1, self.lr_scheduler != "cosine_with_restarts", "is of cosine_with_restarts"),
             ("lr_power", 1.0, self.lr_scheduler != "polynomial", "is of polynomial"),
+            ("preserve_class_weight", 1.0, not self.preserve_class, "is of --preserve_class"),
+            ("early_stopping_patience", 3, not self.early_stop, "is of --early_stop"),
             ("num_crop_variants", 8, self.center_crop and self.num_crop_variants > 1, "is of random crops"),
         ):
             if idle and getattr(self, name) != usual:

@@ -49,6 +49,8 @@ class Evaluator:
             self.encoders, notes = find_encoders(plan.settings.eval_encoders, job.base.embedded)
             if not self.encoders.names and notes:
                 notes = [f"{note}; the loss of held-out pictures is measured alone" for note in notes]
+            if self.encoders.likeness is None and plan.settings.early_stop:
+                notes.append("--early_stop ends nothing early, since that takes a likeness to the held-out pictures")
         captions = [one.example.prompt for one in heldout]
         asked, own = ask(captions, plan.prompts.instance, plan.prompts.class_, job.base.embedded)
         if self.encoders.likeness is not None and not asked.class_:
@@ -74,6 +76,7 @@ class Evaluator:
                 "side": plan.resolution,
             },
             notes=notes,
+            digest=job.material.heldout_digest,
         )
 
     @property

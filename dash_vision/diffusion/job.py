@@ -79,7 +79,7 @@ class HeldOut:
 class Material:
     """What is learned from. inputs: the pictures. examples, class_examples: them and the class pictures, encoded.
     conditions: by prompt; what family.tokenize gives where text encoders are trained. heldout: what the run is measured
-    on, from the folder heldout_folder."""
+    on, from the folder heldout_folder; heldout_digest: of its files."""
 
     inputs: list[Image.Image]
     examples: list[Example]
@@ -87,6 +87,7 @@ class Material:
     conditions: dict[str, Any]
     heldout: list[HeldOut] = field(default_factory=list)
     heldout_folder: str = ""
+    heldout_digest: str = ""
 
 
 @dataclass

@@ -101,7 +101,8 @@ class Plan:
                 longer = (
                     f"--{name} {getattr(settings, name)}{unit} is longer than the run of {self.max_train_steps} steps"
                 )
-                notes.append(f"{longer}, so that nothing comes of it")
+                comes = "only its end is measured" if name == "evaluate_every" else "nothing comes of it"
+                notes.append(f"{longer}, so that {comes}")
         return notes
 
     def _periods(self) -> list[tuple[str, int]]:

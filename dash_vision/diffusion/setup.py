@@ -31,7 +31,7 @@ from ..files.places import from_root
 from ..measures.asking import ask
 from ..pictures.captions import shown
 from ..pictures.folder import InstanceImage, decode_files
-from ..pictures.listing import Listing, check_folder, list_folder
+from ..pictures.listing import Listing, check_folder, files_digest, list_folder
 from ..runs.journal import Journal
 from ..runs.loop import Training
 from ..runs.optimizers import make_optimizer, make_rate
@@ -102,7 +102,8 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
     journal.write(phase="encode")
     material = _make_material(plan, base, pictures, class_pictures, heldout, runtime, say, timings)
     if parts.heldout:
-        material = replace(material, heldout_folder=str(from_root(parts.heldout.folder)))
+        digest = files_digest([file.path for file in parts.heldout.files])
+        material = replace(material, heldout_folder=str(from_root(parts.heldout.folder)), heldout_digest=digest)
     if not settings.with_prior_preservation:  # until now the memory was for the text encoders
         _ready_networks(plan, base, runtime, timings)
     adapters = _inject(plan, base, runtime)
@@ -512,7 +513,7 @@ def _begin(job: DreamBoothJob, checkpoint: Path | None) -> None:
     if job.runtime.main:
         if job.plan.settings.overwrite:  # what marks the folder as finished
             (job.plan.output / RUN).unlink(missing_ok=True)
-        kept = put_aside(job.plan.output, job.training.step)
+        kept = put_aside(job.plan.output, job.training.step, job.plan.settings.overwrite)
         if kept:
             job.say(f"note: later checkpoints and adapters of an earlier run were moved to {kept}")
     job.runtime.wait()

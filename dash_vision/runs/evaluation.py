@@ -68,7 +68,7 @@ class Evaluation:
     between evaluations. encoders: measure -> what measured it. prompts: of the subject, of the class, and unrelated
     ones, by these names. sampler: steps, guidance, seed and side of the pictures. checkpoints: by step, the base first.
     stopped: the step after which --early_stop ended the training. applied: the step whose adapter was put in the place
-    of the last one. notes: what could not be measured, and why.
+    of the last one. notes: what could not be measured, and why. digest: of the held-out pictures' files.
     """
 
     heldout: list[str]
@@ -83,6 +83,7 @@ class Evaluation:
     stopped: int | None = None
     applied: int | None = None
     notes: list[str] = field(default_factory=list)
+    digest: str = ""
 
     @property
     def base(self) -> Evaluated | None:
@@ -96,7 +97,7 @@ class Evaluation:
 
     def measured_as(self, other: Evaluation) -> bool:
         """Whether the values of both may stand side by side."""
-        names = ("heldout", "captions", "encoders", "prompts", "sampler")
+        names = ("heldout", "digest", "captions", "encoders", "prompts", "sampler")
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
     def with_checkpoint(self, new: Evaluated) -> Evaluation:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dash_vision.files.errors import InputError
 from dash_vision.pictures.decode import Refused, read_picture
-from dash_vision.pictures.listing import PictureFile, list_folder
+from dash_vision.pictures.listing import PictureFile, files_digest, list_folder
 
 from ..runs import LORA, DreamBoothRun
 
@@ -53,11 +53,13 @@ def find_checkpoints(run: DreamBoothRun) -> list[Checkpoint]:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Pictures that checkpoints are measured on. learned: the run learned from them. folder: that they are in."""
+    """Pictures that checkpoints are measured on. digest: of their files. learned: the run learned from them. folder:
+    that they are in."""
 
     names: list[str]
     captions: list[str]
     pictures: list[Image.Image]
+    digest: str
     folder: str
     learned: bool = False
 
@@ -96,11 +98,12 @@ def _listed(folder: str, captions: bool) -> Sequence[PictureFile]:
         raise InputError(f"the pictures cannot be read ({error}); {_INSTEAD}") from None
 
 
-def _read(found: list[tuple[str, str, Path]]) -> tuple[list[str], list[str], list[Image.Image]]:
+def _read(found: list[tuple[str, str, Path]]) -> tuple[list[str], list[str], list[Image.Image], str]:
     pictures = []
     for name, _, path in found:
         try:
             pictures.append(read_picture(path).image)
         except Refused as reason:
             raise InputError(f"{name} cannot be used ({reason}); {_INSTEAD}") from None
-    return [name for name, _, _ in found], [caption for _, caption, _ in found], pictures
+    digest = files_digest([path for _, _, path in found])
+    return [name for name, _, _ in found], [caption for _, caption, _ in found], pictures, digest

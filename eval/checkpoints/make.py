@@ -125,6 +125,7 @@ class _Work:
                 "unrelated": [*self.asked.unrelated],
             },
             sampler=self._measured_by(),
+            digest=pictures.digest,
         )
 
     @cached_property

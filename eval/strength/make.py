@@ -133,11 +133,11 @@ def make_strength(folder: Path, wanted: Wanted, say: Callable[[str], None] = pri
 
 
 def _checked(scales: Sequence[float]) -> list[float]:
-    """Each scale once, from the lowest. Raises InputError."""
+    """Each scale once, from the lowest, in the six digits that it is written with. Raises InputError."""
     for scale in scales:
         if not (math.isfinite(scale) and abs(scale) <= _MOST):
             raise InputError(f"--scales has {scale:g}; it takes numbers from -{_MOST:g} to {_MOST:g}, such as 0 0.5 1")
-    return sorted(set(scales))
+    return sorted({float(f"{scale:g}") + 0.0 for scale in scales})  # 0.0: there is no second zero
 
 
 def _measuring(run: DreamBoothRun, sampler: Sampler) -> dict[str, Any]:

@@ -65,9 +65,16 @@ def test_going_on_with_another_number_of_processes_is_said(bases, out):
 def test_a_new_run_puts_old_checkpoints_aside(bases, out, tmp_path):
     lines = []
     (out / "adapters/out-000004").mkdir(parents=True)
+    (out / "checkpoints").mkdir()
+    measured = ("evaluation.json", "progress.png", "checkpoints/checkpoints.json")
+    for name in measured:
+        (out / name).write_text("of the old run")
     train(settings(bases, out, max_train_steps=2, prelaunch_steps=1, overwrite=True), lines)
     assert (out / "earlier-1/checkpoint-8.safetensors").is_file()
     assert (out / "earlier-1/adapters/out-000004").is_dir()
+    for name in measured:
+        assert (out / "earlier-1" / name).is_file()
+        assert not (out / name).exists()
     assert any("earlier-1" in line for line in lines)
     lines = []
     prepare(settings(bases, tmp_path / "new", resume_from_checkpoint="latest"), lines)

@@ -78,6 +78,17 @@ def test_settings_of_measurements_that_are_not_made_are_refused(bases, tmp_path,
         settings(bases, tmp_path, **given)
 
 
+@pytest.mark.parametrize(("name", "value"), [("early_stopping_patience", 5), ("preserve_class_weight", 2.0)])
+def test_a_setting_of_another_one_that_is_not_given_is_noted(bases, tmp_path, name, value):
+    notes = settings(bases, tmp_path, **{name: value}).notes
+    assert any(note.startswith(f"--{name} makes no difference, since it is of --") for note in notes)
+
+
+def test_early_stop_without_a_likeness_is_refused(bases, tmp_path):
+    with pytest.raises(InputError, match="--early_stop does nothing with --eval_encoders none"):
+        measured_settings(bases, tmp_path, early_stop=True, eval_encoders=["none"])
+
+
 # -- what a run leaves
 
 
@@ -138,6 +149,21 @@ def test_values_that_were_measured_otherwise_are_left_out(bases, tmp_path, measu
     assert job.evaluation.checkpoints == []
 
 
+def test_values_of_other_pictures_of_the_same_names_are_left_out(bases, tmp_path):
+    others = save_pictures(tmp_path / "others", 2)
+    wanted = measured_settings(bases, tmp_path / "out", holdout=str(others), eval_encoders=["none"])
+    fitted(wanted)
+    names = sorted(path.name for path in others.glob("*.png"))
+    (others / names[0]).rename(others / "other")
+    (others / names[1]).rename(others / names[0])
+    (others / "other").rename(others / names[1])
+    lines = []
+    job = prepare(wanted, lines)
+    Evaluator(job).resume()
+    assert any("measured otherwise" in line for line in lines)
+    assert job.evaluation.checkpoints == []
+
+
 # -- the loss
 
 
@@ -173,9 +199,10 @@ def test_what_rounds_to_zero_is_told_without_a_sign(bases, tmp_path):
 
 
 def test_without_an_encoder_the_loss_alone_is_measured_and_the_run_says_why(bases, tmp_path):
-    lines = []
-    job = fitted(measured_settings(bases, tmp_path / "out", eval_encoders=[str(tmp_path)], max_train_steps=5), lines)
+    lines, changes = [], {"eval_encoders": [str(tmp_path)], "max_train_steps": 5, "early_stop": True}
+    job = fitted(measured_settings(bases, tmp_path / "out", **changes), lines)
     assert any("cannot load the encoder" in line and "loss" in line for line in lines)
+    assert any("--early_stop ends nothing early" in line for line in lines)
     assert {name for one in job.evaluation.checkpoints for name in one.values} == {"loss"}
     assert job.evaluation.recommended is None
 

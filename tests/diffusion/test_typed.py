@@ -230,6 +230,10 @@ def test_what_never_comes_in_the_run_is_said(base, bases):
         "--save_lora_every 60 is longer than the run of 50 steps, so that nothing comes of it",
         "--validation_epochs 20 (60 steps) is longer than the run of 50 steps, so that nothing comes of it",
     ]
+    made = plan(base, bases, max_train_steps=50, holdout="1", evaluate_every=60)
+    assert made.notes()[-1] == (
+        "--evaluate_every 60 is longer than the run of 50 steps, so that only its end is measured"
+    )
     assert len(plan(base, bases, max_train_steps=150, save_lora_every=150, validation_steps=150).notes()) == 0
     with pytest.raises(InputError, match="--lr_num_cycles 60 is more than the 50 steps"):
         plan(base, bases, max_train_steps=50, lr_scheduler="cosine_with_restarts", lr_num_cycles=60)

@@ -73,6 +73,23 @@ def test_a_checkpoint_that_was_not_measured_is_measured_to_the_same_values(shown
         assert found[6].values[name] == pytest.approx(found[4].values[name], abs=2e-3)
 
 
+def test_other_pictures_of_the_same_names_are_measured_anew(shown, bases, tmp_path):
+    recorded = read_record(shown / "run.json").evaluation
+    shutil.copytree(bases / "cat", tmp_path / "cat")
+    for path in list((tmp_path / "cat").iterdir()):
+        if path.suffix == ".png" and path.name not in recorded.heldout:
+            path.unlink()
+    for name in recorded.heldout:
+        Image.new("RGB", (80, 80), "orange").save(tmp_path / "cat" / name)
+    words = ["--holdout", str(tmp_path / "cat"), "-o", str(tmp_path / "found"), *SHEET]
+    assert main(["checkpoints", str(shown), *words]) == 0
+    found = read_evaluation(tmp_path / "found/checkpoints.json")
+    assert (found.heldout, found.captions) == (recorded.heldout, recorded.captions)
+    for now, before in zip(found.trained, recorded.trained, strict=True):
+        assert now.values["likeness"] != pytest.approx(before.values["likeness"], abs=1e-3)
+        assert now.values["drift"] == pytest.approx(before.values["drift"], abs=1e-4)
+
+
 def test_without_an_encoder_the_pictures_are_shown_and_nothing_is_recommended(shown, tmp_path, capsys):
     words = ["checkpoints", str(shown), *SHEET, "-o", str(tmp_path / "out"), "--eval_encoders", str(tmp_path)]
     assert main(words) == 1

@@ -61,7 +61,7 @@ def test_at_0_nothing_has_moved(runs, tmp_path, capsys, monkeypatch):
         return page.sheet(about, inputs, columns, rows, how)
 
     monkeypatch.setattr(make, "sheet", watched)
-    assert strength(runs, tmp_path / "a", "--scales", "1", "0", "1") == 0
+    assert strength(runs, tmp_path / "a", "--scales", "1", "-0.0", "1.0000001") == 0
     story = json.loads((tmp_path / "a/strength.json").read_text())
     assert story["scales"] == [0.0, 1.0]
     at = story["values"]
