@@ -88,6 +88,8 @@ class Guard:
 
     def _is_ours(self, host: str) -> bool:
         """Whether a Host header names this server by an address, or by the machine's own name."""
+        if self.port == 80 and not host.endswith(":80"):  # browsers leave it out
+            host += ":80"
         name, _, port = host.rpartition(":")
         if port != str(self.port):
             return False

@@ -78,7 +78,7 @@ def compare_checkpoints(folder: Path, wanted: Wanted, say: Callable[[str], None]
     story = {"run": str(run.folder), "prompts": work.columns, **work.settings, "seed": wanted.sampler.seed}
     save(page, output / "checkpoints.png", story)
     write_evaluation(output / RESULT, evaluation)
-    text = markdown(evaluation, run.launch)
+    text = markdown(evaluation, run.launch, pictures.learned)
     write_text(output / "checkpoints.md", text)
     say(text.rstrip())
     say(f"{output / 'checkpoints.png'}: {len(checkpoints)} checkpoints, {len(work.columns)} prompts")

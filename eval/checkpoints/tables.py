@@ -8,25 +8,29 @@ from dash_vision.runs.evaluation import MEASURES, Evaluated, Evaluation, measure
 RESULT = "checkpoints.json"
 
 
-def markdown(evaluation: Evaluation, launch: int | None) -> str:
-    """Every checkpoint's values, what measured them, and the recommendation."""
+def markdown(evaluation: Evaluation, launch: int | None, learned: bool = False) -> str:
+    """Every checkpoint's values, what measured them, and the recommendation. learned: the run learned from the pictures
+    that it was measured on."""
     measures = measures_of(evaluation.checkpoints)
     lines = [f"| step | {' | '.join(measures)} | |", f"| ---: |{' ---: |' * len(measures)} --- |"]
     for one in sorted(evaluation.checkpoints, key=lambda one: one.step):
         cells = [fixed(mean, 4) if (mean := one.mean(name)) is not None else "" for name in measures]
         lines.append(f"| {one.step} | {' | '.join(cells)} | {', '.join(marks(one, evaluation, launch))} |")
     held = len(evaluation.heldout)
-    lines += ["", f"Measured on {held} picture{'' if held == 1 else 's'} in {evaluation.folder}: "]
-    lines[-1] += "; ".join(_about(name, evaluation) for name in measures) + "."
+    how = ", from which the run learned" if learned else ""
+    about = "; ".join(_about(name, evaluation, learned) for name in measures)
+    lines += ["", f"Measured on {held} picture{'' if held == 1 else 's'} in {evaluation.folder}{how}"]
+    lines[-1] += f": {about}." if about else "."
     if evaluation.recommended is not None:
         chosen = evaluation.recommended
         lines += ["", chosen.sentence, "", f"The rule (--prefer {chosen.prefer}): {chosen.rule}."]
     return "\n".join(lines) + "\n"
 
 
-def _about(measure: str, evaluation: Evaluation) -> str:
+def _about(measure: str, evaluation: Evaluation, learned: bool) -> str:
     encoder = evaluation.encoders.get(measure)
-    return f"{measure} is the {MEASURES[measure]}" + (f" ({encoder})" if encoder else "")
+    meaning = MEASURES[measure].replace("held-out", "training") if learned else MEASURES[measure]
+    return f"{measure} is the {meaning}" + (f" ({encoder})" if encoder else "")
 
 
 def marks(one: Evaluated, evaluation: Evaluation, launch: int | None) -> list[str]:

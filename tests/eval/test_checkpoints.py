@@ -159,6 +159,9 @@ def test_a_run_that_held_nothing_out_is_measured_on_what_it_learned_from(bases, 
     assert [one.step for one in evaluation.checkpoints] == [0, 2, 3]
     assert len(evaluation.heldout) == 5
     assert held_out(read_run(tmp_path / "out"), None).learned  # --apply does not make held-out pictures of them
+    table = (tmp_path / "out/checkpoints/checkpoints.md").read_text()
+    assert ", from which the run learned" in table
+    assert "held-out" not in table
     kept = tmp_path / "out/adapters/out-000003"  # the last one, which was in the run's folder alone
     assert main([*words, "--apply", "3"]) == 0
     assert same(adapter(kept), adapter(tmp_path / "out"))

@@ -171,3 +171,11 @@ def test_a_request_of_two_hosts_is_not_answered(page):
     connection.endheaders()
     assert connection.getresponse().status in (400, 421)
     connection.close()
+
+
+def test_a_browser_leaves_port_80_out():
+    guard = safety.Guard(None, 80, listening=False, password=None)
+    for host in ("127.0.0.1", "localhost", "[::1]", "localhost:80"):
+        assert guard._is_ours(host), host
+    for host in ("evil.example", "evil.example:80", "127.0.0.1:81", ""):
+        assert not guard._is_ours(host), host
