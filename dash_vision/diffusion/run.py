@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -156,6 +157,7 @@ def finish(job: DreamBoothJob) -> None:
         job.say(f"adapters: {plan.output}")
         if job.evaluation is not None and job.evaluation.recommended is not None:
             job.say(job.evaluation.recommended.sentence)
+            job.say(f"compare the checkpoints by: python -m eval checkpoints {shlex.quote(str(plan.output))}")
     exported = None
     if runtime.main and not runtime.sharded:  # of a split model no process holds whole weights
         exported = load_exported(job)
