@@ -17,6 +17,7 @@ from .values import typed
 EVALUATION, PROGRESS = "evaluation.json", "progress.png"
 PREFERENCES = ("likeness", "balanced", "faithful")
 
+COMPARED = "checkpoints/checkpoints.json"  # what `eval checkpoints` leaves in a run's folder
 # Measure -> what it says, in the order of tables and charts.
 MEASURES = {
     "likeness": "likeness to the held-out pictures",
@@ -114,6 +115,15 @@ def measures_of(checkpoints: Sequence[Evaluated]) -> list[str]:
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     """Write it as JSON, whole or not at all."""
     write_json(path, dataclasses.asdict(evaluation))
+
+
+def compared(folder: Path, recorded: Evaluation | None, steps: int) -> Evaluation | None:
+    """What `eval checkpoints` measured of a run of so many steps, whose record has `recorded`; None where nothing is
+    there, or the run was trained further since."""
+    found = read_evaluation(folder / COMPARED)
+    if found is None or all(one.step != steps for one in found.checkpoints):
+        return None
+    return found if recorded is None else dataclasses.replace(found, applied=recorded.applied)
 
 
 def read_evaluation(path: Path) -> Evaluation | None:

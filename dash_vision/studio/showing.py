@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ from ..files.errors import InputError
 from ..measures.charts import progress_panels, trade_off_panel
 from ..pictures.captions import shown
 from ..pictures.decode import Refused, read_picture
-from ..runs.evaluation import EVALUATION, Evaluation, measures_of, read_evaluation
+from ..runs.evaluation import EVALUATION, Evaluation, compared, measures_of, read_evaluation
 from ..runs.record import METHODS, DreamBoothRecord
 from .found import FoundRun
 
 SAMPLES = "samples.png"
 DRAWN = "drawn"  # where pictures of the prompt box go, in the run's folder
 KEPT = "adapters"  # of earlier steps
-SHEET, COMPARED = "checkpoints/checkpoints.png", "checkpoints/checkpoints.json"  # what `eval checkpoints` leaves
+SHEET = "checkpoints/checkpoints.png"  # what `eval checkpoints` leaves
 _ROWS = {"trained": -1, "base": -2}  # of samples.png
 STATES = {
     "running": "running",
@@ -105,10 +105,8 @@ def measured_of(run: FoundRun) -> Measured:
 
 def evaluation_of(run: FoundRun) -> Evaluation | None:
     """The latest: of `eval checkpoints`, of the record, or of the run at work."""
-    later = read_evaluation(run.folder / COMPARED) if run.state == "finished" else None
     recorded = run.record.evaluation if run.record else None
-    if later is not None and recorded is not None:
-        later = replace(later, applied=recorded.applied)
+    later = compared(run.folder, recorded, run.record.steps) if run.record and run.state == "finished" else None
     return later or recorded or read_evaluation(run.folder / EVALUATION)
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from dash_vision.drawing.plot import Panel, svg
 from dash_vision.measures.charts import progress_panels, trade_off_panel
-from dash_vision.runs.evaluation import Evaluation, measures_of, read_evaluation
+from dash_vision.runs.evaluation import Evaluation, compared, measures_of
 
-from ..checkpoints.tables import RESULT, marks
+from ..checkpoints.tables import marks
 from ..runs import DreamBoothRun, Run
 from .html import Cell, as_data, enlargeable, number, table
 
@@ -31,16 +30,14 @@ def checkpoints(runs: Sequence[Run], names: Sequence[str]) -> str:
 
 def evaluation_of(run: DreamBoothRun) -> Evaluation | None:
     """What `eval checkpoints` measured of a run, else what the run did. The training's losses are in the latter."""
-    found, recorded = read_evaluation(run.folder / "checkpoints" / RESULT), run.record.evaluation
-    if found is None or recorded is None:
-        return found or recorded
-    return dataclasses.replace(found, applied=recorded.applied)
+    return compared(run.folder, run.record.evaluation, run.record.steps) or run.record.evaluation
 
 
 def _run(name: str, run: DreamBoothRun, evaluation: Evaluation) -> str:
     sheet = run.folder / "checkpoints" / "checkpoints.png"
     panels: list[Panel] = progress_panels(evaluation, run.losses, run.launch)
-    trade_off = None if sheet.is_file() else trade_off_panel(evaluation)  # the sheet has it too
+    drawn = sheet.is_file() and compared(run.folder, None, run.record.steps) is not None
+    trade_off = None if drawn else trade_off_panel(evaluation)  # the sheet has it too
     panels += [trade_off] if trade_off is not None else []
     charts = "".join(f"<div>{svg(panel, _CHART)}</div>" for panel in panels)
     parts = [f"<h3>{escape(f'{name}: {run.subject}')}</h3>"]
@@ -48,7 +45,7 @@ def _run(name: str, run: DreamBoothRun, evaluation: Evaluation) -> str:
     if chosen is not None:
         parts.append(f"<p>{escape(chosen.sentence)} {escape(f'The rule: {chosen.rule}.')}</p>")
     parts.append(f'<div class="charts">{charts}</div>')
-    if sheet.is_file():
+    if drawn:
         alt = f"pictures by the checkpoints of {name}, one row each, and their likeness against their drift"
         parts.append(enlargeable(as_data(sheet.read_bytes()), alt, f"{name}: the checkpoints, from the same noise"))
     parts.append(_table(name, run, evaluation))

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dash_vision.measures.choice import recommend
-from dash_vision.runs.evaluation import read_evaluation
+from dash_vision.runs.evaluation import compared, read_evaluation
 from dash_vision.runs.record import read_record
 from eval.__main__ import main
 from eval.checkpoints.found import find_checkpoints, held_out
@@ -165,6 +165,12 @@ def test_a_run_that_held_nothing_out_is_measured_on_what_it_learned_from(bases, 
     kept = tmp_path / "out/adapters/out-000003"  # the last one, which was in the run's folder alone
     assert main([*words, "--apply", "3"]) == 0
     assert same(adapter(kept), adapter(tmp_path / "out"))
+
+
+def test_a_comparison_of_a_run_that_was_trained_further_since_is_not_taken(shown):
+    recorded = read_record(shown / "run.json").evaluation
+    assert compared(shown, recorded, 8).checkpoints == recorded.checkpoints
+    assert compared(shown, recorded, 10) is None
 
 
 @pytest.mark.parametrize(
