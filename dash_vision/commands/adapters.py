@@ -22,7 +22,9 @@ _ALL = 0.9999  # of the energy, which is written as 100.0 %
 
 def add_export(parser: argparse.ArgumentParser) -> None:
     """Arguments of `export`."""
-    parser.add_argument("native", type=Path, metavar="NATIVE", help="adapter or checkpoint file of a run")
+    parser.add_argument(
+        "native", type=Path, metavar="ADAPTER", help="run folder, or an adapter or checkpoint file of a run"
+    )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write into")
     parser.add_argument("--to", choices=FORMATS, required=True, help="kohya is what ComfyUI and A1111 read")
     parser.add_argument(
@@ -42,7 +44,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:
     """Arguments of `inspect`."""
-    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("file", type=Path, metavar="ADAPTER", help="run folder, or an adapter or checkpoint file")
     parser.add_argument(
         "--as",
         choices=[word for word in QUANTIZATIONS if word != "none"],
@@ -70,9 +72,10 @@ def export(args: argparse.Namespace) -> None:
 
     if args.rank is not None and args.rank < 1:
         raise InputError(f"--rank is {args.rank}; it takes 1 or more")
-    states = read_adapters(args.native)
+    native = _file(args.native)
+    states = read_adapters(native)
     # Names of layers alone do not tell FLUX from others; the trainer noted what the adapter is of.
-    about = infer_about(states) if args.to == "kohya" and _has_kohya(args.native) else None
+    about = infer_about(states) if args.to == "kohya" and _has_kohya(native) else None
     try:
         written = export_states(
             states, args.out, args.to, getattr(torch, DTYPES[args.dtype]), about=about, rank=args.rank
@@ -85,6 +88,13 @@ def export(args: argparse.Namespace) -> None:
     layers = {("unet" if name == "model" else name): state.kinds for name, state in states.items()}
     for remark in remarks(layers, args.to, infer_about(states)):
         print(f"note: {remark}")
+
+
+def _file(path: Path) -> Path:
+    """The adapter file: `path`, or that in a run's folder."""
+    from ..files.native import NATIVE_NAME
+
+    return path / NATIVE_NAME if (path / NATIVE_NAME).is_file() else path
 
 
 def _left(written: Export, rank: int | None, dtype: str) -> list[str]:
@@ -119,12 +129,13 @@ def _has_kohya(native: Path) -> bool:
 
 def inspect(args: argparse.Namespace) -> None:
     """Print what a native adapter holds, or what a merge into few bits would keep of it."""
+    file = _file(args.file)
     if args.word is None:
         if args.base is not None:
             raise InputError("--base does nothing without --as; add that, or leave it out")
-        print("\n".join(map(one_line, describe(args.file))), flush=True)
+        print("\n".join(map(one_line, describe(file))), flush=True)
         return
-    for line in rounding.lines(args.file, args.base, args.word):
+    for line in rounding.lines(file, args.base, args.word):
         print(one_line(line), flush=True)
 
 

@@ -1,6 +1,7 @@
 """python -m dash_vision inspect and export, on a native adapter file."""
 
 import re
+import shutil
 
 import pytest
 
@@ -30,6 +31,21 @@ def test_export_command_equals_the_export_of_the_live_adapter(saved, to, tmp_pat
     assert main(["export", str(path), "--to", to, str(tmp_path / "a" / "x")]) == 0
     expected = export_lora(adapter, tmp_path / "b" / "x", format=to)
     assert (tmp_path / "a" / "x" / expected.name).read_bytes() == expected.read_bytes()
+
+
+def test_a_run_folder_means_its_adapter(saved, tmp_path, capsys):
+    from dash_vision.__main__ import main
+
+    _, path, _, _ = saved
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(path, run / "dash_adapter.safetensors")
+    assert main(["export", str(run), "--to", "peft", str(tmp_path / "a")]) == 0
+    assert main(["export", str(path), "--to", "peft", str(tmp_path / "b")]) == 0
+    written = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("a", "b")]
+    assert written[0] == written[1]
+    assert main(["inspect", str(run)]) == 0
+    assert "rank 3" in capsys.readouterr().out
 
 
 def test_export_says_what_a_lower_rank_and_half_precision_keep(saved, tmp_path, capsys):
