@@ -98,3 +98,19 @@ def sampler_of(arguments: argparse.Namespace) -> Sampler:
     """How to sample, as it was given."""
     a = arguments
     return Sampler(a.seed, a.num_inference_steps, a.guidance_scale, a.base, a.device, a.dtype, a.quantize)
+
+
+def add_measuring(parser: argparse.ArgumentParser, name: str) -> None:
+    """What the commands take that draw and measure a run's adapters; `name` is of their folder in the run's."""
+    parser.add_argument("folder", type=Path, metavar="RUN", help="the output folder of a run of train_dreambooth.py")
+    parser.add_argument(
+        "--prompts", nargs="+", default=[], metavar="PROMPT", help="of the sheet's columns (default: of samples.png)"
+    )
+    parser.add_argument(
+        "--holdout", type=Path, metavar="DIR", help="pictures to measure on (default: those that the run held out)"
+    )
+    parser.add_argument(
+        "--eval_encoders", nargs="+", metavar="ID|PATH", help="what measures pictures (default: as in the run)"
+    )
+    add_sampler(parser, seed=None)
+    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help=f"default: RUN/{name}")

@@ -7,12 +7,11 @@ and drift from the base, and recommends one. --apply puts it in the place of the
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from dash_vision.runs.evaluation import PREFERENCES
 from dash_vision.runs.settings import typed_prompts
 
-from ..blocks import add_sampler, sampler_of
+from ..blocks import add_measuring, sampler_of
 
 NAME, HELP = "checkpoints", "all adapters that a run kept, compared, and which one to take"
 LAST_STEP = "recommended"
@@ -20,10 +19,7 @@ LAST_STEP = "recommended"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    parser.add_argument("folder", type=Path, metavar="RUN", help="the output folder of a run of train_dreambooth.py")
-    parser.add_argument(
-        "--prompts", nargs="+", default=[], metavar="PROMPT", help="of the sheet's columns (default: of samples.png)"
-    )
+    add_measuring(parser, NAME)
     parser.add_argument(
         "--prefer", choices=PREFERENCES, help="which checkpoint is recommended (default: as the run was told)"
     )
@@ -34,14 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="STEP",
         help="put the recommended adapter, or that of a step, where the last one is, which stays in RUN/adapters",
     )
-    parser.add_argument(
-        "--holdout", type=Path, metavar="DIR", help="pictures to measure on (default: those that the run held out)"
-    )
-    parser.add_argument(
-        "--eval_encoders", nargs="+", metavar="ID|PATH", help="what measures pictures (default: as in the run)"
-    )
-    add_sampler(parser, seed=None)
-    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="default: RUN/checkpoints")
 
 
 def run(arguments: argparse.Namespace) -> list[str]:

@@ -22,21 +22,18 @@ def checkpoints(runs: Sequence[Run], names: Sequence[str]) -> str:
     parts = []
     for name, run in zip(names, runs, strict=True):
         if isinstance(run, DreamBoothRun):
-            evaluation = evaluation_of(run)
+            later = compared(run.folder, run.record.evaluation, run.record.steps)
+            evaluation = later or run.record.evaluation  # the training's losses are in the latter
             if evaluation is not None and evaluation.trained:
-                parts.append(_run(name, run, evaluation))
+                parts.append(_run(name, run, evaluation, later is not None))
     return "\n".join(parts)
 
 
-def evaluation_of(run: DreamBoothRun) -> Evaluation | None:
-    """What `eval checkpoints` measured of a run, else what the run did. The training's losses are in the latter."""
-    return compared(run.folder, run.record.evaluation, run.record.steps) or run.record.evaluation
-
-
-def _run(name: str, run: DreamBoothRun, evaluation: Evaluation) -> str:
+def _run(name: str, run: DreamBoothRun, evaluation: Evaluation, is_later: bool) -> str:
+    """is_later: `eval checkpoints` made the evaluation, and its sheet belongs to it."""
     sheet = run.folder / "checkpoints" / "checkpoints.png"
     panels: list[Panel] = progress_panels(evaluation, run.losses, run.launch)
-    drawn = sheet.is_file() and compared(run.folder, None, run.record.steps) is not None
+    drawn = is_later and sheet.is_file()
     trade_off = None if drawn else trade_off_panel(evaluation)  # the sheet has it too
     panels += [trade_off] if trade_off is not None else []
     charts = "".join(f"<div>{svg(panel, _CHART)}</div>" for panel in panels)

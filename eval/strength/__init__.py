@@ -7,11 +7,10 @@ Writes a sheet (a row for each), curves of likeness, agreement with the prompt, 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from dash_vision.runs.settings import typed_prompts
 
-from ..blocks import add_sampler, sampler_of
+from ..blocks import add_measuring, sampler_of
 
 NAME, HELP = "strength", "an adapter at several strengths: a sheet, curves and a table"
 SCALES = (0.0, 0.5, 0.75, 1.0, 1.25)
@@ -19,7 +18,7 @@ SCALES = (0.0, 0.5, 0.75, 1.0, 1.25)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    parser.add_argument("folder", type=Path, metavar="RUN", help="the output folder of a run of train_dreambooth.py")
+    add_measuring(parser, NAME)
     parser.add_argument(
         "--scales",
         type=float,
@@ -28,17 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help=f"strengths; 1 is the adapter as it was trained (default: {' '.join(f'{s:g}' for s in SCALES)})",
     )
-    parser.add_argument(
-        "--prompts", nargs="+", default=[], metavar="PROMPT", help="of the sheet's columns (default: of samples.png)"
-    )
-    parser.add_argument(
-        "--holdout", type=Path, metavar="DIR", help="pictures to measure on (default: those that the run held out)"
-    )
-    parser.add_argument(
-        "--eval_encoders", nargs="+", metavar="ID|PATH", help="what measures pictures (default: as in the run)"
-    )
-    add_sampler(parser, seed=None)
-    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="default: RUN/strength")
 
 
 def run(arguments: argparse.Namespace) -> list[str]:

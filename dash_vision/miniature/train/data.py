@@ -18,7 +18,7 @@ from torch import Tensor
 from ...files.atomic import replacing
 from ...files.errors import InputError
 from ...runs.runtime import autocast
-from ..world.scenes import SIZE, Scene, random_scene, render
+from ..world.scenes import SIZE, Scene, caption, random_scene, render
 from ..world.vocabulary import write_tokenizer
 from .fit import Plan
 from .networks import PROMPT_LENGTH
@@ -183,3 +183,17 @@ def save_model(model: Any, folder: Path) -> None:
     model.save_pretrained(temporary, safe_serialization=True)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+
+
+def noisy_batch(
+    latents: Tensor, scenes: Sequence[Scene], rng: Random, size: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+    """What a denoiser learns from in one step: latents and noise, both [size, 4, 16, 16]; places [size] in 0..1, one
+    drawn from each of `size` equal ranges, which varies less than independent draws; and prompts, of which one in ten
+    is empty, so that classifier-free guidance has its other half."""
+    index = torch.randint(len(latents), (size,), generator=generator)
+    prompts = ["" if rng.random() < 0.1 else caption(scenes[i], rng) for i in index.tolist()]
+    z = latents[index].float()
+    noise = torch.randn(z.shape, generator=generator)
+    places = (torch.arange(size) + torch.rand(size, generator=generator)) / size
+    return z, noise, places, prompts

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ...runs.seeds import python_stream, seed_everything
-from ..world.scenes import Scene, caption
-from .data import Settings, load_latents, save_model, training_scene
+from ..world.scenes import Scene
+from .data import Settings, load_latents, noisy_batch, save_model, training_scene
 from .fit import Fit, LossAt
 from .networks import PROMPT_LENGTH, flow_tokenizer, new_flow_text_encoder, new_flow_transformer
 
@@ -85,12 +85,7 @@ def _loss_of(
 
     def loss_at(batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         rng = python_stream(settings.seed, "flow, captions", batch)
-        index = torch.randint(len(latents), (size,), generator=generator)
-        prompts = ["" if rng.random() < 0.1 else caption(scenes[i], rng) for i in index.tolist()]
-        z = latents[index].float()
-        noise = torch.randn(z.shape, generator=generator)
-        # One time from each of `size` equal shares of the distribution: less variance than independent draws.
-        spread = (torch.arange(size) + torch.rand(size, generator=generator)) / size
+        z, noise, spread, prompts = noisy_batch(latents, scenes, rng, size, generator)
         sigma = torch.sigmoid(torch.special.ndtri(spread.clamp(1e-4, 1 - 1e-4)))
         noisy = torch.lerp(z, noise, sigma[:, None, None, None]).to(device)
         with fit.runtime.autocast():

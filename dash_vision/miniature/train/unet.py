@@ -10,8 +10,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
 from ...runs.seeds import python_stream, seed_everything
-from ..world.scenes import Scene, caption
-from .data import Settings, load_latents, load_tokenizer, prompt_ids, save_model, training_scene
+from ..world.scenes import Scene
+from .data import Settings, load_latents, load_tokenizer, noisy_batch, prompt_ids, save_model, training_scene
 from .fit import Fit, LossAt
 from .networks import new_text_encoder, new_unet, training_scheduler
 
@@ -64,12 +64,7 @@ def _loss_of(
 
     def loss_at(batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         rng = python_stream(s.seed, "unet, captions", batch)
-        index = torch.randint(len(latents), (size,), generator=generator)
-        prompts = ["" if rng.random() < 0.1 else caption(scenes[i], rng) for i in index.tolist()]
-        z = latents[index].float()
-        noise = torch.randn(z.shape, generator=generator)
-        # One time drawn from each of `size` equal ranges: less variance than independent draws.
-        spread = (torch.arange(size) + torch.rand(size, generator=generator)) / size
+        z, noise, spread, prompts = noisy_batch(latents, scenes, rng, size, generator)
         t = (spread * scheduler.config.num_train_timesteps).long()
         target = scheduler.get_velocity(z, noise, t).to(device)
         noisy = scheduler.add_noise(z, noise, t).to(device)
