@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +12,14 @@ from dash_vision.bases.devices import cast_network, within_memory
 from dash_vision.bases.loading import Base
 from dash_vision.bases.sampling import Sampling, sample
 from dash_vision.files.errors import InputError, RunError
+from dash_vision.measures.encoders import Encoders, find_encoders
+from dash_vision.measures.names import SAMPLING_STEPS
+from dash_vision.miniature import MINIATURE
 
 from .blocks import Sampler
 from .runs import DreamBoothRun
+
+_AT_ONCE, _SMALL = 8, 128  # pictures at once, of so many pixels a side at most
 
 
 def generate(
@@ -56,3 +61,38 @@ def sampler_settings(run: DreamBoothRun, sampler: Sampler) -> dict[str, Any]:
         "num_inference_steps": int(run.argument("num_inference_steps")) if steps is None else steps,
         "guidance_scale": float(run.argument("guidance_scale")) if guidance is None else guidance,
     }
+
+
+def measuring_settings(run: DreamBoothRun, sampler: Sampler) -> dict[str, Any]:
+    """The same for pictures that are measured and not shown, which take fewer steps unless a number was given."""
+    settings = sampler_settings(run, sampler)
+    if sampler.steps is None:
+        settings["num_inference_steps"] = min(settings["num_inference_steps"], SAMPLING_STEPS)
+    return settings
+
+
+def generate_all(
+    base: Base,
+    prompts: Sequence[str],
+    seed: int,
+    numbers: Sequence[int],
+    side: int,
+    settings: Mapping[str, Any],
+    done: Callable[[int], object] | None = None,
+) -> list[Image.Image]:
+    """As `generate`, as many at once as small pictures allow. done: told how many were drawn, after each batch."""
+    at_once = _AT_ONCE if side <= _SMALL else 1
+    found: list[Image.Image] = []
+    for first in range(0, len(prompts), at_once):
+        part = slice(first, first + at_once)
+        found += generate(base, prompts[part], seed, numbers[part], side, settings)
+        if done is not None:
+            done(len(prompts[part]))
+    return found
+
+
+def encoders_of(run: DreamBoothRun, names: Sequence[str] | None, sampler: Sampler) -> tuple[Encoders, list[str]]:
+    """What measures pictures: the encoders of these names, or those that the run was told; and a sentence for each
+    that cannot be had. Without any the miniature's own measure what the miniature draws."""
+    wanted = run.record.arguments.get("eval_encoders") or () if names is None else names
+    return find_encoders(wanted, run.base == MINIATURE and sampler.base is None)

@@ -20,8 +20,7 @@ from dash_vision.files.atomic import replacing, write_text
 from dash_vision.files.errors import InputError
 from dash_vision.measures.asking import ask
 from dash_vision.measures.choice import recommend
-from dash_vision.measures.encoders import Encoders, find_encoders
-from dash_vision.measures.names import SAMPLING_STEPS
+from dash_vision.measures.encoders import Encoders
 from dash_vision.measures.yardstick import Yardstick
 from dash_vision.miniature import MINIATURE
 from dash_vision.pictures.decode import Refused, read_picture
@@ -32,14 +31,12 @@ from ..bases import load_base
 from ..blocks import Sampler
 from ..checks import check_prompts, check_sampling
 from ..runs import DreamBoothRun, read_run
-from ..sampling import generate, move, sampler_settings
+from ..sampling import encoders_of, generate_all, measuring_settings, move, sampler_settings
 from ..saving import check_output, save
 from .apply import apply, wanted_step
 from .found import Checkpoint, HeldOut, find_checkpoints, held_out
 from .page import draw_page
 from .tables import RESULT, markdown
-
-_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ class _Work:
         self._loaded: Path | None = None
         recorded = run.record.evaluation
         as_recorded = recorded is not None and wanted.encoders is None and wanted.sampler.base is None
-        self.asked, self.own = ask(pictures.captions, run.prompt, run.record.class_prompt, _embedded(run))
+        self.asked, self.own = ask(pictures.captions, run.prompt, run.record.class_prompt, run.base == MINIATURE)
         self.prefer = wanted.prefer or str(run.record.arguments.get("prefer") or "balanced")
         self.empty = Evaluation(
             heldout=pictures.names,
@@ -131,18 +128,14 @@ class _Work:
     @cached_property
     def encoders(self) -> Encoders:
         """What measures pictures, loaded when something is to be measured."""
-        names = self.wanted.encoders
-        if names is None:
-            names = tuple(self.run.record.arguments.get("eval_encoders") or ())
-        found, notes = find_encoders(names, _embedded(self.run) and self.wanted.sampler.base is None)
+        found, notes = encoders_of(self.run, self.wanted.encoders, self.wanted.sampler)
         self.problems += notes
         return found
 
     def _measured_by(self) -> dict[str, float]:
         """The sampler of pictures that are measured and not shown."""
-        given = self.wanted.sampler.steps
-        steps = min(int(self.settings["num_inference_steps"]), SAMPLING_STEPS) if given is None else given
-        guidance = float(self.settings["guidance_scale"])
+        how = measuring_settings(self.run, self.wanted.sampler)
+        steps, guidance = how["num_inference_steps"], how["guidance_scale"]
         return {"steps": steps, "guidance": guidance, "seed": self.wanted.sampler.seed, "side": self.side}
 
     @property
@@ -247,12 +240,7 @@ class _Work:
         settings: dict[str, Any],
     ) -> list[Image.Image]:
         base = self._ready(checkpoint)
-        at_once = _AT_ONCE if self.side <= 128 else 1
-        found: list[Image.Image] = []
-        for first in range(0, len(prompts), at_once):
-            part = slice(first, first + at_once)
-            found += generate(base, prompts[part], seed, numbers[part], self.side, settings)
-        return found
+        return generate_all(base, prompts, seed, numbers, self.side, settings)
 
     def _ready(self, checkpoint: Checkpoint | None) -> Base:
         """The base with that adapter in."""
@@ -271,10 +259,6 @@ class _Work:
                 load_lora(self._base, folder)
                 self._loaded = folder
         return self._base
-
-
-def _embedded(run: DreamBoothRun) -> bool:
-    return run.base == MINIATURE
 
 
 def _read(file: Path) -> Image.Image | None:

@@ -20,8 +20,7 @@ from dash_vision.bases.recorded import check_recorded, load_lora
 from dash_vision.files.atomic import write_json, write_text
 from dash_vision.files.errors import InputError
 from dash_vision.measures.asking import ask
-from dash_vision.measures.encoders import Encoders, find_encoders
-from dash_vision.measures.names import SAMPLING_STEPS
+from dash_vision.measures.encoders import Encoders
 from dash_vision.measures.yardstick import Measured, Yardstick
 from dash_vision.miniature import MINIATURE
 from dash_vision.runs.versions import installed_versions
@@ -31,7 +30,7 @@ from ..blocks import Sampler
 from ..checkpoints.found import HeldOut, held_out
 from ..checks import check_prompts, check_sampling
 from ..runs import DreamBoothRun, read_run
-from ..sampling import generate, move, sampler_settings
+from ..sampling import encoders_of, generate_all, measuring_settings, move, sampler_settings
 from ..saving import check_output, save
 from .page import curves, markdown, sheet
 
@@ -103,8 +102,7 @@ def make_strength(folder: Path, wanted: Wanted, say: Callable[[str], None] = pri
     real = held_out(run, wanted.holdout)
     if real.learned:
         say("note: the run held no pictures out, so these are compared with its training pictures; see --holdout")
-    names = run.record.arguments.get("eval_encoders") or () if wanted.encoders is None else wanted.encoders
-    encoders, problems = find_encoders(names, run.base == MINIATURE and sampler.base is None)
+    encoders, problems = encoders_of(run, wanted.encoders, sampler)
     base = load_base(run, sampler.base, sampler.dtype, sampler.quantize)
     for note in check_recorded(base, run.record.base, run.folder, sampler.base):
         say(note)
@@ -122,7 +120,7 @@ def make_strength(folder: Path, wanted: Wanted, say: Callable[[str], None] = pri
         "resolution": int(run.argument("resolution")),
         "dtype": sampler.dtype,
         **settings,
-        "measured in steps": _measuring(run, sampler)["num_inference_steps"],
+        "measured in steps": measuring_settings(run, sampler)["num_inference_steps"],
         "encoders": encoders.names,
         "compared with": _words(real, wanted.holdout is not None),
         "values": {f"{row.scale:g}": dataclasses.asdict(row.measured) for row in rows},
@@ -138,14 +136,6 @@ def _checked(scales: Sequence[float]) -> list[float]:
         if not (math.isfinite(scale) and abs(scale) <= _MOST):
             raise InputError(f"--scales has {scale:g}; it takes numbers from -{_MOST:g} to {_MOST:g}, such as 0 0.5 1")
     return sorted({float(f"{scale:g}") + 0.0 for scale in scales})  # 0.0: there is no second zero
-
-
-def _measuring(run: DreamBoothRun, sampler: Sampler) -> dict[str, Any]:
-    """The sampler of pictures that are measured and not shown, as `checkpoints` has it."""
-    settings = sampler_settings(run, sampler)
-    if sampler.steps is None:
-        settings["num_inference_steps"] = min(settings["num_inference_steps"], SAMPLING_STEPS)
-    return settings
 
 
 def _words(real: HeldOut, given: bool) -> str:
@@ -166,18 +156,12 @@ def _draw(
     """Every scale's pictures, and what is measured of others."""
     side, strength = int(run.argument("resolution")), Strength(base.pipeline)
     asked, own = ask(real.captions, run.prompt, run.record.class_prompt, run.base == MINIATURE)
-    shown, measured = sampler_settings(run, sampler), _measuring(run, sampler)
-    at_once = 8 if side <= 128 else 1
+    shown, measured = sampler_settings(run, sampler), measuring_settings(run, sampler)
     many = len(asked.prompts) * len({0.0, *scales}) if encoders.likeness is not None else 0
     with tqdm(total=len(columns) * len(scales) + many, desc="pictures") as bar:
 
         def draw(prompts: Sequence[str], numbers: Sequence[int], how: dict[str, Any] = measured) -> list[Image.Image]:
-            found: list[Image.Image] = []
-            for start in range(0, len(prompts), at_once):
-                part = slice(start, start + at_once)
-                found += generate(base, prompts[part], sampler.seed, numbers[part], side, how)
-                bar.update(len(prompts[part]))
-            return found
+            return generate_all(base, prompts, sampler.seed, numbers, side, how, bar.update)
 
         def draw_base(prompts: Sequence[str], numbers: Sequence[int]) -> list[Image.Image]:
             with strength.at(0):

@@ -106,9 +106,9 @@ def test_pictures_are_drawn_once(shown, monkeypatch):
     def never(*arguments):
         raise AssertionError("something was loaded or drawn again")
 
-    monkeypatch.setattr("eval.checkpoints.make.find_encoders", never)
+    monkeypatch.setattr("eval.sampling.find_encoders", never)
 
-    monkeypatch.setattr("eval.checkpoints.make.generate", never)
+    monkeypatch.setattr("eval.sampling.generate", never)
     assert main(["checkpoints", str(shown), *SHEET]) == 0
     assert len(list((shown / "checkpoints/pictures").iterdir())) == 5  # the base and four checkpoints, one prompt
     with Image.open(shown / "checkpoints/checkpoints.png") as page:
