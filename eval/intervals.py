@@ -9,15 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dash_vision.measures.student import t_quantile
+
 DRAWS = 10_000
 LEVEL = 0.95
 FEW = 10  # values; with fewer a percentile bootstrap is too narrow
-
-# Student's t at 97.5% for 1 to 30 degrees of freedom, as tabulated; beyond, 1.96 + 2.46 / n.
-_T = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
-    *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
 
 
 class Interval(NamedTuple):
@@ -43,9 +39,7 @@ def student(values: Sequence[float]) -> tuple[float, float]:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return -math.inf, math.inf
-    freedom = len(values) - 1
-    quantile = _T[freedom - 1] if freedom <= len(_T) else 1.96 + 2.46 / freedom
-    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return mean - half, mean + half
 
 

@@ -20,7 +20,7 @@ from ..drawing.numbers import fixed
 from ..files.errors import RunError, one_line
 from ..measures.asking import ask
 from ..measures.charts import draw_progress
-from ..measures.choice import recommend
+from ..measures.choice import highest, recommend
 from ..measures.encoders import Encoders, find_encoders
 from ..measures.names import SAMPLING_STEPS
 from ..measures.yardstick import Yardstick
@@ -207,12 +207,13 @@ class Evaluator:
     # -- the end
 
     def worth_going_on(self) -> bool:
-        """False where the last measurements, as many as --early_stopping_patience, brought no better checkpoint."""
+        """False where the last measurements, as many as --early_stopping_patience, brought no higher score."""
+        settings = self.job.plan.settings
         steps = [one.step for one in self.evaluation.trained]
-        chosen = self.evaluation.recommended
-        if chosen is None or not self.job.plan.settings.early_stop:
+        best = highest(self.evaluation, settings.prefer)
+        if best is None or not settings.early_stop:
             return True
-        return sum(step > chosen.step for step in steps) < self.job.plan.settings.early_stopping_patience
+        return sum(step > best for step in steps) < settings.early_stopping_patience
 
     def stop(self) -> None:
         """Note that the training ended before its last step."""

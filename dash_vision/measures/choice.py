@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from ..drawing.numbers import fixed
 from ..runs.evaluation import Evaluated, Evaluation, Recommendation
+from .student import t_quantile
 
 WEIGHTS = {"likeness": 0.0, "balanced": 0.5, "faithful": 1.0}  # of forgetting against likeness
-DRAWS = 2_000  # of the bootstrap over pictures and prompts
-LEVEL = 0.95
 _FORGETTING = ("drift", "leak")
 _TINY = 1e-9
 
@@ -20,12 +20,14 @@ def rule(prefer: str) -> str:
     """The rule in words."""
     weight = WEIGHTS[prefer]
     if weight == 0:
-        return "the checkpoint whose pictures are most like the held-out ones"
-    part = {0.5: "half of the forgetting", 1.0: "the forgetting"}[weight]
-    return (
-        f"the highest likeness less {part}, where likeness is 0 at the base and 1 at the run's most alike checkpoint, "
-        "and forgetting is drift and leak on average, each 0 at the base and 1 at the run's largest"
-    )
+        score = "the checkpoint whose pictures are most like the held-out ones"
+    else:
+        part = {0.5: "half of the forgetting", 1.0: "the forgetting"}[weight]
+        score = (
+            f"the highest likeness less {part}, where likeness is 0 at the base and 1 at the run's most alike "
+            "checkpoint, and forgetting is drift and leak on average, each 0 at the base and 1 at the run's largest"
+        )
+    return f"{score}; where the measured pictures cannot tell that checkpoint from the last one, the last one"
 
 
 def scores(trained: Sequence[Evaluated], base: Evaluated, prefer: str) -> list[float]:
@@ -34,29 +36,55 @@ def scores(trained: Sequence[Evaluated], base: Evaluated, prefer: str) -> list[f
     return [float(value) for value in total]
 
 
+def highest(evaluation: Evaluation, prefer: str) -> int | None:
+    """The step with the highest score, by chance or not; None where there is nothing to tell checkpoints by."""
+    base, trained = evaluation.base, _comparable(evaluation)
+    if base is None or not trained:
+        return None
+    return trained[int(np.argmax(scores(trained, base, prefer)))].step
+
+
 def recommend(evaluation: Evaluation, prefer: str) -> Recommendation | None:
     """The recommended checkpoint of a run; None where there is nothing to tell them by.
 
-    The rule is `rule(prefer)`. Its uncertainty is that of the pictures: they are drawn again with replacement, the same
-    ones for every checkpoint; one whose score less the highest has an interval that includes 0 cannot be told from it.
+    The rule is `rule(prefer)`. Two checkpoints cannot be told apart where the 95% interval of the difference of their
+    scores includes 0. The interval is Student's, over pictures and prompts paired between the checkpoints, with the
+    degrees of freedom of Welch and Satterthwaite, since likeness and forgetting are measured on different pictures.
     """
-    base = evaluation.base
-    trained = [one for one in evaluation.trained if one.values.get("likeness")]
-    if base is None or not base.values.get("likeness") or not trained:
+    base, trained = evaluation.base, _comparable(evaluation)
+    if base is None or not trained:
         return None
     parts = _parts(trained, base, prefer)
-    best = int(np.argmax(_total(parts)))
-    generator = np.random.default_rng(0)
-    behind = np.zeros((DRAWS, len(trained)))
+    last, best = len(trained) - 1, int(np.argmax(_total(parts)))
+    chosen = last if _within_chance(parts, best, last) else best
+    alike = [one.step for i, one in enumerate(trained) if i != chosen and _within_chance(parts, chosen, i)]
+    higher = trained[best].step if best != chosen else None
+    sentence = _sentence(trained[chosen], base, alike, higher, len(trained))
+    return Recommendation(trained[chosen].step, prefer, alike, rule(prefer), sentence)
+
+
+def _comparable(evaluation: Evaluation) -> list[Evaluated]:
+    base = evaluation.base
+    if base is None or not base.values.get("likeness"):
+        return []
+    return [one for one in evaluation.trained if one.values.get("likeness")]
+
+
+def _within_chance(parts: Sequence[tuple[float, np.ndarray]], first: int, second: int) -> bool:
+    """Whether the score of `first` is above that of `second` by no more than chance explains."""
+    difference, variances, freedoms = 0.0, [], []
     for share, rows in parts:
-        drawn = generator.integers(rows.shape[1], size=(DRAWS, rows.shape[1]))
-        means = rows[:, drawn].mean(axis=2).T
-        behind += share * (means - means[:, best : best + 1])
-    tail = 100 * (1 - LEVEL) / 2
-    high = np.percentile(behind, 100 - tail, axis=0)
-    alike = [one.step for i, one in enumerate(trained) if i != best and high[i] >= -_TINY]
-    sentence = _sentence(trained[best], base, alike, len(trained))
-    return Recommendation(trained[best].step, prefer, alike, rule(prefer), sentence)
+        paired = share * (rows[first] - rows[second])
+        difference += float(paired.mean())
+        if len(paired) < 2:
+            return True  # a single picture says nothing of what chance does
+        variances.append(float(paired.var(ddof=1)) / len(paired))
+        freedoms.append(len(paired) - 1)
+    variance = sum(variances)
+    if variance <= _TINY**2:
+        return difference <= _TINY
+    freedom = variance**2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
+    return difference <= t_quantile(freedom) * math.sqrt(variance)
 
 
 def _parts(trained: Sequence[Evaluated], base: Evaluated, prefer: str) -> list[tuple[float, np.ndarray]]:
@@ -85,18 +113,20 @@ def _means(rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def _sentence(best: Evaluated, base: Evaluated, alike: Sequence[int], count: int) -> str:
-    parts = [f"a likeness of {_mean(best, 'likeness')} (the base has {_mean(base, 'likeness')})"]
-    parts += [f"a {name} of {_mean(best, name)}" for name in _FORGETTING if best.values.get(name)]
+def _sentence(chosen: Evaluated, base: Evaluated, alike: Sequence[int], higher: int | None, count: int) -> str:
+    parts = [f"a likeness of {_mean(chosen, 'likeness')} (the base has {_mean(base, 'likeness')})"]
+    parts += [f"a {name} of {_mean(chosen, name)}" for name in _FORGETTING if chosen.values.get(name)]
     measured = (
-        f"Step {best.step} is recommended, with {', '.join(parts[:-1])}{' and ' if parts[:-1] else ''}{parts[-1]}"
+        f"Step {chosen.step} is recommended, with {', '.join(parts[:-1])}{' and ' if parts[:-1] else ''}{parts[-1]}"
     )
     if count == 1:
         return f"{measured}; no other one was measured."
     if not alike:
         return f"{measured}. The pictures that were measured tell it from every other step."
     steps = ", ".join(map(str, alike[:-1])) + (" and " if alike[:-1] else "") + str(alike[-1])
-    return f"{measured}. The pictures that were measured cannot tell it from step{'s' if alike[:-1] else ''} {steps}."
+    kept = f"; {higher} has the highest score, and the last one is kept" if higher is not None else ""
+    plural = "s" if alike[:-1] else ""
+    return f"{measured}. The pictures that were measured cannot tell it from step{plural} {steps}{kept}."
 
 
 def _mean(one: Evaluated, name: str) -> str:
