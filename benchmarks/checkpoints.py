@@ -2,11 +2,11 @@
 
 `python -m benchmarks.checkpoints OUT [--individuals 0 1 ...]`
 
-Every individual has seven pictures, of which train_dreambooth.py keeps two out of the training (--holdout 2) and
-measures itself on them. Then every checkpoint draws the individual in twelve places that none of the seven pictures
-shows, and each drawing is compared with a true render in the same place. The recommendation never saw these. The regret
-of a choice is how much less like the truth it is than the best checkpoint of its run. What is there already is not made
-again, so a stopped command goes on.
+Every individual has five pictures that train_dreambooth.py learns from, and two more (--heldout) that it keeps out of
+the training and measures itself on. Then every checkpoint draws the individual in twelve places that none of these
+pictures shows, and each drawing is compared with a true render in the same place. The recommendation never saw these.
+The regret of a choice is how much less like the truth it is than the best checkpoint of its run. What is there already
+is not made again, so a stopped command goes on.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from eval.intervals import student
 
 from .individuals import Arm, Case, Eyes, arm_folder, draw, drawn, to_pixels, train
 
-PICTURES, HELD, PLACES = 7, 2, 12
+PICTURES, HELDOUT, PLACES = 5, 2, 12
 # Short runs at a high rate, so that ten individuals take half an hour of one core.
 FLAGS = (
     "--dash_k 8 --train_batch_size 2 --learning_rate 3e-3 --max_train_steps 300 --evaluate_every 50 "
@@ -49,10 +49,10 @@ FLAGS = (
 )
 
 
-def make_case(seed: int, output: Path) -> Case:
-    """Individual number `seed` with its pictures, written where they are missing."""
+def make_case(seed: int, output: Path, pictures: int) -> Case:
+    """Individual number `seed` with so many pictures, written where they are missing."""
     subject, folder = individual(seed), output / str(seed)
-    seen = instance_scenes(subject, PICTURES, seed)
+    seen = instance_scenes(subject, pictures, seed)
     heldout = heldout_scenes(subject, seen, PLACES, seed)
     rng = Random(f"other poses {seed}")
     others = [Scene(subject, scene.setting, random_pose(rng)) for scene in heldout]
@@ -142,6 +142,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoints", description=__doc__.split("\n")[0])
     parser.add_argument("output", type=Path, metavar="OUT", help="folder for runs, pictures and checkpoints.json")
     parser.add_argument("--individuals", type=int, nargs="+", default=list(range(10)), help="which (default: 0 to 9)")
+    parser.add_argument("--heldout", type=int, default=HELDOUT, help="pictures to keep out (default: %(default)s)")
     parser.add_argument("--flags", default=FLAGS, help="of train_dreambooth.py (default: %(default)s)")
     return parser
 
@@ -149,13 +150,13 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run; 0 on success, 2 with one sentence on stderr otherwise."""
     args = make_parser().parse_args(arguments)
-    arm = Arm("run", (*shlex.split(args.flags), "--holdout", str(HELD)))
+    arm = Arm("run", (*shlex.split(args.flags), "--holdout", str(args.heldout)))
     try:
         base = load_base(None)
         base.pipeline.set_progress_bar_config(disable=True)
         eyes, rows = Eyes(), []
         for seed in args.individuals:
-            rows.append(measure(make_case(seed, args.output), arm, base, eyes))
+            rows.append(measure(make_case(seed, args.output, PICTURES + args.heldout), arm, base, eyes))
             write_json(args.output / "checkpoints.json", {"flags": arm.flags, "individuals": rows})
     except (InputError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
