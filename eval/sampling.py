@@ -10,7 +10,7 @@ from PIL import Image
 
 from dash_vision.bases.devices import cast_network, within_memory
 from dash_vision.bases.loading import Base
-from dash_vision.bases.sampling import Sampling, sample
+from dash_vision.bases.sampling import Sampling, pictures_at_once, sample
 from dash_vision.files.errors import InputError, RunError
 from dash_vision.measures.encoders import Encoders, find_encoders
 from dash_vision.measures.names import SAMPLING_STEPS
@@ -18,8 +18,6 @@ from dash_vision.miniature import MINIATURE
 
 from .blocks import Sampler
 from .runs import DreamBoothRun
-
-_AT_ONCE, _SMALL = 8, 128  # pictures at once, of so many pixels a side at most
 
 
 def generate(
@@ -81,7 +79,7 @@ def generate_all(
     done: Callable[[int], object] | None = None,
 ) -> list[Image.Image]:
     """As `generate`, as many at once as small pictures allow. done: told how many were drawn, after each batch."""
-    at_once = _AT_ONCE if side <= _SMALL else 1
+    at_once = pictures_at_once(side)
     found: list[Image.Image] = []
     for first in range(0, len(prompts), at_once):
         part = slice(first, first + at_once)

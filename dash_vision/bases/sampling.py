@@ -17,7 +17,16 @@ from .devices import placed
 from .family import Conditions, Sampling, moved
 from .loading import Base
 
-__all__ = ["Sampling", "decode_latents", "encode_inputs", "encode_picture", "sample", "starting_noise", "to_pictures"]
+__all__ = [
+    "Sampling",
+    "decode_latents",
+    "encode_inputs",
+    "encode_picture",
+    "pictures_at_once",
+    "sample",
+    "starting_noise",
+    "to_pictures",
+]
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -61,6 +70,12 @@ def sample(
             tick(len(prompts[rest]))
         with placed(alone, torch.device("cpu")):
             return to_pictures(decode_latents(base, torch.stack(latents)))
+
+
+def pictures_at_once(side: int) -> int:
+    """How many pictures of so many pixels a side to compute at once without gradients: several only where they are
+    small, and a batch costs little more than a picture."""
+    return 8 if side <= 128 else 1
 
 
 def starting_noise(base: Base, seed: int, numbers: Sequence[int], size: tuple[int, int]) -> Tensor:

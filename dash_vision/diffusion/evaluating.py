@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from PIL import Image
 
-from ..bases.sampling import Sampling, sample
+from ..bases.sampling import Sampling, pictures_at_once, sample
 from ..drawing.numbers import fixed
 from ..files.errors import RunError, one_line
 from ..measures.asking import ask
@@ -177,7 +177,7 @@ class Evaluator:
             generator = stream(job.plan.settings.seed, "heldout", number, draw)
             noises.append(torch.randn(view.mean.shape, generator=generator))
             times.append(job.process.sample_times(1, view.size, generator))
-        size, total = max(job.plan.train_batch_size, _at_once(job.plan.resolution)), 0.0
+        size, total = max(job.plan.train_batch_size, pictures_at_once(job.plan.resolution)), 0.0
         for first in range(0, TIMES, size):
             part = range(first, min(first + size, TIMES))
             count = len(part)
@@ -201,7 +201,7 @@ class Evaluator:
         job, plan = self.job, self.job.plan
         size = (plan.resolution, plan.resolution)
         makes_room = plan.settings.offload != "none"
-        how = Sampling(self.steps, plan.guidance_scale, size, _at_once(plan.resolution), makes_room)
+        how = Sampling(self.steps, plan.guidance_scale, size, pictures_at_once(plan.resolution), makes_room)
         return sample(job.base, prompts, plan.settings.seed, numbers, how, job.runtime.device, job.runtime.dtype)
 
     # -- the end
@@ -219,11 +219,6 @@ class Evaluator:
         """Note that the training ended before its last step."""
         self.evaluation = dataclasses.replace(self.evaluation, stopped=self.job.training.step)
         write_evaluation(self.path, self.evaluation)
-
-
-def _at_once(side: int) -> int:
-    """Pictures that are computed at once, without gradients."""
-    return 8 if side <= 128 else 2
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ..bases.family import Family
 from ..bases.loading import Base
-from ..bases.sampling import Sampling, sample
+from ..bases.sampling import Sampling, pictures_at_once, sample
 from ..drawing.sheet import Row, draw_sheet
 from ..files.atomic import replacing, write_text
 from ..files.flux_names import unnamed
@@ -73,7 +73,8 @@ def draw_samples(
 ) -> Image.Image:
     """The sheet of inputs, base (with `base_row`) and trained; pictures in one column start from the same noise.
     switch(whether): turns what was trained on and off."""
-    at_once = _at_once(sheet.side, runtime.sharded)
+    # A process of a split base that halved its batch alone would leave the others waiting.
+    at_once = 1 if runtime.sharded else pictures_at_once(sheet.side)
     how = Sampling(sheet.steps, sheet.guidance, (sheet.side, sheet.side), at_once, sheet.makes_room)
     noises, seed, device = range(len(sheet.columns)), sheet.seed, runtime.device
     titles = [(sheet.method, sheet.note, True)]
@@ -89,12 +90,6 @@ def draw_samples(
     sampler = f"{how.steps} sampling steps, guidance {how.guidance:g}, seed {sheet.seed}"
     footnote = f"{sampler}; same starting noise within a column."
     return draw_sheet(inputs, sheet.columns, rows, sheet.subject, footnote)
-
-
-def _at_once(side: int, sharded: bool) -> int:
-    """As many pictures at once as a small base allows; one at a time for a large one, and for a split one, of which a
-    process that halved its batch alone would leave the others waiting."""
-    return 8 if side <= 128 and not sharded else 1
 
 
 def track(runtime: Runtime, picture: Image.Image, step: int) -> None:

@@ -32,7 +32,7 @@ VAE_PLAN = Plan(
     steps=2600, learning_rate=2e-3, batch_size=16, warmup=100, weight_decay=1e-4, average=0.998, save_every=200
 )
 UNET_PLAN = Plan(steps=2080, learning_rate=1e-3, warmup=100, muon=2e-3, save_every=200)
-FLOW_PLAN = Plan(steps=6000, learning_rate=1e-3, warmup=100, muon=2e-3, save_every=200)
+FLOW_PLAN = Plan(steps=6000, learning_rate=1e-3, warmup=100, muon=3e-3, save_every=100)
 CLIP_PLAN = Plan(steps=330, learning_rate=1e-3, batch_size=128, warmup=40, muon=2e-3, save_every=100)
 
 
