@@ -71,7 +71,7 @@ def measure(case: Case, arm: Arm, base: Base, eyes: Eyes) -> dict[str, Any]:
     for one in record["evaluation"]["checkpoints"]:
         adapter = folder / one["adapter"] / "dash_adapter.safetensors" if one["adapter"] else None
         place = folder / "truth" / f"{one['step']:06d}"
-        draw(case, place, base, settings, adapter)
+        draw(case, case.prompts(), place, base, settings, adapter)
         found[str(one["step"])] = eyes.likeness(drawn(case, place), truth)
     best = max(found, key=lambda step: found[step]["ViT"])
     print(f"{case.seed} {case.kind}: " + ", ".join(f"{s} {v['ViT']:.3f}" for s, v in found.items()), f"best {best}")

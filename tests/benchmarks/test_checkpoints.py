@@ -12,7 +12,9 @@ def row(truth):
     """An individual whose likeness, as the run measured it, is highest at step 20, and whose drift grows."""
     made = [
         Evaluated(
-            step, None if step == 0 else "a", {"likeness": [like], "drift": [drift], "leak": [0.0], "loss": [loss]}
+            step,
+            None if step == 0 else "a",
+            {"likeness": [like, like], "drift": [drift, drift], "leak": [0.0, 0.0], "loss": [loss, loss]},
         )
         for step, like, drift, loss in (
             (0, 0.2, 0.0, 0.4),
@@ -21,7 +23,7 @@ def row(truth):
             (30, 0.7, 0.3, 0.3),
         )
     ]
-    evaluation = Evaluation(["a"], ["a"], "a", 10, {}, {}, {}, made)
+    evaluation = Evaluation(["a", "b"], ["a", "a"], "a", 10, {}, {}, {}, made)
     values = {str(step): {"ViT": like, "CLIP-I": like} for step, like in zip((0, 10, 20, 30), truth, strict=True)}
     return {"seed": 0, "kind": "cat", "evaluation": asdict(evaluation), "truth": values}
 
