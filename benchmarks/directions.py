@@ -65,10 +65,10 @@ def analyse(runs: Sequence[Path], truths: Mapping[str, Sequence[Path]], base: st
                     _append(record["share"], f"rank {source.state.rank}", _share(own))
         for (kind, _), rates in true.items():
             _append(record["share"], f"full, {kind} labels", _share(rates))
-        for (first_kind, name), (kind, other) in itertools.combinations(true, 2):
+        for (first_kind, name), (kind, another) in itertools.combinations(true, 2):
             if first_kind == "true":
-                pair = true[first_kind, name], true[kind, other]
-                _add(rows, (name, None, None, kind, other), *pair, directions)
+                pair = true[first_kind, name], true[kind, another]
+                _add(rows, (name, None, None, kind, another), *pair, directions)
         for rank in ranks:
             drawn = list(null_pairs(directions, (rank, None), draws, number, EPS))
             _append(record["share"], f"random, rank {rank or 'full'}", statistics.fmean(_share(r) for r, _ in drawn))

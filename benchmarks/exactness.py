@@ -18,7 +18,7 @@ import diffusers
 import peft
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from dash_vision import Adapter, DashConfig, export_lora, inject
 
@@ -41,17 +41,18 @@ SDXL = {
 }
 
 
-def build(config: dict[str, Any], width: float) -> UNet2DConditionModel:
+def build(config: dict[str, Any], width: float) -> nn.Module:
     """The UNet with its channels scaled, seeded."""
     channels = tuple(int(c * width) // 32 * 32 for c in config["block_out_channels"])
     heads = config["attention_head_dim"]
     if isinstance(heads, tuple):
         heads = tuple(max(1, int(h * width)) for h in heads)
     torch.manual_seed(0)
-    return UNet2DConditionModel(**{**config, "block_out_channels": channels, "attention_head_dim": heads}).eval()
+    unet: Any = UNet2DConditionModel(**{**config, "block_out_channels": channels, "attention_head_dim": heads})
+    return unet.eval()
 
 
-def train_at_random(unet: UNet2DConditionModel, rank: int, k: int) -> Adapter:
+def train_at_random(unet: nn.Module, rank: int, k: int) -> Adapter:
     """A launched adapter: B of a hundredth of A's size, dsigma of a tenth, as after some hundred steps."""
     adapter = inject(unet, DashConfig(rank=rank, dash_k=k))
     generator = torch.Generator().manual_seed(1)
@@ -67,7 +68,7 @@ def train_at_random(unet: UNet2DConditionModel, rank: int, k: int) -> Adapter:
 
 
 @torch.no_grad()
-def output(unet: UNet2DConditionModel) -> Tensor:
+def output(unet: Any) -> Tensor:
     """The UNet's answer to fixed inputs: float32 [2, 4, 16, 16]."""
     generator = torch.Generator().manual_seed(2)
     inputs: dict[str, Any] = {
@@ -84,7 +85,7 @@ def output(unet: UNet2DConditionModel) -> Tensor:
 
 
 @contextmanager
-def stock(unet: UNet2DConditionModel) -> Iterator[Any]:
+def stock(unet: Any) -> Iterator[Any]:
     """A stock pipeline around the UNet, with nothing else in it."""
     parts: dict[str, Any] = {"vae": None, "text_encoder": None, "tokenizer": None, "unet": unet}
     scheduler = DDIMScheduler(steps_offset=1, clip_sample=False)

@@ -31,7 +31,7 @@ class Flow:
     title: str
     blocks: str
     family: Family
-    transformer: Callable[..., nn.Module]
+    transformer: Callable[..., Any]
     config: dict[str, Any]
     first: str
     channels: int

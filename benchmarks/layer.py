@@ -34,6 +34,9 @@ SHAPES = {
 class DenseDash(nn.Module):
     """W x + ((alpha / r) B A + U diag(dsigma) V^T) x, with the dense update formed in every forward pass."""
 
+    U: Tensor
+    V: Tensor
+
     def __init__(self, base: nn.Linear, rank: int, k: int) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)

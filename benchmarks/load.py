@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,8 @@ def measure(settings: Settings, size: Size, rank: int, k: int, timed: bool) -> l
         both, lora = peers
         times: dict[str, list[float]] = {}
         if timed:
-            calls: dict[str, Callable[[], object]] = {
-                way: (lambda p=path: load_adapter(pipeline.unet, p).remove()) for way, path in own.items()
-            }
-            for way in files.keys() - own.keys():
-                calls[way] = lambda p=files[way]: _load_stock(pipeline, p)
+            calls: dict[str, Callable[[], object]] = {way: partial(_load_own, pipeline, own[way]) for way in own}
+            calls |= {way: partial(_load_stock, pipeline, files[way]) for way in files.keys() - own.keys()}
             times = interleaved(calls, settings)
         rows: list[list[str | float]] = []
         for way, path in files.items():
@@ -64,6 +62,10 @@ def peft_file(pipeline: Any, rank: int, folder: Path) -> Path:
     pipeline.unet.delete_adapters("default")
     pipeline.unload_lora_weights()
     return folder / "pytorch_lora_weights.safetensors"
+
+
+def _load_own(pipeline: Any, path: Path) -> None:
+    load_adapter(pipeline.unet, path).remove()
 
 
 def _load_stock(pipeline: Any, path: Path) -> None:

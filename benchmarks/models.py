@@ -115,7 +115,7 @@ def example(name: str, model: nn.Module, size: Size, settings: Settings) -> dict
     if name == "vit":
         return {"x": noise(size.batch, 3, 224, 224)}
     config: Any = model.config
-    inputs = {
+    inputs: dict[str, Any] = {
         "sample": noise(1, 4, size.side, size.side),
         "timestep": torch.tensor([500], device=settings.device),
         "encoder_hidden_states": noise(1, 77, config.cross_attention_dim),

@@ -113,11 +113,11 @@ def missing(plan: Plan, records: Records) -> Iterator[tuple[str, str]]:
         for rate in plan.rates:
             if (command := plan.command(arm, rate, plan.choice_seed)) not in records.results:
                 yield f"{arm.name}, rate {rate:g}", command
-        rate = chosen(plan, arm, records)
-        assert rate is not None, "every rate was just run"
+        best = chosen(plan, arm, records)
+        assert best is not None, "every rate was just run"
         for seed in plan.seeds:
-            if (command := plan.command(arm, rate, seed)) not in records.results:
-                yield f"{arm.name}, seed {seed} at its best rate {rate:g}", command
+            if (command := plan.command(arm, best, seed)) not in records.results:
+                yield f"{arm.name}, seed {seed} at its best rate {best:g}", command
 
 
 def run(plan: Plan, command: str, places: Sequence[str]) -> dict[str, Any]:

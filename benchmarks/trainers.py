@@ -190,7 +190,7 @@ def write_sd15(folder: Path, width: float, side: int) -> None:
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     torch.manual_seed(0)
     noise = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
-    StableDiffusionPipeline(
+    pipeline: Any = StableDiffusionPipeline(
         vae=AutoencoderKL(**VAE),
         text_encoder=CLIPTextModel(CLIPTextConfig(**TEXT, vocab_size=len(tokenizer), **ids)),
         tokenizer=tokenizer,
@@ -199,7 +199,8 @@ def write_sd15(folder: Path, width: float, side: int) -> None:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(folder)
+    )
+    pipeline.save_pretrained(folder)
 
 
 def _dreambooth(

@@ -220,7 +220,7 @@ def test_a_measurement_that_fails_costs_a_sentence_and_not_the_run(bases, tmp_pa
 
 
 def test_a_run_that_brings_no_better_checkpoint_stops_early(bases, tmp_path):
-    """Nothing is learned at a rate of 0: no later checkpoint has a higher score than the first, and the last is kept."""
+    """Nothing is learned at a rate of 0: no later checkpoint scores higher than the first, and the last is kept."""
     changes = {"early_stop": True, "early_stopping_patience": 2, "learning_rate": 0.0, "dash_k": 0}
     job = train(measured_settings(bases, tmp_path / "out", max_train_steps=20, **changes))
     assert job.training.step == 6
