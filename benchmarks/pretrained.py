@@ -40,11 +40,13 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Arm:
-    """A name for the tables, the flags that the script gets, and the arm to compare it with."""
+    """A name for the tables, the flags that the script gets, and the arm to compare it with. shifts: the learning rate
+    of the singular-value shifts as a multiple of the others', where it is another one."""
 
     name: str
     flags: str
     against: str | None = None
+    shifts: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Plan:
 
     def command(self, arm: Arm, rate: float, seed: int) -> str:
         """The flags of one run, as they are recorded."""
-        return " ".join(f"{self.common} {arm.flags} --learning_rate {rate:g} --seed {seed}".split())
+        own = f"--dash_lr {arm.shifts * rate:g}" if arm.shifts is not None else ""
+        return " ".join(f"{self.common} {arm.flags} {own} --learning_rate {rate:g} --seed {seed}".split())
 
 
 class Records:

@@ -92,3 +92,10 @@ def test_the_scripts_take_the_flags_of_their_plans(name, monkeypatch):
         )
         assert (task.data_dir, arguments.learning_rate, arguments.seed) == ("d", plan.rates[0], plan.choice_seed)
         assert method.method in arm.flags
+
+
+def test_the_shifts_rate_is_a_multiple_of_the_rate():
+    read = pretrained.Plan.read(ROOT / "benchmarks/pretrained.yaml")
+    arms = {arm.name: arm for arm in read.arms}
+    assert "--dash_lr 0.03 --learning_rate 0.003" in read.command(arms["LoRA-Dash r4, shifts x10"], 3e-3, 0)
+    assert "--dash_lr" not in read.command(arms["LoRA-Dash r4"], 3e-3, 0)
