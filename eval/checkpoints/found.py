@@ -12,6 +12,7 @@ from PIL import Image
 from dash_vision.files.errors import InputError
 from dash_vision.pictures.decode import Refused, read_picture
 from dash_vision.pictures.listing import PictureFile, files_digest, list_folder
+from dash_vision.runs.record import REPLACING
 
 from ..runs import LORA, DreamBoothRun
 
@@ -32,8 +33,8 @@ class Checkpoint:
 
 
 def find_checkpoints(run: DreamBoothRun) -> list[Checkpoint]:
-    """By step; the last one too, where its adapter is in the run's folder alone. Raises InputError for a run that kept
-    no other."""
+    """By step; the one in the run's folder too, where it is there alone. Raises InputError for a run that kept no
+    other."""
     found: dict[int, Checkpoint] = {}
     for file in sorted((run.folder / KEPT).glob(f"*/{LORA}")):
         digits = file.parent.name.rsplit("-", 1)[-1]
@@ -44,10 +45,9 @@ def find_checkpoints(run: DreamBoothRun) -> list[Checkpoint]:
             f"{run.folder} keeps no adapter but its last one; train with --holdout, which keeps those that it "
             "measures, or with --save_lora_every"
         )
-    evaluation = run.record.evaluation
-    applied = evaluation.applied if evaluation else None
-    if applied is None:
-        found.setdefault(run.record.steps, Checkpoint(run.record.steps, run.folder, "."))
+    if not (run.folder / REPLACING).is_file():
+        present = run.steps_of_adapter
+        found.setdefault(present, Checkpoint(present, run.folder, "."))
     return [found[step] for step in sorted(found)]
 
 
