@@ -55,8 +55,8 @@ class Evaluator:
         asked, own = ask(captions, plan.prompts.instance, plan.prompts.class_, job.base.embedded)
         if self.encoders.likeness is not None and not asked.class_:
             notes.append(
-                "the leak into the class is not measured, since the class prompt is the instance prompt; give "
-                '--class_prompt, such as "a photo of a dog"'
+                f'the leak into the class is not measured, since the class prompt, "{plan.prompts.class_}", names no '
+                'class without the subject; give --class_prompt, such as "a photo of a dog"'
             )
         for note in notes:
             job.say(f"note: {note}")
