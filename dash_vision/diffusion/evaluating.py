@@ -26,6 +26,7 @@ from ..measures.names import SAMPLING_STEPS
 from ..measures.yardstick import Yardstick
 from ..runs.evaluation import EVALUATION, MEASURES, PROGRESS, Evaluated, Evaluation, read_evaluation, write_evaluation
 from ..runs.seeds import stream
+from .heldout import seen_again
 from .job import DreamBoothJob
 from .latents import Batch, Example
 from .outputs import save_picture
@@ -77,6 +78,7 @@ class Evaluator:
             },
             notes=notes,
             digest=job.material.heldout_digest,
+            learned=all(seen_again([one.image for one in heldout], job.material.inputs)),
         )
 
     @property

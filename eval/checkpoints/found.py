@@ -72,7 +72,7 @@ def held_out(run: DreamBoothRun, folder: Path | None) -> HeldOut:
     if folder is not None:
         files = _listed(str(folder), captions)
         found = [(file.name, file.caption or prompt, file.path) for file in files]
-        return HeldOut(*_read(found), str(folder))
+        return HeldOut(*_read(found), str(folder), _learned_from(run, [file.path for file in files]))
     place = str(run.record.arguments["instance_data_dir"])
     # A run that held nothing out has an evaluation where --apply left one.
     nothing_held_out = run.record.arguments.get("holdout") is None
@@ -85,7 +85,22 @@ def held_out(run: DreamBoothRun, folder: Path | None) -> HeldOut:
     if missing:
         raise InputError(f"{evaluation.folder} holds no {missing[0]} any more, which the run held out; {_INSTEAD}")
     named = zip(evaluation.heldout, evaluation.captions, strict=True)
-    return HeldOut(*_read([(name, caption, paths[name]) for name, caption in named]), evaluation.folder)
+    found = [(name, caption, paths[name]) for name, caption in named]
+    return HeldOut(*_read(found), evaluation.folder, evaluation.learned)
+
+
+def _learned_from(run: DreamBoothRun, files: Sequence[Path]) -> bool:
+    """Whether all these files are among those that the run learned from, as far as these are still there."""
+    place, evaluation, kept = str(run.record.arguments["instance_data_dir"]), run.record.evaluation, set[str]()
+    apart = run.record.arguments.get("holdout") is not None
+    if evaluation is not None and apart and Path(evaluation.folder).resolve() == Path(place).resolve():
+        kept = set(evaluation.heldout)
+    try:
+        own = [file.path for file in list_folder(place).files if file.name not in kept]
+    except InputError:  # moved since
+        return False
+    learned = {files_digest([path]) for path in own}
+    return all(files_digest([path]) in learned for path in files)
 
 
 _INSTEAD = "give a folder with pictures of the subject by --holdout"

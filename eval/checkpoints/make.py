@@ -74,7 +74,7 @@ def compare_checkpoints(folder: Path, wanted: Wanted, say: Callable[[str], None]
         evaluation = dataclasses.replace(evaluation, applied=None if step == run.record.steps else step)
     page = draw_page(run, evaluation, work.columns, tiles, pictures, work.sampler_words)
     story = {"run": str(run.folder), "prompts": work.columns, **work.settings, "seed": wanted.sampler.seed}
-    text = markdown(evaluation, run.launch, pictures.learned)
+    text = markdown(evaluation, run.launch)
     with applying(run, checkpoints, evaluation, step) as told:
         save(page, output / "checkpoints.png", story)
         write_evaluation(output / RESULT, evaluation)
@@ -126,6 +126,7 @@ class _Work:
             },
             sampler=self._measured_by(),
             digest=pictures.digest,
+            learned=pictures.learned,
         )
 
     @cached_property

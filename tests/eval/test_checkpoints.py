@@ -250,6 +250,12 @@ def test_a_run_that_held_nothing_out_is_measured_on_what_it_learned_from(bases, 
     table = (tmp_path / "out/checkpoints/checkpoints.md").read_text()
     assert ", from which the run learned" in table
     assert "held-out" not in table
+    assert main(["report", str(tmp_path / "out"), "-o", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "likeness to training pictures" in page
+    assert "from which the run learned" in page
+    assert "held-out" not in page
+    assert held_out(read_run(tmp_path / "out"), bases / "cat").learned  # the same pictures by another name of theirs
     kept = tmp_path / "out/adapters/out-000003"  # the last one, which was in the run's folder alone
     assert main([*words, "--apply", "3"]) == 0
     assert same(adapter(kept), adapter(tmp_path / "out"))
