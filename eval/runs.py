@@ -180,8 +180,9 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     return [path.relative_to(shared).as_posix() for path in real]
 
 
-def read_run(folder: str | Path) -> DreamBoothRun:
-    """The run in `folder`. Raises InputError when it is missing, unfinished, cut short or of another kind."""
+def read_run(folder: str | Path, torn: bool = False) -> DreamBoothRun:
+    """The run in `folder`. torn: its adapter may have been left half replaced. Raises InputError when it is missing,
+    unfinished, cut short or of another kind."""
     folder = Path(folder).expanduser()
     path = folder / "run.json"
     if not folder.is_dir():
@@ -190,7 +191,7 @@ def read_run(folder: str | Path) -> DreamBoothRun:
         raise InputError(
             f"{folder} holds no run.json; its run has not finished, or it is no run of train_dreambooth.py"
         )
-    record = read_record(path)
+    record = read_record(path, torn)
     if not isinstance(record, DreamBoothRecord):
         raise InputError(f"{path} is of a run of train_vtab.py; this takes runs of train_dreambooth.py")
     run = DreamBoothRun(folder, record)

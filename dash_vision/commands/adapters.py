@@ -72,6 +72,7 @@ def export(args: argparse.Namespace) -> None:
 
     if args.rank is not None and args.rank < 1:
         raise InputError(f"--rank is {args.rank}; it takes 1 or more")
+    _check_no_own_file(args.out)
     native = _file(args.native)
     states = read_adapters(native)
     # Names of layers alone do not tell FLUX from others; the trainer noted what the adapter is of.
@@ -88,6 +89,23 @@ def export(args: argparse.Namespace) -> None:
     layers = {("unet" if name == "model" else name): state.kinds for name, state in states.items()}
     for remark in remarks(layers, args.to, infer_about(states)):
         print(f"note: {remark}")
+
+
+def _check_no_own_file(out: Path) -> None:
+    """Raises InputError where an export would take the place of what a run wrote of its own adapter, which its model
+    card and its record tell of."""
+    from ..diffusion.checkpoints import KEPT
+    from ..files.lora import DIFFUSERS_NAME
+    from .folders import find_run
+
+    run = find_run(out) if out.is_dir() else None
+    if run is None:
+        return
+    place, root = out.resolve(), run.resolve()
+    files = {root: DIFFUSERS_NAME, root / KEPT / place.name: DIFFUSERS_NAME}
+    files |= {root / layout: "*.safetensors" for layout in FORMATS}
+    if place in files and any(out.glob(files[place])):
+        raise InputError(f"{out} holds the adapter that the run in {run} wrote; give another folder to export into")
 
 
 def _file(path: Path) -> Path:

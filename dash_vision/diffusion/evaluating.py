@@ -26,6 +26,7 @@ from ..measures.names import SAMPLING_STEPS
 from ..measures.yardstick import Yardstick
 from ..runs.evaluation import EVALUATION, MEASURES, PROGRESS, Evaluated, Evaluation, read_evaluation, write_evaluation
 from ..runs.seeds import stream
+from .heldout import seen_again
 from .job import DreamBoothJob
 from .latents import Batch, Example
 from .outputs import save_picture
@@ -55,8 +56,8 @@ class Evaluator:
         asked, own = ask(captions, plan.prompts.instance, plan.prompts.class_, job.base.embedded)
         if self.encoders.likeness is not None and not asked.class_:
             notes.append(
-                "the leak into the class is not measured, since the class prompt is the instance prompt; give "
-                '--class_prompt, such as "a photo of a dog"'
+                f'the leak into the class is not measured, since the class prompt, "{plan.prompts.class_}", names no '
+                'class without the subject; give --class_prompt, such as "a photo of a dog"'
             )
         for note in notes:
             job.say(f"note: {note}")
@@ -77,6 +78,7 @@ class Evaluator:
             },
             notes=notes,
             digest=job.material.heldout_digest,
+            learned=all(seen_again([one.image for one in heldout], job.material.inputs)),
         )
 
     @property

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..files.errors import InputError
 from ..pictures.listing import Listing, PictureFile, check_folder, list_folder
 from .config import DreamBoothConfig
 from .prompts import folder_prompt
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,12 @@ def check_holdout(wanted: str, listing: Listing) -> int | None:
             "number, or a folder of other pictures of the subject"
         )
     return count
+
+
+def seen_again(heldout: Sequence[Image.Image], learned: Sequence[Image.Image]) -> list[bool]:
+    """Of each held-out picture, whether the same one is among those to learn from."""
+    known = {(picture.size, picture.tobytes()) for picture in learned}
+    return [(picture.size, picture.tobytes()) in known for picture in heldout]
 
 
 def _other_folder(settings: DreamBoothConfig, wanted: str) -> Listing:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..files.errors import InputError
-from ..measures.names import RARE_WORDS, rare_words
+from ..measures.names import RARE_WORDS, names_class, rare_words
 from ..pictures.listing import subfolder_names
 from ..pictures.names import FolderName, name_of
 from .config import DreamBoothConfig
@@ -29,7 +29,8 @@ class Prompts:
         cat in the snow"; the class prompt where the caption has none, and where the user gave one."""
         words = "|".join(map(re.escape, sorted({*RARE_WORDS, *rare_words(self.instance, self.class_)})))
         left = re.sub(rf"\b(?:{words})\b[\s,]*", "", prompt).strip(" ,")
-        return self.class_ if self.general or prompt == self.instance or left in ("", prompt) else left
+        own = left != prompt and prompt != self.instance and not self.general and names_class(left)
+        return left if own else self.class_
 
 
 def derive_prompts(config: DreamBoothConfig) -> Prompts:
@@ -64,6 +65,11 @@ def derive_prompts(config: DreamBoothConfig) -> Prompts:
         raise InputError(
             f'the class prompt would be the instance prompt, "{instance}", and the class would learn the subject\'s '
             'name; give --class_prompt, such as "a photo of a dog"'
+        )
+    if of_class and not names_class(class_):
+        raise InputError(
+            f'the instance prompt "{instance}" without its rare word is "{class_}", which names no class; give '
+            '--class_prompt, such as "a photo of a dog"'
         )
     return Prompts(instance, class_, subject_in_prompt, config.class_prompt is not None)
 

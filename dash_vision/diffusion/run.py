@@ -20,7 +20,7 @@ from ..files.fingerprints import fingerprint
 from ..files.native import AdapterState
 from ..files.places import from_root
 from ..runs.loop import train
-from ..runs.record import RUN, BaseRecord, DreamBoothRecord, Launch, write_record
+from ..runs.record import RUN, BaseRecord, DreamBoothRecord, Launch, replacing_adapter, write_record
 from ..runs.runtime import device_name
 from ..runs.signals import StopRequest, catching_signals
 from ..runs.versions import installed_versions
@@ -148,12 +148,13 @@ def finish(job: DreamBoothJob) -> None:
     job.journal.write(phase="adapters")
     states = _states(job)
     if runtime.main:
-        _write_adapters(job, states, plan.output)
+        with replacing_adapter(plan.output, "run the same training again"):
+            _write_adapters(job, states, plan.output)
+            record = describe(job)
+            write_card(plan.output, record, loading_lines(job.base), job.base.family)
+            write_record(plan.output / RUN, record)  # before the pictures, which may take long or fail
         if not runtime.sharded:  # of a split model no process holds whole weights
             _tell_next_to_nothing(job)
-        record = describe(job)
-        write_card(plan.output, record, loading_lines(job.base), job.base.family)
-        write_record(plan.output / RUN, record)  # before the pictures, which may take long or fail
         job.say(f"adapters: {plan.output}")
         if job.evaluation is not None and job.evaluation.recommended is not None:
             job.say(job.evaluation.recommended.sentence)

@@ -41,7 +41,7 @@ from ..runs.seeds import seed_everything
 from .checkpoints import put_aside, starting_point
 from .config import DreamBoothConfig
 from .dataset import dataset_pictures
-from .heldout import split
+from .heldout import seen_again, split
 from .job import DreamBoothJob, HeldOut, Material
 from .latents import Example, Framing, encode_examples, prompts_of
 from .long_prompts import encode_chunks, left_out, takes_chunks, tokenize_chunks
@@ -265,9 +265,15 @@ def _announce_heldout(
 ) -> None:
     names = ", ".join(shown(picture.name) for picture in heldout[:_TOLD]) + (", ..." if len(heldout) > _TOLD else "")
     say(f"held out: {len(heldout)} ({names}), measured every {plan.evaluate_every} steps")
-    learned = {(picture.image.size, picture.image.tobytes()) for picture in pictures}
-    for picture in heldout:
-        if (picture.image.size, picture.image.tobytes()) in learned:
+    again = seen_again([picture.image for picture in heldout], [picture.image for picture in pictures])
+    if all(again):
+        say(
+            "note: all pictures that are held out are also among those to learn from, so that their likeness says what "
+            "is remembered; give a number, which keeps pictures out, or a folder of others"
+        )
+        return
+    for picture, learned in zip(heldout, again, strict=True):
+        if learned:
             say(f"note: {shown(picture.name)} is held out, and the same picture is among those to learn from")
 
 

@@ -66,6 +66,15 @@ def write_json(path: str | PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def remove_left(folder: Path) -> None:
+    """Remove the temporary files and folders that a killed process left in `folder`, to which nothing else writes."""
+    for left in folder.glob(f".*{_TEMPORARY}"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
 class FolderInUse(Exception):
     """Another process holds `folder`."""
 
@@ -100,7 +109,8 @@ class FolderLock:
         except (ImportError, OSError):
             return
         for left in folder.glob(f".*{_TEMPORARY}"):
-            left.unlink(missing_ok=True)
+            if not left.is_dir():  # a command that writes a whole folder here holds no lock
+                left.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Let others have it."""

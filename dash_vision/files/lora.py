@@ -225,7 +225,7 @@ def _write_kohya(
         for module, (down, up) in layers.items():
             key = f"{prefixes[component]}_{_portable(component, module).replace('.', '_')}"
             tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = down, up
-            tensors[f"{key}.alpha"] = torch.tensor(float(rank), dtype=dtype)
+            tensors[f"{key}.alpha"] = _alpha(rank, dtype)
     path = folder / f"{_title(folder)}.safetensors"
     _write_checked(path, tensors, {**about.metadata(rank, _title(folder)), **provenance}, 3 * _count(folded))
     return path
@@ -249,10 +249,16 @@ def _write_fused(
         layers[f"lora_te1_{_portable('text_encoder', module).replace('.', '_')}"] = pair
     for key, (down, up) in layers.items():
         tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = down.contiguous(), up.contiguous()
-        tensors[f"{key}.alpha"] = torch.tensor(float(len(down)), dtype=dtype)  # a scale of 1 for each rank
+        tensors[f"{key}.alpha"] = _alpha(len(down), dtype)  # a scale of 1 for each rank
     path = folder / f"{_title(folder)}.safetensors"
     _write_checked(path, tensors, {**about.metadata(rank, _title(folder)), **provenance}, 3 * len(layers))
     return path
+
+
+def _alpha(rank: int, dtype: torch.dtype) -> Tensor:
+    """In float32 where `dtype` would round it: a reader scales by alpha / rank."""
+    alpha = torch.tensor(float(rank), dtype=dtype)
+    return alpha if alpha.item() == rank else torch.tensor(float(rank))
 
 
 def _title(folder: Path) -> str:
@@ -300,7 +306,7 @@ def _write_peft(
         tensors[f"base_model.model.{module}.lora_B.weight"] = up
     whole = state.whole | dict(whole)
     for key, tensor in whole.items():
-        tensors[f"base_model.model.{key}"] = tensor.to(dtype)
+        tensors[f"base_model.model.{key}"] = _in_format(key, tensor, dtype)
     config = {
         "peft_type": "LORA",
         "r": rank,
@@ -320,6 +326,15 @@ def _write_peft(
     _write_checked(path, tensors, {"format": "pt", ENTRY: provenance}, 2 * len(layers) + len(whole))
     write_json(folder / "adapter_config.json", config)
     return path
+
+
+def _in_format(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of a module that was trained whole; counters stay as they are. Raises ValueError where its numbers are
+    too large."""
+    small = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    if tensor.is_floating_point() and not torch.isfinite(small).all():
+        raise ValueError(f"{key} holds NaN, infinity or values too large for {dtype}; export in float32 or retrain")
+    return small
 
 
 def _targets(modules: Iterable[str]) -> list[str] | str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .names import rare_words
+from .names import names_class, rare_words
 from .prompts import unrelated_prompts
 from .yardstick import Asked
 
@@ -16,7 +16,8 @@ def ask(captions: Sequence[str], instance: str, class_prompt: str, embedded: boo
     the held-out ones that its prompt describes.
 
     Each held-out picture's caption is drawn equally often, until there are FEWEST; of more than MOST held-out pictures
-    the first ones' captions are drawn. Where the class prompt is the instance prompt, nothing is drawn of the class.
+    the first ones' captions are drawn. Where the class prompt is the instance prompt or names no class, nothing is
+    drawn of the class.
     """
     chosen = list(captions)[:MOST]
     again = -(-FEWEST // len(chosen))
@@ -24,5 +25,6 @@ def ask(captions: Sequence[str], instance: str, class_prompt: str, embedded: boo
     own = [[i for i, caption in enumerate(captions) if caption == prompt] for prompt in subject]
     rare = rare_words(instance, class_prompt)
     said = tuple(" ".join(word for word in prompt.split() if word not in rare) for prompt in subject)
-    classes = () if class_prompt == instance else (class_prompt,) * len(subject)
+    known = class_prompt != instance and names_class(class_prompt)
+    classes = (class_prompt,) * len(subject) if known else ()
     return Asked(subject, classes, unrelated_prompts(embedded, f"{instance} {class_prompt}"), said), own

@@ -26,7 +26,12 @@ def progress_panels(evaluation: Evaluation, losses: Sequence[float], launch: int
             "How like the subject",
             "mean cosine",
             [
-                _line(evaluation, "likeness", f"likeness to held-out pictures ({names.get('likeness')})", LIKENESS),
+                _line(
+                    evaluation,
+                    "likeness",
+                    f"likeness to {evaluation.which} pictures ({names.get('likeness')})",
+                    LIKENESS,
+                ),
                 _line(evaluation, "adherence", f"agreement with the prompt ({names.get('adherence')})", ADHERENCE),
             ],
             marks,
@@ -43,7 +48,10 @@ def progress_panels(evaluation: Evaluation, losses: Sequence[float], launch: int
         _panel(
             "Denoising loss",
             "mean squared error",
-            [_line(evaluation, "loss", "held-out pictures, same noise at every step", LOSS), _training(losses)],
+            [
+                _line(evaluation, "loss", f"{evaluation.which} pictures, same noise at every step", LOSS),
+                _training(losses),
+            ],
             marks,
         ),
     ]
@@ -98,7 +106,7 @@ def draw_progress(
     """The page of progress.png."""
     panels = progress_panels(evaluation, losses, launch)
     held = len(evaluation.heldout)
-    pictures = f"{held} held-out picture{'' if held == 1 else 's'}"
+    pictures = f"{held} {evaluation.which} picture{'' if held == 1 else 's'}"
     footnote = f"{subject}: measured on {pictures}. Step 0 is the base without an adapter."
     if evaluation.recommended is not None:
         footnote = f"{footnote} {evaluation.recommended.sentence}"

@@ -10,6 +10,15 @@ RARE_WORDS = ("sks", "ohwx", "zwx")  # that guides name: they stand for a subjec
 NONE = "none"  # measure without encoders
 
 
+# What a prompt says of every picture: with nothing else, it names no class.
+_FRAME = {"a", "an", "the", "one", "my", "photo", "photograph", "picture", "image", "painting", "drawing", "of"}
+
+
+def names_class(prompt: str) -> bool:
+    """Whether a class prompt says what is on the pictures: "a photo of cat" does, "a photo of" and "" do not."""
+    return any(word.strip(".,:;!").lower() not in {*_FRAME, *RARE_WORDS, ""} for word in prompt.split())
+
+
 def rare_words(instance: str, class_prompt: str) -> set[str]:
     """Words of the instance prompt that stand for the subject and mean nothing: those that guides name, and one that
     is all that the class prompt lacks."""

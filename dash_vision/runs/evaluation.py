@@ -69,7 +69,8 @@ class Evaluation:
     between evaluations. encoders: measure -> what measured it. prompts: of the subject, of the class, and unrelated
     ones, by these names. sampler: steps, guidance, seed and side of the pictures. checkpoints: by step, the base first.
     stopped: the step after which --early_stop ended the training. applied: the step whose adapter was put in the place
-    of the last one. notes: what could not be measured, and why. digest: of the held-out pictures' files.
+    of the last one. notes: what could not be measured, and why. digest: of the held-out pictures' files. learned: the
+    run learned from these pictures, since it held none out.
     """
 
     heldout: list[str]
@@ -85,6 +86,16 @@ class Evaluation:
     applied: int | None = None
     notes: list[str] = field(default_factory=list)
     digest: str = ""
+    learned: bool = False
+
+    @property
+    def which(self) -> str:
+        """What charts and tables call the pictures that it was measured on."""
+        return "training" if self.learned else "held-out"
+
+    def meaning(self, measure: str) -> str:
+        """What a measure says."""
+        return MEASURES[measure].replace("held-out", self.which)
 
     @property
     def base(self) -> Evaluated | None:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..files.atomic import write_json
+from ..files.atomic import write_json, write_text
 from ..files.errors import InputError
 from .evaluation import Evaluation
 from .values import typed
 
 RUN, RESULT, VAL_RESULT = "run.json", "result.json", "val_result.json"
 RECORDS = (RUN, RESULT, VAL_RESULT)  # of finished runs
+REPLACING = "being-replaced.txt"  # in a run's folder, while its adapter is not the one that its record tells of
 METHODS = {"lora": "LoRA", "dash": "LoRA-Dash"}  # as pages and figures call them
 
 
@@ -147,8 +150,22 @@ def record_file(folder: Path) -> Path | None:
     return next((folder / name for name in RECORDS if (folder / name).is_file()), None)
 
 
-def read_record(path: Path) -> Record:
-    """The record in a file. Raises InputError when it is missing, cut short or of another version of dash-vision."""
+@contextmanager
+def replacing_adapter(folder: Path, again: str) -> Iterator[None]:
+    """While the adapter of a finished run and its record are replaced: where that does not come to its end, the record
+    is not read before it was done again. again: what the user is to do then."""
+    marker = folder / REPLACING
+    if (folder / RUN).is_file():
+        write_text(marker, f"the adapter in this folder was being replaced when the command was stopped; {again}\n")
+    yield
+    marker.unlink(missing_ok=True)
+
+
+def read_record(path: Path, torn: bool = False) -> Record:
+    """The record in a file. Raises InputError when it is missing, cut short or of another version of dash-vision, and
+    where the run's adapter was left half replaced. torn: it may be."""
+    if not torn and (path.parent / REPLACING).is_file():
+        raise InputError(f"{path.parent} cannot be used: {_told(path.parent / REPLACING)}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -163,6 +180,13 @@ def read_record(path: Path) -> Record:
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"{path} is of another version of dash-vision ({error}); make the run again") from None
     return record
+
+
+def _told(marker: Path) -> str:
+    try:
+        return " ".join(marker.read_text(encoding="utf-8").split())
+    except (OSError, ValueError):
+        return "its adapter is being replaced; run the command that does it again"
 
 
 def _check(record: Record) -> None:

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> list[str]:
 
     a = arguments
     if a.seed is None:
-        a.seed = read_run(a.folder).record.seed
+        a.seed = read_run(a.folder, torn=a.apply is not None).record.seed
     wanted = Wanted(
         prompts=tuple(typed_prompts(a.prompts, "--prompts")),
         prefer=a.prefer,

@@ -12,6 +12,7 @@ from PIL import Image
 from dash_vision.files.errors import InputError
 from dash_vision.pictures.decode import Refused, read_picture
 from dash_vision.pictures.listing import PictureFile, files_digest, list_folder
+from dash_vision.runs.record import REPLACING
 
 from ..runs import LORA, DreamBoothRun
 
@@ -32,8 +33,8 @@ class Checkpoint:
 
 
 def find_checkpoints(run: DreamBoothRun) -> list[Checkpoint]:
-    """By step; the last one too, where its adapter is in the run's folder alone. Raises InputError for a run that kept
-    no other."""
+    """By step; the one in the run's folder too, where it is there alone. Raises InputError for a run that kept no
+    other."""
     found: dict[int, Checkpoint] = {}
     for file in sorted((run.folder / KEPT).glob(f"*/{LORA}")):
         digits = file.parent.name.rsplit("-", 1)[-1]
@@ -44,10 +45,9 @@ def find_checkpoints(run: DreamBoothRun) -> list[Checkpoint]:
             f"{run.folder} keeps no adapter but its last one; train with --holdout, which keeps those that it "
             "measures, or with --save_lora_every"
         )
-    evaluation = run.record.evaluation
-    applied = evaluation.applied if evaluation else None
-    if applied is None:
-        found.setdefault(run.record.steps, Checkpoint(run.record.steps, run.folder, "."))
+    if not (run.folder / REPLACING).is_file():
+        present = run.steps_of_adapter
+        found.setdefault(present, Checkpoint(present, run.folder, "."))
     return [found[step] for step in sorted(found)]
 
 
@@ -72,7 +72,7 @@ def held_out(run: DreamBoothRun, folder: Path | None) -> HeldOut:
     if folder is not None:
         files = _listed(str(folder), captions)
         found = [(file.name, file.caption or prompt, file.path) for file in files]
-        return HeldOut(*_read(found), str(folder))
+        return HeldOut(*_read(found), str(folder), _learned_from(run, [file.path for file in files]))
     place = str(run.record.arguments["instance_data_dir"])
     # A run that held nothing out has an evaluation where --apply left one.
     nothing_held_out = run.record.arguments.get("holdout") is None
@@ -85,7 +85,22 @@ def held_out(run: DreamBoothRun, folder: Path | None) -> HeldOut:
     if missing:
         raise InputError(f"{evaluation.folder} holds no {missing[0]} any more, which the run held out; {_INSTEAD}")
     named = zip(evaluation.heldout, evaluation.captions, strict=True)
-    return HeldOut(*_read([(name, caption, paths[name]) for name, caption in named]), evaluation.folder)
+    found = [(name, caption, paths[name]) for name, caption in named]
+    return HeldOut(*_read(found), evaluation.folder, evaluation.learned)
+
+
+def _learned_from(run: DreamBoothRun, files: Sequence[Path]) -> bool:
+    """Whether all these files are among those that the run learned from, as far as these are still there."""
+    place, evaluation, kept = str(run.record.arguments["instance_data_dir"]), run.record.evaluation, set[str]()
+    apart = run.record.arguments.get("holdout") is not None
+    if evaluation is not None and apart and Path(evaluation.folder).resolve() == Path(place).resolve():
+        kept = set(evaluation.heldout)
+    try:
+        own = [file.path for file in list_folder(place).files if file.name not in kept]
+    except InputError:  # moved since
+        return False
+    learned = {files_digest([path]) for path in own}
+    return all(files_digest([path]) in learned for path in files)
 
 
 _INSTEAD = "give a folder with pictures of the subject by --holdout"

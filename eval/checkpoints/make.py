@@ -33,7 +33,7 @@ from ..checks import check_prompts, check_sampling
 from ..runs import DreamBoothRun, read_run
 from ..sampling import encoders_of, generate_all, measuring_settings, move, sampler_settings
 from ..saving import check_output, save
-from .apply import apply, wanted_step
+from .apply import applying, check_free, wanted_step
 from .found import Checkpoint, HeldOut, find_checkpoints, held_out
 from .page import draw_page
 from .tables import RESULT, markdown
@@ -55,12 +55,14 @@ class Wanted:
 def compare_checkpoints(folder: Path, wanted: Wanted, say: Callable[[str], None] = print) -> list[str]:
     """Write checkpoints.png, checkpoints.md and checkpoints.json, and say which checkpoint is recommended; a sentence
     for each thing that could not be measured. Raises InputError where nothing can be compared."""
-    run = read_run(folder)
+    run = read_run(folder, torn=wanted.apply is not None)
     output = wanted.output or run.folder / "checkpoints"
     check_output(output, folder=True)
     check_sampling(wanted.sampler)
     checkpoints = find_checkpoints(run)
     asked_step = wanted_step(wanted.apply, checkpoints)
+    if wanted.apply is not None:
+        check_free(run.folder)
     for note in check_prompts(wanted.prompts):
         say(note)
     pictures = held_out(run, wanted.holdout)
@@ -68,17 +70,18 @@ def compare_checkpoints(folder: Path, wanted: Wanted, say: Callable[[str], None]
     evaluation = work.measured()
     tiles = work.tiles(evaluation)
     step = asked_step or (evaluation.recommended.step if wanted.apply and evaluation.recommended else None)
-    told = apply(run, checkpoints, evaluation, step) if step is not None else ""
     if step is not None:  # the sheet and the table mark it
         evaluation = dataclasses.replace(evaluation, applied=None if step == run.record.steps else step)
     page = draw_page(run, evaluation, work.columns, tiles, pictures, work.sampler_words)
     story = {"run": str(run.folder), "prompts": work.columns, **work.settings, "seed": wanted.sampler.seed}
-    save(page, output / "checkpoints.png", story)
-    write_evaluation(output / RESULT, evaluation)
-    text = markdown(evaluation, run.launch, pictures.learned)
-    write_text(output / "checkpoints.md", text)
+    text = markdown(evaluation, run.launch)
+    with applying(run, checkpoints, evaluation, step) as told:
+        save(page, output / "checkpoints.png", story)
+        write_evaluation(output / RESULT, evaluation)
+        write_text(output / "checkpoints.md", text)
     say(text.rstrip())
-    say(f"{output / 'checkpoints.png'}: {len(checkpoints)} checkpoints, {len(work.columns)} prompts")
+    prompts = f"{len(work.columns)} prompt{'' if len(work.columns) == 1 else 's'}"
+    say(f"{output / 'checkpoints.png'}: {len(checkpoints)} checkpoints, {prompts}")
     if told:
         say(told)
     elif wanted.apply is not None:
@@ -123,6 +126,7 @@ class _Work:
             },
             sampler=self._measured_by(),
             digest=pictures.digest,
+            learned=pictures.learned,
         )
 
     @cached_property

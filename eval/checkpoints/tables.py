@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from dash_vision.drawing.numbers import fixed
-from dash_vision.runs.evaluation import MEASURES, Evaluated, Evaluation, measures_of
+from dash_vision.runs.evaluation import Evaluated, Evaluation, measures_of
 
 RESULT = "checkpoints.json"
 
 
-def markdown(evaluation: Evaluation, launch: int | None, learned: bool = False) -> str:
-    """Every checkpoint's values, what measured them, and the recommendation. learned: the run learned from the pictures
-    that it was measured on."""
+def markdown(evaluation: Evaluation, launch: int | None) -> str:
+    """Every checkpoint's values, what measured them, and the recommendation."""
     measures = measures_of(evaluation.checkpoints)
     lines = [f"| step | {' | '.join(measures)} | |", f"| ---: |{' ---: |' * len(measures)} --- |"]
     for one in sorted(evaluation.checkpoints, key=lambda one: one.step):
         cells = [fixed(mean, 4) if (mean := one.mean(name)) is not None else "" for name in measures]
         lines.append(f"| {one.step} | {' | '.join(cells)} | {', '.join(marks(one, evaluation, launch))} |")
     held = len(evaluation.heldout)
-    how = ", from which the run learned" if learned else ""
-    about = "; ".join(_about(name, evaluation, learned) for name in measures)
+    how = ", from which the run learned" if evaluation.learned else ""
+    about = "; ".join(_about(name, evaluation) for name in measures)
     lines += ["", f"Measured on {held} picture{'' if held == 1 else 's'} in {evaluation.folder}{how}"]
     lines[-1] += f": {about}." if about else "."
     if evaluation.recommended is not None:
@@ -27,10 +26,9 @@ def markdown(evaluation: Evaluation, launch: int | None, learned: bool = False) 
     return "\n".join(lines) + "\n"
 
 
-def _about(measure: str, evaluation: Evaluation, learned: bool) -> str:
+def _about(measure: str, evaluation: Evaluation) -> str:
     encoder = evaluation.encoders.get(measure)
-    meaning = MEASURES[measure].replace("held-out", "training") if learned else MEASURES[measure]
-    return f"{measure} is the {meaning}" + (f" ({encoder})" if encoder else "")
+    return f"{measure} is the {evaluation.meaning(measure)}" + (f" ({encoder})" if encoder else "")
 
 
 def marks(one: Evaluated, evaluation: Evaluation, launch: int | None) -> list[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import inspect
+import json
 import platform
+import shlex
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +56,21 @@ def score_run(
     check_output(output, folder=True)
     where = usable_device(device)
     run = read_run(folder)
+    name = name or named(run)
+    _check_run(run, output / f"{_stem(name)}.json")
     states = native_adapters(run)
     if len(states) != 1:
         raise InputError(
             f"{folder} has adapters of {', '.join(states) or 'nothing'}; the benchmark scores one of the denoiser alone"
         )
     real, prompts = read_part(test)
+    if len(real) != params.test_size:
+        raise InputError(
+            f"{test} holds {len(real)} pictures, and the benchmark compares {params.test_size}; give the folder "
+            "test of what --prepare wrote, which writes them again"
+        )
+    for note in unlike(run, params):
+        say(f"note: {note}")
     eyes = HubEncoder(params.dino_model_id, where)
     base = load_base(run, place, params.dtype)
     for note in check_recorded(base, run.record.base, run.folder, place):
@@ -82,7 +93,6 @@ def score_run(
     say(f"test dino_similarity: {found:.4f}")
     moved = drift(draw, model.disable_adapter, eyes, params.drift_image_prompts, seed, where, at_once)
     say(f"drift: {moved:.4f}")
-    name = name or _named(run)
     _save(sample_pictures(draw, params.sample_image_prompts, seed, where), output, name)
     record = {
         "run_info": {
@@ -211,9 +221,39 @@ def _about(run: DreamBoothRun, base: Base, device: str) -> dict[str, Any]:
     }
 
 
-def _named(run: DreamBoothRun) -> str:
+def _check_run(run: DreamBoothRun, record: Path) -> None:
+    """Raises InputError for a run whose folder holds the adapter of an earlier step, and where the record of another
+    run would be lost."""
+    if run.steps_of_adapter != run.record.steps:
+        raise InputError(
+            f"{run.folder} holds the adapter of step {run.steps_of_adapter}; the benchmark scores the end of a run: "
+            f"put that back by python -m eval checkpoints {shlex.quote(str(run.folder))} --apply {run.record.steps}"
+        )
+    try:
+        before = json.loads(record.read_text(encoding="utf-8"))["meta_info"]["dash_vision"]
+        same = before["arguments"] == run.record.arguments and before["launch"] == run.launch
+    except (OSError, ValueError, KeyError, TypeError):  # none, or none that is whole
+        return
+    if not same:
+        raise InputError(f"{record} is the record of another run; give another --name or -o")
+
+
+def unlike(run: DreamBoothRun, params: Params) -> Iterator[str]:
+    """What keeps a run from standing beside the benchmark's rows, in sentences."""
+    own = _settings(run, params)
+    names = {"max_steps": "steps", "batch_size": "pictures a step", "resolution": "pixels"}
+    unlike = [key for key in names if key in params.whole and params.whole[key] != own[key]]
+    if unlike:
+        theirs, mine = (", ".join(f"{of[key]} {names[key]}" for key in unlike) for of in (params.whole, own))
+        yield f"the benchmark trains with {theirs}, and this run with {mine}: not comparable with its rows"
+    if run.argument("dash_k") and run.launch is None:
+        yield f"the run ended before its launch, so that it is LoRA of rank {run.argument('rank')}"
+
+
+def named(run: DreamBoothRun) -> str:
     """ "lora-dash/rank-32-k-8-seed-0", as the benchmark names experiments."""
     k = f"-k-{run.argument('dash_k')}" if run.argument("dash_k") else ""
+    k += "-not-launched" if k and run.launch is None else ""
     return f"{run.method.lower()}/rank-{run.argument('rank')}{k}-seed-{run.record.seed}"
 
 

@@ -58,5 +58,7 @@ def _table(name: str, run: DreamBoothRun, evaluation: Evaluation) -> str:
     encoders = ", ".join(dict.fromkeys(evaluation.encoders.values()))
     by = f", by {encoders}" if encoders else ""
     count = len(evaluation.heldout)
-    caption = f"{name}: measured on {count} picture{'' if count == 1 else 's'} in {Path(evaluation.folder).name}{by}."
+    how = ", from which the run learned" if evaluation.learned else ""
+    pictures = f"{count} picture{'' if count == 1 else 's'} in {Path(evaluation.folder).name}"
+    caption = f"{name}: measured on {pictures}{how}{by}."
     return table(["step", *measures, "remarks"], rows, caption)

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from dash_vision.drawing.numbers import fixed
 
+from ..comparable import differences, not_comparable
 from ..intervals import FEW, student
-from ..runs import DreamBoothRun, Run, VtabRun
+from ..runs import DreamBoothRun, Run, VtabRun, labels
 from ..vtab.columns import TASKS
 from ..vtab.differences import ENOUGH, gaps_of
 from ..vtab.rows import Row
@@ -37,6 +38,7 @@ def findings(
     kinds = (_of_subjects(subjects), _of_vtab(vtab), _of_dreambooth(dreambooth), _of_figures(figures))
     found = [list(kind) for kind in kinds]
     sentences = [finding.sentence for kind in found for finding in kind[:_MOST]]
+    sentences += not_comparable(runs, labels(runs))[:_MOST]
     titles = [kind[0].title for kind in found if kind]
     return titles[0] if titles else "What runs left", sentences
 
@@ -179,10 +181,11 @@ def _counted(methods: Sequence[str]) -> str:
 
 
 def _losses(runs: Sequence[DreamBoothRun]) -> str:
-    """The losses of a LoRA and a LoRA-Dash run that saw the same noise; "" where there are no two such runs."""
+    """The losses of a LoRA and a LoRA-Dash run that saw the same noise and differ in nothing else; "" where there are
+    no two such runs."""
     for dash in (run for run in runs if run.method == DASH):
         for lora in (run for run in runs if run.method == LORA):
-            same = lora.record.seed == dash.record.seed and lora.record.steps == dash.record.steps
+            same = lora.record.seed == dash.record.seed and not differences([lora, dash])
             losses = last_loss(lora), last_loss(dash)
             if same and losses[0] is not None and losses[1] is not None:
                 return (

@@ -16,6 +16,7 @@ from dash_vision.drawing.plot import Panel, svg
 from dash_vision.files.atomic import write_text
 from dash_vision.files.errors import InputError
 
+from ..comparable import not_comparable
 from ..curves.charts import all_panels
 from ..runs import Run, VtabRun, find_runs, labels
 from ..saving import check_output
@@ -74,13 +75,14 @@ def _sections(given: _Given) -> tuple[list[tuple[str, str, str]], list[str]]:
     runs, names = given.runs, labels(given.runs)
     sheets, broken = read_sheets(runs, names)
     panels, unread = all_panels(runs)
+    caveats = "".join(f'<p class="caption">{escape(words)}</p>' for words in not_comparable(runs, names))
     sections = [
         ("figure", "Figure", "".join(map(figure_html, given.figures))),
-        ("pictures", "Pictures", pictures(sheets)),
+        ("pictures", "Pictures", caveats * bool(sheets) + pictures(sheets)),
         ("subjects", "Subjects", "".join(subject_html(folder, result) for folder, result in given.subjects)),
         ("accuracy", "Accuracy", accuracy([run for run in runs if isinstance(run, VtabRun)])),
         ("checkpoints", "Checkpoints", checkpoints(runs, names)),
-        ("curves", "Curves", _charts(panels)),
+        ("curves", "Curves", caveats * bool(panels) + _charts(panels)),
         ("runs", "Runs", dreambooth_table(runs, names)),
         ("settings", "Settings", settings(runs, names)),
         ("versions", "Versions", versions(runs, names)),

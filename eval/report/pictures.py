@@ -13,6 +13,7 @@ from dash_vision.pictures.decode import Refused, read_picture, read_png_text
 
 from ..bases import compare_bases
 from ..colours import method_colours
+from ..comparable import differences
 from ..runs import DreamBoothRun, Run
 from .html import Shown, as_data, compare, enlargeable
 
@@ -76,7 +77,10 @@ class Sheet(NamedTuple):
             return "prompts"
         if self._noise != other._noise or self.size != other.size:
             return "starting noise or sampler"
-        return None if compare_bases(self.run, other.run) is None else "base"
+        if compare_bases(self.run, other.run) is not None:
+            return "base"
+        settings = list(differences([self.run, other.run]))
+        return f"settings ({', '.join(settings)})" if settings else None
 
     @property
     def _prompts(self) -> tuple[Any, ...]:

@@ -60,3 +60,19 @@ def test_export_says_what_a_lower_rank_and_half_precision_keep(saved, tmp_path, 
     assert "model: rank 7 keeps all of the update's energy\n" in capsys.readouterr().out
     assert main(["export", str(path), "--to", "peft", "--rank", "0", str(tmp_path / "c")]) == 2
     assert "--rank is 0; it takes 1 or more" in capsys.readouterr().err
+
+
+def test_export_takes_the_place_of_no_file_that_a_run_wrote(saved, tmp_path, capsys):
+    from dash_vision.__main__ import main
+
+    _, path, _, _ = saved
+    run = tmp_path / "run"
+    (run / "kohya").mkdir(parents=True)
+    for name in ("run.json", "pytorch_lora_weights.safetensors", "kohya/run.safetensors"):
+        (run / name).write_bytes(b"of the run")
+    for folder, to in ((run, "diffusers"), (run / "kohya", "kohya")):
+        assert main(["export", str(path), "--to", to, "--rank", "1", str(folder)]) == 2
+        assert "holds the adapter that the run in" in capsys.readouterr().err
+    for _ in range(2):  # a folder of the user's own in the run's
+        assert main(["export", str(path), "--to", "diffusers", "--rank", "1", str(run / "small")]) == 0
+    assert (run / "kohya/run.safetensors").read_bytes() == b"of the run"

@@ -138,6 +138,15 @@ def test_a_resumed_run_has_measured_what_an_uninterrupted_one_has(bases, tmp_pat
     assert values(again.evaluation) == values(read_evaluation(measured / "evaluation.json"))
 
 
+def test_pictures_that_are_also_learned_from_are_not_called_held_out(bases, tmp_path):
+    shutil.copytree(bases / "cat", tmp_path / "again")
+    lines = []
+    job = prepare(measured_settings(bases, tmp_path / "out", holdout=str(tmp_path / "again")), lines)
+    assert any("all pictures that are held out are also among those to learn from" in line for line in lines)
+    assert Evaluator(job).evaluation.which == "training"
+    assert Evaluator(prepare(measured_settings(bases, tmp_path / "other"))).evaluation.which == "held-out"
+
+
 def test_values_that_were_measured_otherwise_are_left_out(bases, tmp_path, measured):
     shutil.copytree(measured, tmp_path / "out")
     (tmp_path / "out/run.json").unlink()  # as if it had been interrupted

@@ -1,5 +1,7 @@
 """Prompts and class names that are derived from folders."""
 
+from dataclasses import replace
+
 import pytest
 
 from dash_vision.diffusion.config import DreamBoothConfig
@@ -31,6 +33,25 @@ def test_prompts():
     assert default_validation_prompts(free) == ["rainy window"]
     with pytest.raises(InputError, match="--instance_prompt"):
         derive_prompts(DreamBoothConfig(instance_data_dir="2024"))
+
+
+@pytest.mark.parametrize("prompt", ["sks", "a photo of sks", "sks,", "a photo of a sks"])
+@pytest.mark.parametrize("of_class", ["preserve_class", "with_prior_preservation"])
+def test_a_prompt_that_is_the_rare_word_alone_has_no_class_to_preserve(prompt, of_class):
+    config = DreamBoothConfig(instance_data_dir="cat", instance_prompt=prompt, **{of_class: True})
+    with pytest.raises(InputError, match="give --class_prompt"):
+        derive_prompts(config)
+    given = replace(config, class_prompt="a photo of a cat")
+    assert derive_prompts(given).class_ == "a photo of a cat"
+
+
+def test_a_caption_that_is_the_rare_word_alone_is_of_the_class_prompt():
+    prompts = Prompts("a photo of sks cat", "a photo of cat")
+    assert [prompts.of_class(caption) for caption in ("sks", "a photo of sks", "sks on a mat")] == [
+        "a photo of cat",
+        "a photo of cat",
+        "on a mat",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from dash_vision.__main__ import main as dash_vision
+from dash_vision.files.atomic import FolderLock
+from dash_vision.files.errors import InputError
 from dash_vision.measures.choice import recommend
 from dash_vision.runs.evaluation import compared, read_evaluation
 from dash_vision.runs.record import read_record
 from eval.__main__ import main
+from eval.checkpoints.apply import applying
 from eval.checkpoints.found import find_checkpoints, held_out
 from eval.runs import read_run
 from tests.support.dreambooth import settings, train
@@ -150,6 +154,90 @@ def test_apply_puts_the_adapter_of_a_step_in_place_and_back(shown, tmp_path, cap
     assert f"step {evaluation.recommended.step} is the adapter" in capsys.readouterr().out
 
 
+def put(folder, step):
+    """--apply of a step without the drawing; the sentence that it says."""
+    run = read_run(folder, torn=True)
+    with applying(run, find_checkpoints(run), run.record.evaluation, step) as told:
+        pass
+    return told
+
+
+def test_apply_never_takes_an_earlier_adapter_for_the_last_one(measured, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(measured, folder)
+    steps = {one.step: one.folder for one in find_checkpoints(read_run(folder))}
+    put(folder, 4)
+    applied = adapter(folder)
+    shutil.rmtree(steps[8])
+    shutil.rmtree(steps[4])
+    assert put(folder, 6).endswith("step 8 is not kept any more.")
+    kept = {one.step: one.folder for one in find_checkpoints(read_run(folder))}
+    assert sorted(kept) == [2, 4, 6]  # none of step 8, and that of step 4 was there alone
+    assert same(adapter(kept[4]), applied)
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda kept: (kept[4] / "dash_adapter.safetensors").unlink(), "has no dash_adapter.safetensors any more"),
+        (lambda kept: shutil.rmtree(kept[4] / "kohya"), "has no kohya any more"),
+        (lambda kept: (kept[4] / "pytorch_lora_weights.safetensors").write_bytes(b"{}"), "no complete .safetensors"),
+        (lambda kept: shutil.copy(kept[6] / "dash_adapter.safetensors", kept[4]), "is of step 6"),
+    ],
+)
+def test_apply_refuses_a_kept_adapter_that_is_not_whole(measured, tmp_path, harm, said):
+    folder = tmp_path / "out"
+    shutil.copytree(measured, folder)
+    before = adapter(folder)
+    harm({one.step: one.folder for one in find_checkpoints(read_run(folder))})
+    with pytest.raises(InputError, match=said):
+        put(folder, 4)
+    assert same(adapter(folder), before)
+    assert read_run(folder).steps_of_adapter == 8
+
+
+def test_apply_keeps_the_formats_of_the_last_adapter_that_were_removed(measured, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(measured, folder)
+    last, kept = adapter(folder), next((folder / "adapters").glob("*-000008"))
+    (kept / "dash_adapter.safetensors").unlink()
+    put(folder, 4)
+    put(folder, 8)
+    assert same(adapter(folder), last)
+
+
+def test_an_apply_that_was_stopped_leaves_a_run_that_is_refused_until_it_is_done_again(measured, tmp_path, capsys):
+    folder = tmp_path / "out"
+    shutil.copytree(measured, folder)
+    run = read_run(folder)
+    with (
+        pytest.raises(OSError, match="disk"),
+        applying(run, find_checkpoints(run), run.record.evaluation, 4),
+    ):
+        raise OSError("the disk is full")
+    for command in (lambda: main(["checkpoints", str(folder)]), lambda: dash_vision(["merge", str(folder), "merged"])):
+        assert command() == 2
+        assert f"eval checkpoints {folder} --apply 4 again" in capsys.readouterr().err
+    put(folder, 6)
+    steps = {one.step: one.folder for one in find_checkpoints(read_run(folder))}
+    assert same(adapter(folder), adapter(steps[6]))
+    assert sorted(steps) == [2, 4, 6, 8]
+
+
+def test_apply_waits_for_nothing_and_takes_no_record_that_changed_meanwhile(measured, tmp_path, capsys):
+    folder = tmp_path / "out"
+    shutil.copytree(measured, folder)
+    lock = FolderLock(folder)
+    assert main(["checkpoints", str(folder), "--apply"]) == 2
+    assert "another command is writing to" in capsys.readouterr().err
+    lock.release()
+    run = read_run(folder)
+    put(folder, 2)
+    with pytest.raises(InputError, match="changed by another command"), applying(run, find_checkpoints(run), None, 4):
+        pass
+    assert read_run(folder).steps_of_adapter == 2
+
+
 def test_a_run_that_held_nothing_out_is_measured_on_what_it_learned_from(bases, tmp_path):
     few = {"max_train_steps": 3, "prelaunch_steps": 1, "num_inference_steps": 1, "save_lora_every": 2}
     train(settings(bases, tmp_path / "out", **few))
@@ -162,6 +250,12 @@ def test_a_run_that_held_nothing_out_is_measured_on_what_it_learned_from(bases, 
     table = (tmp_path / "out/checkpoints/checkpoints.md").read_text()
     assert ", from which the run learned" in table
     assert "held-out" not in table
+    assert main(["report", str(tmp_path / "out"), "-o", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "likeness to training pictures" in page
+    assert "from which the run learned" in page
+    assert "held-out" not in page
+    assert held_out(read_run(tmp_path / "out"), bases / "cat").learned  # the same pictures by another name of theirs
     kept = tmp_path / "out/adapters/out-000003"  # the last one, which was in the run's folder alone
     assert main([*words, "--apply", "3"]) == 0
     assert same(adapter(kept), adapter(tmp_path / "out"))

@@ -75,9 +75,37 @@ def test_dreambooth_runs_say_what_was_learned_and_draw_no_conclusion_from_losses
     assert "sks cat was learned by LoRA and LoRA-Dash in 20 steps." in sentence
     assert "0.3000 with LoRA-Dash and 0.6000 with LoRA (seed 0). A loss says little" in sentence
     longer = dreambooth(tmp_path / "longer", method="dash", steps=30, losses=losses["dash"])
-    _, (sentence,) = findings([runs[0], longer], [], [])
+    _, (sentence, caveat) = findings([runs[0], longer], [], [])
     assert "by LoRA in 20 steps; LoRA-Dash in 30 steps." in sentence
     assert "loss" not in sentence
+    assert caveat.startswith("LoRA and LoRA-Dash are not comparable, since they differ in steps (20 and 30):")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"seed": 1}, None),
+        ({"arguments": {"rank": 9, "dash_k": 3, "prelaunch_steps": 5, "output_dir": "b", "holdout": "1"}}, None),
+        ({"arguments": {"preserve_class_weight": 2.0}}, None),  # of a loss that neither has
+        ({"arguments": {"learning_rate": 2e-3}}, "in learning_rate (0.001 and 0.002)"),
+        ({"arguments": {"train_batch_size": 2}, "steps": 40}, "in steps (20 and 40) and pictures a step (1 and 2)"),
+        ({"arguments": {"train_batch_size": 2}, "processes": 1}, "in pictures a step (1 and 2)"),
+        ({"arguments": {"with_prior_preservation": True}}, "in with_prior_preservation (None and True)"),
+        ({"instance_digest": "0" * 16}, "in training pictures:"),
+    ],
+)
+def test_two_runs_of_a_method_that_differ_in_more_than_the_adapter_are_said_to_be_incomparable(tmp_path, changes, said):
+    usual = dreambooth_record()["arguments"]
+    changes = {"steps": 20, **changes, "arguments": usual | changes.get("arguments", {})}
+    runs = [dreambooth(tmp_path / "a", method="dash", steps=20), dreambooth(tmp_path / "b", method="dash", **changes)]
+    caveats = [words for words in findings(runs, [], [])[1] if "comparable" in words]
+    third = dreambooth(tmp_path / "c", method="lora", steps=50)
+    assert "steps (20 in LoRA-Dash" in findings([*runs, third], [], [])[1][-1]
+    if said is None:
+        assert not caveats
+    else:
+        assert f"LoRA-Dash (a) and LoRA-Dash (b) are not comparable, since they differ {said}" in "".join(caveats)
 
 
 def measured(prompts, mean, low, high):

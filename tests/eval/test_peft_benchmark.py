@@ -1,7 +1,9 @@
 """A run's score by PEFT's benchmark of image generation, against the formulas of its protocol."""
 
+import dataclasses
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from eval.__main__ import main
 from eval.bases import load_base
 from eval.peft_benchmark.params import read_params
 from eval.peft_benchmark.pictures import prepare, read_part, split
+from eval.peft_benchmark.record import named, unlike
 from eval.runs import read_run
 from tests.support.dino import save_dino
 from tests.support.pictures import save_pictures
@@ -173,3 +176,43 @@ def test_another_file_of_settings_is_one_sentence(given, tmp_path, change, said)
         read_params(tmp_path / "params.json")
     with pytest.raises(InputError, match="there is no file"):
         read_params(tmp_path / "none.json")
+
+
+def test_runs_that_are_no_rows_of_the_benchmark_are_refused_or_said(runs, given, tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(runs / "dash", run)
+    words = ["peft-benchmark", str(run), "--params", str(given / "params.json"), "--device", "cpu", "-o", str(out)]
+
+    shutil.copytree(given / "test", tmp_path / "test")
+    sorted((tmp_path / "test").glob("*.png"))[0].unlink()
+    assert main([*words, "--test", str(tmp_path / "test")]) == 2
+    assert "holds 2 pictures, and the benchmark compares 3" in capsys.readouterr().err
+
+    out.mkdir()
+    other = {"meta_info": {"dash_vision": {"arguments": {"rank": 9}, "launch": 1}}}
+    record = out / "lora-dash--rank-2-k-3-seed-0.json"
+    record.write_text(json.dumps(other))
+    assert main([*words, "--test", str(given / "test")]) == 2
+    assert "is the record of another run; give another --name or -o" in capsys.readouterr().err
+    assert json.loads(record.read_text()) == other
+
+    told = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**told, "launch": None}))
+    params = read_params(given / "params.json")
+    longer = dataclasses.replace(params, whole={"max_steps": 750, "batch_size": 2})
+    assert list(unlike(read_run(run), longer)) == [
+        "the benchmark trains with 750 steps, and this run with 2 steps: not comparable with its rows",
+        "the run ended before its launch, so that it is LoRA of rank 2",
+    ]
+    assert list(unlike(read_run(runs / "dash"), params)) == []
+    assert named(read_run(run)) == "lora-dash/rank-2-k-3-not-launched-seed-0"
+
+
+def test_a_run_with_the_adapter_of_an_earlier_step_is_not_scored(measured, given, tmp_path, capsys):
+    shutil.copytree(measured, tmp_path / "run")
+    told = json.loads((tmp_path / "run/run.json").read_text())
+    told["evaluation"]["applied"] = 4
+    (tmp_path / "run/run.json").write_text(json.dumps(told))
+    words = ["--params", str(given / "params.json"), "--test", str(given / "test"), "-o", str(tmp_path / "out")]
+    assert main(["peft-benchmark", str(tmp_path / "run"), *words]) == 2
+    assert "holds the adapter of step 4" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dash_vision.files.atomic import FolderLock, replacing
+from dash_vision.files.atomic import FolderLock, new_folder, replacing
 from dash_vision.files.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from dash_vision.files.container import write_container
 from dash_vision.files.errors import InputError
@@ -95,3 +95,14 @@ def test_what_a_killed_writer_left_goes_when_the_folder_is_taken(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
     FolderLock(tmp_path).release()
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_folder_that_a_killed_command_left_does_not_stop_a_run(tmp_path):
+    child = os.fork()
+    if child == 0:
+        writing = new_folder(tmp_path / "merged")
+        writing.__enter__()
+        os._exit(0)
+    os.waitpid(child, 0)
+    FolderLock(tmp_path).release()
+    assert len(list(tmp_path.iterdir())) == 1  # it may be one that is being written

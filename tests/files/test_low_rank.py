@@ -152,3 +152,21 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path):
     export_lora(adapter, tmp_path, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="the rank of a file is 0"):
         export_lora(adapter, tmp_path, rank=0)
+
+
+def test_a_reader_s_scale_is_one_though_the_format_has_no_such_number(tmp_path):
+    """bfloat16 has no 261: a reader would scale the update by 260 / 261."""
+    adapter = trained(nn.Sequential(nn.Linear(300, 300)), DashConfig(rank=258, dash_k=3, target=["0"]))
+    written = export_states({"unet": adapter_state(adapter)}, tmp_path, "kohya", torch.bfloat16)
+    alphas = [tensor for key, tensor in load_file(written.path).items() if key.endswith(".alpha")]
+    assert [alpha.item() for alpha in alphas] == [261.0]
+
+
+def test_heads_that_float16_cannot_hold_are_refused(tmp_path):
+    adapter = trained(net(), DashConfig(rank=2, dash_k=0, target=["0"]))
+    state = adapter_state(adapter)
+    whole = {"head.weight": torch.full((2, 2), 7e4), "head.seen": torch.tensor(70000)}  # float16 ends at 65504
+    with pytest.raises(ValueError, match=r"head\.weight holds .* too large"):
+        export_states({"model": state}, tmp_path, "peft", torch.float16, whole)
+    written = export_states({"model": state}, tmp_path, "peft", torch.bfloat16, whole)
+    assert load_file(written.path)["base_model.model.head.seen"].item() == 70000

@@ -13,7 +13,7 @@ from dash_vision import DashConfig, DashSchedule, inject
 from dash_vision.__main__ import main as dash_vision
 from dash_vision.core.analysis import overlap, update_rates
 from dash_vision.core.directions import singular_directions
-from dash_vision.integrations.peft import to_dash
+from dash_vision.integrations.peft import save_as_lora, to_dash
 from dash_vision.integrations.transformers import DashCallback
 from eval.__main__ import main
 from tests.support.language import sentences, tiny_llama
@@ -65,6 +65,81 @@ def test_merge_of_a_peft_model_has_the_shifts(runs, tmp_path):
     assert dash_vision(["merge", str(tmp_path / "run/checkpoint-4"), str(tmp_path / "out")]) == 0
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(outputs(merged), outputs(model.base_model.model), rtol=1e-4, atol=1e-5)
+
+
+def lora_of(base, folder, *targets):
+    """A folder that PEFT writes, of a LoRA that has learned nothing."""
+    config = LoraConfig(r=2, target_modules=list(targets), task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder)
+    return folder
+
+
+def test_merge_refuses_a_base_that_has_changed_since(runs, tmp_path, capsys):
+    root, _ = runs
+    other = AutoModelForCausalLM.from_pretrained(root / "base")
+    torch.nn.init.normal_(other.model.layers[0].self_attn.q_proj.weight, std=0.02)
+    other.save_pretrained(tmp_path / "other")
+    assert dash_vision(["merge", str(root / "dash"), str(tmp_path / "out"), "--base", str(tmp_path / "other")]) == 2
+    assert "was trained on another base" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "targets", "said"),
+    [
+        ({"tie_word_embeddings": True}, ["lm_head"], "the weight of lm_head is shared with another module"),
+        ({"num_hidden_layers": 1}, ["q_proj"], "has no layer model.layers.1.self_attn.q_proj"),
+        ({"hidden_size": 32}, ["q_proj"], "model.layers.0.self_attn.q_proj of"),
+    ],
+)
+def test_merge_of_a_lora_refuses_what_peft_would_do_in_silence(tmp_path, capsys, settings, targets, said):
+    other, base = tmp_path / "other", tmp_path / "base"
+    tiny_llama(**settings).save_pretrained(other)
+    tiny_llama().save_pretrained(base)
+    folder = lora_of(base, tmp_path / "lora", *targets)
+    assert dash_vision(["merge", str(folder), str(tmp_path / "out"), "--base", str(other)]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_merge_says_where_a_lora_was_trained_on_other_weights(tmp_path, capsys):
+    for seed in (0, 1):
+        tiny_llama(seed).save_pretrained(tmp_path / f"base-{seed}")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base-0")
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    to_dash(model, dash_k=2, prelaunch_steps=1)
+    save_as_lora(model, tmp_path / "lora")
+    for seed in (0, 1):
+        words = ["merge", str(tmp_path / "lora"), str(tmp_path / f"{seed}"), "--base", str(tmp_path / f"base-{seed}")]
+        assert dash_vision(words) == 0
+        assert ("trained on other weights than this base has" in capsys.readouterr().out) == bool(seed)
+
+
+def test_merge_refuses_numbers_that_a_format_cannot_hold(runs, tmp_path, capsys):
+    root, _ = runs
+    big = AutoModelForCausalLM.from_pretrained(root / "base")
+    big.model.norm.weight.data.fill_(7e4)  # float16 ends at 65504
+    big.save_pretrained(tmp_path / "big")
+    folder = lora_of(tmp_path / "big", tmp_path / "lora", "q_proj")
+    assert dash_vision(["merge", str(folder), str(tmp_path / "out"), "--dtype", "fp16"]) == 2
+    assert "model.norm.weight of the merged LlamaForCausalLM holds numbers too large for float16" in (
+        capsys.readouterr().err
+    )
+    assert dash_vision(["merge", str(folder), str(tmp_path / "out"), "--dtype", "bf16"]) == 0
+
+
+def test_merge_of_a_folder_that_is_no_adapter_names_what_is(runs, tmp_path, capsys):
+    root, _ = runs
+    folder = lora_of(root / "base", tmp_path / "run/checkpoint-2", "q_proj")
+    assert dash_vision(["merge", str(folder.parent), str(tmp_path / "out")]) == 2
+    assert "is a folder without a trained model; give its checkpoint-2" in capsys.readouterr().err
+    (folder / "adapter_model.safetensors").write_bytes(b"cut")
+    assert dash_vision(["merge", str(folder), str(tmp_path / "out")]) == 2
+    assert "is no complete .safetensors file" in capsys.readouterr().err
+    about = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**about, "task_type": None}))
+    assert dash_vision(["merge", str(folder), str(tmp_path / "out")]) == 2
+    assert "names no task_type" in capsys.readouterr().err
 
 
 def test_directions_of_a_trainers_runs_are_set_against_full_fine_tuning(runs, tmp_path, capsys):
