@@ -66,9 +66,10 @@ def check_holdout(wanted: str, listing: Listing) -> int | None:
     count = int(amount) if amount >= 1 else max(1, round(amount * total))
     if count >= total:
         pictures = "1 picture" if total == 1 else f"{total} pictures"
+        smaller = "" if total == 1 else "a smaller number, or "
         raise InputError(
-            f"--holdout {wanted} leaves nothing to learn from: {listing.folder} holds {pictures}; give a smaller "
-            "number, or a folder of other pictures of the subject"
+            f"--holdout {wanted} leaves nothing to learn from: {listing.folder} holds {pictures}; give {smaller}a "
+            "folder of other pictures of the subject"
         )
     return count
 

@@ -315,7 +315,8 @@ class DreamBoothJob:
             if name == "instance_data" and was.get(name) != value:
                 raise InputError(
                     f"the pictures or captions in {self.plan.settings.instance_data_dir} are not those that {path} was "
-                    "trained on; put them back, or --overwrite to start anew"
+                    "trained on; put them back, give the same --holdout, which keeps some of them out, or --overwrite "
+                    "to start anew"
                 )
             if was.get(name) != value:
                 raise InputError(
