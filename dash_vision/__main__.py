@@ -62,12 +62,12 @@ def _eval(arguments: Sequence[str]) -> int:
 
 # Programs with command lines of their own: name -> (what it does, its main).
 PROGRAMS: dict[str, tuple[str, Run]] = {
-    "demo": ("train on five pictures of a cat that the package draws, without network", _demo),
+    "demo": ("train the built-in model on five pictures of a cat, offline", _demo),
     "dreambooth": ("teach a diffusion model your subject", _dreambooth),
-    "plan": ("what a DreamBooth run will take of memory, and what makes it fit", _plan),
-    "studio": ("train and look at results on a page in the browser", _studio),
+    "plan": ("estimate the memory of a DreamBooth run, and find flags that make it fit", _plan),
+    "studio": ("train and look at results on a page in your browser", _studio),
     "vtab": ("fine-tune a vision transformer on VTAB-1k", _vtab),
-    "eval": ("figures, tables and a report of what runs left", _eval),
+    "eval": ("make figures, tables and a report from the files of runs", _eval),
 }
 
 
@@ -78,10 +78,15 @@ def make_parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=help_, add_help=False)
     for name, help_, add, run in (
         ("generate", "draw pictures with a trained adapter", generate.add_arguments, generate.run),
-        ("export", "write a native adapter as a plain LoRA of rank r + k", adapters.add_export, adapters.export),
-        ("inspect", "print what a native adapter holds", adapters.add_inspect, adapters.inspect),
-        ("merge", "write the base of a run with the adapter in its weights", merge.add_arguments, merge.run),
-        ("predict", "print the likeliest classes of images", adapters.add_predict, adapters.classify),
+        (
+            "export",
+            "write an adapter as a plain LoRA of rank r + k, for other programs",
+            adapters.add_export,
+            adapters.export,
+        ),
+        ("inspect", "print what an adapter file holds", adapters.add_inspect, adapters.inspect),
+        ("merge", "write the base of a run with the adapter merged into its weights", merge.add_arguments, merge.run),
+        ("predict", "classify images with a trained adapter", adapters.add_predict, adapters.classify),
     ):
         parser = commands.add_parser(name, help=help_, description=help_)
         add(parser)

@@ -24,7 +24,7 @@ COMMANDS = (figure, subject, checkpoints, strength, peft_benchmark, directions, 
 
 def make_parser(prog: str = "python -m eval") -> argparse.ArgumentParser:
     """What the commands take. prog: what the program calls itself."""
-    top = SentenceParser(prog=prog, description="Figures and tables from what runs left on disk.")
+    top = SentenceParser(prog=prog, description="Figures and tables from the files of runs.")
     commands = top.add_subparsers(dest="command", required=True)
     for command in COMMANDS:
         description = command.__doc__.split("\n\n")[-1].replace("\n", " ").strip() if command.__doc__ else None

@@ -14,9 +14,7 @@ from ..runs.cores import choose_threads
 from ..runs.settings import EXIT_STATUS, parse
 from .config import VtabConfig
 
-DESCRIPTION = (
-    "Fine-tune a timm vision transformer on the 19 tasks of VTAB-1k with LoRA-Dash, or with what to compare it to."
-)
+DESCRIPTION = "Fine-tune a timm vision transformer on the 19 tasks of VTAB-1k, with LoRA-Dash or a method to compare."
 EPILOG = f"""\
 examples:
   python train_vtab.py --task mini_location                      offline, in minutes (a synthetic task)

@@ -62,13 +62,18 @@ class TaskArgs:
     task: list[str] = option(
         [],
         RUNS,
-        "task names or aliases, group names, all (the 19) or embedded (the five drawn ones)",
+        "names or aliases of tasks, names of groups, all (the 19 tasks), or embedded (the five synthetic ones)",
         aliases=["tasks"],
         metavar="TASK",
-        shown_default="required",
+        shown_default="none; needed to train",
     )
     methods: list[str] = option(
-        [], RUNS, f"{', '.join(METHODS)}", aliases=["method"], metavar="METHOD", shown_default="dash"
+        [],
+        RUNS,
+        "dash (LoRA-Dash), lora, linear (linear probing), full (full fine-tuning), bitfit (biases alone)",
+        aliases=["method"],
+        metavar="METHOD",
+        shown_default="dash",
     )
     peft_config: list[str] = option(
         [],
@@ -77,12 +82,16 @@ class TaskArgs:
         metavar="FILE",
     )
     seeds: list[int] = option(
-        [0], RUNS, "seeds of head, adapter and order of images", aliases=["seed"], shown_default="0"
+        [0],
+        RUNS,
+        "seeds, one run each; a seed decides the head, the adapter and the order of images",
+        aliases=["seed"],
+        shown_default="0",
     )
-    check_data: bool = option(False, RUNS, "verify the data of --task (default: of every task present) and exit")
+    check_data: bool = option(False, RUNS, "verify the data of --task, or without it of every task present, and exit")
     download: bool = option(False, RUNS, "fetch the data of all 19 tasks into --data_root, check it, and exit")
     report: bool = option(False, RUNS, "only print the table of what --output_dir holds, and exit")
-    print_commands: bool = option(False, RUNS, "print one command per run that is not done, and exit")
+    print_commands: bool = option(False, RUNS, "print a command for each run that is not done yet, and exit")
     executor: str = option(
         "local", RUNS, "local: one run after another; ray: on a Ray cluster", choices=["local", "ray"]
     )
@@ -100,7 +109,9 @@ class TaskArgs:
     revision: str | None = option(
         None, BASE, "hub revision (branch, tag or commit) of --model's weights", shown_default="the newest"
     )
-    random_weights: bool = option(False, BASE, "leave the base untrained: for tests of speed and plumbing only")
+    random_weights: bool = option(
+        False, BASE, "use random weights instead of pretrained ones; only for tests of speed and of the setup"
+    )
     global_pool: str | None = option(
         None,
         BASE,
@@ -135,21 +146,25 @@ class TaskArgs:
 class RecipeArgs:
     """How long a run trains, and how its epoch and settings are chosen."""
 
-    epochs: int | None = option(None, TRAIN, "epochs of the schedule", shown_default="100; 16 for embedded tasks")
+    epochs: int | None = option(None, TRAIN, "number of epochs", shown_default="100; 16 for embedded tasks")
     warmup_epochs: int | None = option(None, TRAIN, "epochs of linear warm-up", shown_default="a tenth of the epochs")
     train_batch_size: int = option(64, TRAIN, "images per optimizer step and process")
     drop_path: float = option(0.1, TRAIN, "stochastic depth of the base (linear probing: 0)")
 
     selection: str = option(
-        "best_val", CHOICE, "epoch to retrain to: the best on val200 (ties: lower loss), or the last", choices=RULES
+        "best_val",
+        CHOICE,
+        "epoch at which the retraining ends: the best on the 200 validation images (val200; ties: lower loss), or the "
+        "last",
+        choices=RULES,
     )
     search: list[str] = option(
         [],
         CHOICE,
-        f"settings to choose on val200 too, as NAME=VALUE,VALUE; names: {', '.join(SEARCHABLE)}",
+        f"settings to choose on val200 as well, as NAME=VALUE,VALUE; names: {', '.join(SEARCHABLE)}",
         metavar="NAME=V,V",
     )
-    val_only: bool = option(False, CHOICE, "stop after val200: no retraining, and the test images stay closed")
+    val_only: bool = option(False, CHOICE, "stop after val200: do not retrain, and do not read the test images")
 
 
 @dataclass
@@ -158,7 +173,7 @@ class VtabConfig(MachineArgs, OutputArgs, OptimArgs, RecipeArgs, DashArgs, TaskA
 
     rank: int | None = option(None, DASH, "rank of the LoRA update (dash, lora)", shown_default=str(DEFAULT_RANK))
     prelaunch_steps: int | None = option(
-        100, DASH, "optimizer steps of plain LoRA before the dash", shown_default="100"
+        100, DASH, "optimizer steps of plain LoRA before the singular values are chosen", shown_default="100"
     )
     lora_target: list[str] = option(
         [],
@@ -171,28 +186,30 @@ class VtabConfig(MachineArgs, OutputArgs, OptimArgs, RecipeArgs, DashArgs, TaskA
         OPTIM,
         "peak learning rate",
         aliases=["lr"],
-        shown_default="1e-3; full: 1e-4; the miniature: ten times that; prodigy: 1",
+        shown_default="1e-3; 1e-4 for full; ten times as much for the miniature; 1 for prodigy",
     )
     adam_weight_decay: float = option(1e-4, OPTIM, "weight decay")
-    max_grad_norm: float | None = option(None, OPTIM, "gradients are clipped to this norm; none leaves them")
+    max_grad_norm: float | None = option(None, OPTIM, "clip gradients to this norm; none turns clipping off")
 
     output_dir: str = option("runs/vtab", OUTPUT, "results go to OUTPUT_DIR/TASK/METHOD/seed-N", metavar="DIR")
-    tag: str | None = option(None, OUTPUT, "added to the method's name: tells runs with other settings apart")
-    overwrite: bool = option(False, OUTPUT, "run again what is done, and start anew what was interrupted")
+    tag: str | None = option(None, OUTPUT, "suffix of the method's name, to tell runs with different settings apart")
+    overwrite: bool = option(False, OUTPUT, "repeat finished runs, and restart interrupted ones from the beginning")
     checkpoint_every: int = option(10, OUTPUT, "epochs between checkpoints (one is written on Ctrl-C too)")
     keep_every: int = option(
-        0, OUTPUT, "epochs of the retraining between adapters kept in adapters/, which eval directions shows; 0 is none"
+        0,
+        OUTPUT,
+        "epochs of the retraining between adapters that are kept in adapters/, for eval directions; 0 for none",
     )
 
-    device: str = option("auto", MACHINE, "auto, cpu, cuda, cuda:1, mps, ...")
+    device: str = option("auto", MACHINE, "where to train: auto, cpu, cuda, cuda:1, mps, ...")
     mixed_precision: str | None = option(
         None,
         MACHINE,
         "compute in half precision",
         choices=("no", "fp16", "bf16"),
-        shown_default="accelerate launch's setting; without it bf16 where the device is fast in it",
+        shown_default="the setting of accelerate launch; without one, bf16 on devices that are fast in it",
     )
-    allow_tf32: bool = option(True, MACHINE, "TF32 matrix products on Ampere and later")
+    allow_tf32: bool = option(True, MACHINE, "use TF32 for matrix products on Ampere and newer GPUs")
     eval_batch_size: int = option(256, MACHINE, "images per forward pass in evaluation")
 
     FOREIGN: ClassVar[dict[str, Foreign]] = FOREIGN

@@ -49,7 +49,7 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
         "--as",
         choices=[word for word in QUANTIZATIONS if word != "none"],
         dest="word",
-        help="say which share of each update survives a merge into a base in so few bits (extra: quantization)",
+        help="print how much of each update survives a merge into such a base (needs the pip extra quantization)",
     )
     parser.add_argument("--base", metavar="ID|PATH", help="the base, for --as (default: as the file says)")
 

@@ -21,15 +21,18 @@ from .config import DreamBoothConfig
 if TYPE_CHECKING:
     from ..runs.runtime import Runtime
 
-DESCRIPTION = "DreamBooth training with LoRA-Dash: plain LoRA first, then also the task-specific directions."
+DESCRIPTION = (
+    "DreamBooth training with LoRA-Dash: plain LoRA first, then also a few singular values of each adapted weight."
+)
 EPILOG = """examples:
   accelerate launch train_dreambooth.py --instance_data cat/ --dash_k 8
   accelerate launch train_dreambooth.py --instance_data my_dog/ --instance_prompt "a photo of sks dog" \\
       --pretrained_model_name_or_path black-forest-labs/FLUX.2-klein-base-4B --mixed_precision bf16
   python train_dreambooth.py --instance_data cat/       a single process needs no launcher
 
-exit status: 0 finished; 1 could not go on; 2 wrong settings or input; 128 + n stopped by signal n, checkpoint written
-(accelerate launch itself reports every failure as 1)
+exit status: 0 the run is done; 1 the run could not continue; 2 a setting or an input cannot be used;
+128 + n the run was stopped by signal n and wrote a checkpoint
+(accelerate launch itself exits with 1 after every failure)
 """
 
 

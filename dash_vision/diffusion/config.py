@@ -66,10 +66,10 @@ class BaseArgs:
         None,
         BASE,
         "hub id or local folder of FLUX.2 (klein, dev), Z-Image, Qwen-Image, FLUX.1, Stable Diffusion 3 or 3.5, Krea "
-        "2, SDXL, or Stable Diffusion 1.x or 2.x; also a single .safetensors file, of the first six kinds of the "
-        "transformer alone",
+        "2, SDXL, or Stable Diffusion 1.x or 2.x; or a single file: .safetensors with all networks (SDXL, Stable "
+        "Diffusion 1.x and 2.x), or .safetensors or .gguf with the transformer alone (all others)",
         metavar="ID|PATH",
-        shown_default="miniature, the embedded base of 64x64 pixels",
+        shown_default="miniature, the small 64x64-pixel base that ships with the package",
     )
     revision: str | None = option(None, BASE, "hub revision (branch, tag or commit) of the base")
     variant: str | None = option(None, BASE, "file variant of the base, such as fp16")
@@ -80,24 +80,25 @@ class BaseArgs:
     prediction_type: str | None = option(
         None,
         BASE,
-        "what the base predicts, where its files do not say it (single files of v-prediction models)",
+        "what the base predicts; needed for single files of v-prediction models that do not say it",
         choices=("epsilon", "v_prediction"),
         shown_default="the base's own",
     )
     zero_terminal_snr: bool = option(
         False,
         BASE,
-        "the base was trained up to pure noise, and its files do not say it (with --prediction_type v_prediction)",
+        "the base was trained up to pure noise; needed if its file does not say it (with --prediction_type "
+        "v_prediction)",
     )
     single_file_config: str | None = option(
         None,
         BASE,
-        "hub id or local folder with the configuration of a single-file base, and with all else that a file of a "
-        "transformer lacks",
+        "hub id or local folder with the configuration of a single-file base, and with the other networks if the file "
+        "holds the transformer alone",
         metavar="ID|PATH",
     )
     cache_dir: str | None = option(
-        None, BASE, "folder for what is fetched from the hub", metavar="DIR", shown_default="the hub library's own"
+        None, BASE, "folder for downloads from the hub", metavar="DIR", shown_default="the hub library's own"
     )
 
 
@@ -111,36 +112,36 @@ class DataArgs:
         "folder with pictures of the subject",
         aliases=["instance_data"],
         metavar="DIR",
-        shown_default="required, or --dataset_name",
+        shown_default="none; give this or --dataset_name",
     )
     dataset_name: str | None = option(
         None,
         DATA,
-        "data set of the hub, or local folder of one, with pictures of the subject (extra: datasets)",
+        "data set of the hub, or local folder of one, with pictures of the subject (needs the pip extra datasets)",
         metavar="ID|PATH",
     )
     dataset_config_name: str | None = option(None, DATA, "configuration of that data set", metavar="NAME")
     image_column: str | None = option(
         None, DATA, "the data set's column of pictures", metavar="NAME", shown_default="image"
     )
-    caption_column: str | None = option(None, DATA, "the data set's column of prompts, one a picture", metavar="NAME")
-    repeats: int = option(1, DATA, "times that an epoch sees each picture")
+    caption_column: str | None = option(None, DATA, "the data set's column of prompts, one per picture", metavar="NAME")
+    repeats: int = option(1, DATA, "how often each picture is seen in an epoch")
     instance_prompt: str | None = option(
         None, DATA, "prompt that names the subject", shown_default="from the folder's name: a photo of sks cat"
     )
     resolution: int | None = option(
         None, DATA, "side of the training pictures in pixels", shown_default="the base's own"
     )
-    center_crop: bool = option(False, DATA, "cut the centre instead of a random place")
+    center_crop: bool = option(False, DATA, "crop pictures at the centre instead of at a random place")
     random_flip: bool = option(False, DATA, "also train on mirrored pictures")
-    aspect_ratio_buckets: bool = option(False, DATA, "keep pictures' shapes instead of cutting squares")
+    aspect_ratio_buckets: bool = option(False, DATA, "keep the shapes of the pictures instead of cropping squares")
     num_crop_variants: int = option(8, DATA, "random crops of each picture that are encoded and cached")
     use_captions: bool = option(True, DATA, "use NAME.txt, NAME.caption, metadata.jsonl or .csv as prompts")
     max_token_length: int | None = option(
         None,
         DATA,
-        "read captions of so many tokens, in chunks of 75 (150 and 225 are usual)",
-        shown_default="a single chunk; what is beyond is cut",
+        "number of tokens of a caption that are read, in chunks of 75 (usually 150 or 225)",
+        shown_default="one chunk; longer captions are cut",
     )
     latent_cache_dir: str | None = option(
         None, DATA, "keep encoded pictures in this folder for later runs", metavar="DIR"
@@ -151,43 +152,47 @@ class DataArgs:
 class TrainArgs:
     """How long and on how much, and the learning rate's course."""
 
-    max_train_steps: int | None = option(None, TRAIN, "optimizer steps", shown_default="the base's own")
-    num_train_epochs: int | None = option(
-        None, TRAIN, "epochs instead of steps: times that all pictures of the subject are seen"
-    )
+    max_train_steps: int | None = option(None, TRAIN, "number of optimizer steps", shown_default="the base's own")
+    num_train_epochs: int | None = option(None, TRAIN, "number of epochs, instead of --max_train_steps")
     train_batch_size: int | None = option(None, TRAIN, "pictures per step and process", shown_default="the base's own")
     gradient_accumulation_steps: int = option(1, TRAIN, "batches per optimizer step")
-    gradient_checkpointing: bool = option(False, TRAIN, "save memory, spend time")
+    gradient_checkpointing: bool = option(
+        False, TRAIN, "save memory by computing activations again in the backward pass; steps take longer"
+    )
     offload: str = option(
         "none",
         MACHINE,
-        "what waits in the machine's memory instead of the GPU's: of the networks all but the one at work (model), and "
-        "of the denoiser all blocks but the one at work (group), which takes longer",
+        "keep weights in the machine's memory while they are not in use: all networks but the one in use (model), or "
+        "also all blocks of the denoiser but the one in use (group), which makes steps slower",
         choices=OFFLOADS,
     )
     max_sequence_length: int | None = option(
-        None, TRAIN, "tokens of a prompt that a flow-matching base reads", shown_default="the pipeline's own"
+        None, TRAIN, "number of tokens of a prompt that a flow-matching base reads", shown_default="the pipeline's own"
     )
     clip_skip: int | None = option(
         None,
         TRAIN,
-        "last layers of CLIP that are left out, counted as diffusers' pipelines do: 1 reads the layer before the last "
-        "one, which kohya and A1111 call 2 (of SDXL they leave it as it is)",
+        "number of last layers of CLIP to skip, counted as in diffusers' pipelines: 1 takes the layer before the "
+        "pipeline's own, which kohya and A1111 call 2 (they ignore it for SDXL)",
         shown_default="the pipeline's own layer",
     )
     training_guidance_scale: float | None = option(
         None,
         TRAIN,
-        "guidance that a guidance-distilled base (FLUX.1-dev, FLUX.2-dev) is told in training; --guidance_scale is "
-        "that of the pictures",
+        "guidance that a guidance-distilled base (FLUX.1-dev, FLUX.2-dev) gets as an input in training; "
+        "--guidance_scale is for the samples",
         shown_default="1, for these bases",
     )
     train_text_encoder: bool = option(False, TRAIN, "adapt the text encoder too")
-    snr_gamma: float | None = option(None, TRAIN, "min-SNR weighting of the loss of DDPM bases (5.0 is usual)")
-    noise_offset: float | None = option(
-        None, TRAIN, "also add noise that is equal all over a picture, by this factor (0.05 to 0.1 are usual)"
+    snr_gamma: float | None = option(
+        None, TRAIN, "gamma of the min-SNR weighting of the loss, for DDPM bases (usually 5.0)"
     )
-    seed: int = option(0, TRAIN, "seed of everything random")
+    noise_offset: float | None = option(
+        None,
+        TRAIN,
+        "also add one random number to each latent channel, times this factor, for DDPM bases (usually 0.05 to 0.1)",
+    )
+    seed: int = option(0, TRAIN, "seed of all random numbers")
 
 
 @dataclass
@@ -197,7 +202,7 @@ class QuantizeArgs:
     quantize: str = option(
         "none",
         TRAIN,
-        "keep the denoiser's linear layers in four bits (nf4) or eight (int8, fp8) (extra: quantization)",
+        "keep the denoiser's linear layers in four bits (nf4) or eight (int8, fp8) (needs the pip extra quantization)",
         choices=QUANTIZATIONS,
     )
     quantize_text_encoder: str = option(
@@ -212,15 +217,17 @@ class FlowArgs:
     timestep_sampling: str | None = option(
         None,
         FLOW,
-        "how noise levels are drawn: as diffusers' scripts do (uniform), by a logit-normal (sigmoid is the standard "
-        "one), or by one that is shifted as the base's sampler shifts its steps (shift)",
+        "how noise levels are drawn: as in diffusers' scripts (uniform), from a logit-normal distribution "
+        "(logit_normal; sigmoid is the standard one), or from a logit-normal that is shifted as the base's sampler "
+        "shifts its noise levels (shift)",
         choices=TIMESTEP_SAMPLINGS,
-        shown_default="shift, or uniform with a --weighting_scheme that draws",
+        shown_default="shift; uniform if --weighting_scheme is logit_normal or mode",
     )
     weighting_scheme: str | None = option(
         None,
         FLOW,
-        "of diffusers' scripts: logit_normal and mode draw the noise levels, sigma_sqrt and cosmap weigh the loss",
+        "as in diffusers' scripts: logit_normal and mode say how noise levels are drawn, sigma_sqrt and cosmap weight "
+        "the loss",
         choices=WEIGHTING_SCHEMES,
     )
     logit_mean: float | None = option(None, FLOW, "mean of the logit-normal", shown_default="0")
@@ -235,11 +242,11 @@ class RateArgs:
     text_encoder_lr: float | None = option(
         None, OPTIM, "learning rate of the text encoder's adapter", shown_default="learning_rate"
     )
-    scale_lr: bool = option(False, OPTIM, "multiply the rates by processes x batch size x accumulation")
-    lr_scheduler: str = option("constant", OPTIM, "course of the learning rate", choices=SCHEDULES)
+    scale_lr: bool = option(False, OPTIM, "multiply the learning rates by processes x batch size x accumulation steps")
+    lr_scheduler: str = option("constant", OPTIM, "schedule of the learning rate", choices=SCHEDULES)
     lr_warmup_steps: int = option(0, OPTIM, "optimizer steps of warm-up")
-    lr_num_cycles: int = option(1, OPTIM, "restarts of cosine_with_restarts")
-    lr_power: float = option(1.0, OPTIM, "power of polynomial")
+    lr_num_cycles: int = option(1, OPTIM, "number of cycles of cosine_with_restarts")
+    lr_power: float = option(1.0, OPTIM, "exponent of the polynomial schedule")
 
 
 @dataclass
@@ -251,23 +258,23 @@ class PriorArgs:
     class_data_dir: str | None = option(
         None,
         PRIOR,
-        "folder of class pictures; missing ones are generated in its subfolder generated",
+        "folder of class pictures; the base draws missing ones into its subfolder 'generated'",
         metavar="DIR",
         shown_default="OUTPUT_DIR/class_images",
     )
     class_prompt: str | None = option(
         None, PRIOR, "prompt of the class", shown_default="the instance prompt without its rare word"
     )
-    num_class_images: int = option(100, PRIOR, "class pictures")
-    prior_loss_weight: float = option(1.0, PRIOR, "weight of their loss")
-    sample_batch_size: int = option(4, PRIOR, "pictures generated at once")
+    num_class_images: int = option(100, PRIOR, "number of class pictures")
+    prior_loss_weight: float = option(1.0, PRIOR, "weight of the loss on class pictures")
+    sample_batch_size: int = option(4, PRIOR, "number of class pictures that are drawn at once")
     preserve_class: bool = option(
         False,
         PRIOR,
         "keep what the adapter predicts for the class prompt near what the base predicts (differential output "
         "preservation); it needs no class pictures, and a step takes twice as long or somewhat more",
     )
-    preserve_class_weight: float = option(1.0, PRIOR, "weight of that loss")
+    preserve_class_weight: float = option(1.0, PRIOR, "weight of the loss of --preserve_class")
 
 
 @dataclass
@@ -275,17 +282,19 @@ class CheckpointArgs:
     """What a run can be resumed from."""
 
     checkpointing_steps: int = option(100, OUTPUT, "optimizer steps between checkpoints; 0 for none")
-    checkpoints_total_limit: int | None = option(2, OUTPUT, "checkpoints to keep, the oldest go first")
+    checkpoints_total_limit: int | None = option(
+        2, OUTPUT, "number of checkpoints to keep; the oldest are deleted first"
+    )
     resume_from_checkpoint: str | None = option(
         None,
         OUTPUT,
-        "go on from a checkpoint: latest, its name, or its path",
+        "checkpoint to resume from: latest, its name, or its path",
         metavar="latest|NAME",
-        shown_default="the latest, of an interrupted run",
+        shown_default="the latest one of an interrupted run",
     )
-    overwrite: bool = option(False, OUTPUT, "replace a finished run, and start anew what was interrupted")
+    overwrite: bool = option(False, OUTPUT, "replace a finished run, or restart an interrupted one from step 0")
     save_lora_every: int = option(
-        0, OUTPUT, "optimizer steps between adapters that are kept in OUTPUT_DIR/adapters, for any program; 0 for none"
+        0, OUTPUT, "optimizer steps between adapters that are kept in OUTPUT_DIR/adapters, in all formats; 0 for none"
     )
 
 
@@ -309,34 +318,36 @@ class EvalArgs:
     holdout: str | None = option(
         None,
         EVAL,
-        "pictures that are kept out of the training and that the run is measured on: a share of the pictures (0.2), a "
-        "number of them, or a folder of others",
+        "pictures that are kept out of the training, and on which the run is measured: a share of the pictures (0.2), "
+        "a number of them, or a folder of other pictures",
         metavar="SHARE|N|DIR",
     )
     evaluate_every: int | None = option(
         None,
         EVAL,
-        "optimizer steps between measurements, whose adapters are kept in OUTPUT_DIR/adapters",
-        shown_default="so many that measuring takes about a tenth of the training, 2 to 10 times a run",
+        "optimizer steps between measurements; each measured adapter is kept in OUTPUT_DIR/adapters",
+        shown_default="such that measuring takes about a tenth of the training, 2 to 10 times per run",
     )
     eval_encoders: list[str] = option(  # noqa: RUF009 (it makes a field)
         [],
         EVAL,
-        "what compares pictures, and a CLIP that compares them with prompts: hub ids, folders, or none for the loss "
-        "alone",
+        "hub ids or folders of the encoders: a DINOv2 that compares pictures, and a CLIP that compares pictures with "
+        "prompts; none measures the loss alone",
         metavar="ID|PATH",
-        shown_default="facebook/dinov2-base and openai/clip-vit-base-patch32; of the miniature its own",
+        shown_default="facebook/dinov2-base and openai/clip-vit-base-patch32; the miniature has its own",
     )
     prefer: str = option(
         "balanced",
         EVAL,
-        "which checkpoint is recommended: the one most like the subject, the one that keeps most of the base "
-        "(faithful), or one between",
+        "rule that recommends a checkpoint: the highest likeness to the subject (likeness), the highest likeness less "
+        "drift and leak (faithful), or less half of these (balanced)",
         choices=PREFERENCES,
     )
-    early_stop: bool = option(False, EVAL, "end the training when it brings no better checkpoint any more")
+    early_stop: bool = option(False, EVAL, "end the training early when the checkpoints no longer get better")
     early_stopping_patience: int = option(
-        3, EVAL, "measurements in a row without a better checkpoint after which --early_stop ends the training"
+        3,
+        EVAL,
+        "number of measurements in a row without a better checkpoint after which --early_stop ends the training",
     )
 
 
@@ -347,8 +358,8 @@ class ShowArgs:
     validation_prompt: list[str] = option(  # noqa: RUF009 (it makes a field)
         [],
         SHOW,
-        "prompts of samples.png, its columns; or a text file with one a line; {} stands for the subject",
-        shown_default="the subject in four settings",
+        "prompts of samples.png, or a text file with one prompt per line; {} stands for the subject",
+        shown_default="the subject alone and in four settings",
         sentences=True,
     )
     sample_with: str | None = option(
@@ -358,12 +369,15 @@ class ShowArgs:
         metavar="ID|PATH",
         shown_default="the base itself",
     )
-    num_validation_images: int = option(1, SHOW, "pictures per prompt")
-    validation_steps: int = option(0, SHOW, "also sample every so many steps; 0: only at the end")
-    validation_epochs: int | None = option(None, SHOW, "epochs instead of --validation_steps")
-    num_inference_steps: int | None = option(None, SHOW, "sampling steps", shown_default="the base's own")
+    num_validation_images: int = option(1, SHOW, "number of pictures per prompt")
+    validation_steps: int = option(0, SHOW, "also draw samples every N optimizer steps; 0 draws them only at the end")
+    validation_epochs: int | None = option(None, SHOW, "also draw samples every N epochs")
+    num_inference_steps: int | None = option(None, SHOW, "number of sampling steps", shown_default="the base's own")
     guidance_scale: float | None = option(
-        None, SHOW, "classifier-free guidance; 0 or 1 draw without", shown_default="the base's own"
+        None,
+        SHOW,
+        "scale of classifier-free guidance for the samples; 0 and 1 draw without guidance",
+        shown_default="the base's own",
     )
 
 

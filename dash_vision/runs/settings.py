@@ -28,9 +28,9 @@ from .words import Flag, check_words, underscored, unknown_settings, unquoted
 
 Settings = TypeVar("Settings")
 EXIT_STATUS = """\
-exit status: 0 done; 1 a run could not go on, or data has faults; 2 something cannot be used as given;
-128 + n stopped by signal number n (130: Ctrl-C) after writing a checkpoint, from which the same command goes on
-(accelerate launch itself reports every failure as 1)"""
+exit status: 0 done; 1 a run could not continue, or the data has faults; 2 a setting or an input cannot be used;
+128 + n stopped by signal n (130: Ctrl-C) after writing a checkpoint, from which the same command resumes
+(accelerate launch itself exits with 1 after every failure)"""
 _WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -176,7 +176,11 @@ def make_parser(cls: type, description: str, epilog: str) -> argparse.ArgumentPa
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="a YAML or JSON file of the settings below, by name")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="a YAML or JSON file with settings by the names below, or the run.json of a run",
+    )
     groups: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         group = field.metadata["group"]
@@ -317,20 +321,25 @@ class DashArgs:
         "layers to adapt: a preset, module-name suffixes, or one regular expression",
         shown_default="the base's own",
     )
-    dash_k: int = option(8, DASH, "task-specific directions per layer; 0 trains plain LoRA")
+    dash_k: int = option(
+        8, DASH, "number of singular values that are trained per layer, besides the LoRA; 0 trains plain LoRA"
+    )
     prelaunch_steps: int | None = option(
         None,
         DASH,
-        "optimizer steps of plain LoRA before the dash",
-        shown_default="100, or a fifth of the steps of a run that has no more",
+        "optimizer steps of plain LoRA before the singular values are chosen",
+        shown_default="100; a fifth of the steps in a run of 100 steps or fewer",
     )
     dash_lr: float | None = option(
-        None, DASH, "learning rate of the singular-value shifts", shown_default="learning_rate"
+        None, DASH, "learning rate of the shifts, by which singular values change", shown_default="learning_rate"
     )
     dash_selection: str = option(
-        "change_rate", DASH, "how directions are chosen; the others are controls", choices=SELECTIONS
+        "change_rate",
+        DASH,
+        "how singular values are chosen: change_rate as in the paper, the others as controls",
+        choices=SELECTIONS,
     )
-    dash_eps: float = option(1e-6, DASH, "added to the singular values that change rates are divided by")
+    dash_eps: float = option(1e-6, DASH, "epsilon in the change rate |u^T dW v| / (sigma + epsilon)")
 
     def check_dash(self) -> None:
         """Raises InputError for a value out of its range."""
@@ -369,12 +378,12 @@ class OptimArgs:
 
     learning_rate: float | None = option(None, OPTIM, "learning rate", shown_default="the base's own")
     optimizer: str = option("adamw", OPTIM, "optimizer", choices=("adamw", "prodigy"))
-    use_8bit_adam: bool = option(False, OPTIM, "AdamW of bitsandbytes (extra: 8bit)")
+    use_8bit_adam: bool = option(False, OPTIM, "AdamW of bitsandbytes (needs the pip extra 8bit)")
     adam_beta1: float = option(0.9, OPTIM, "beta1")
     adam_beta2: float = option(0.999, OPTIM, "beta2")
     adam_weight_decay: float = option(1e-2, OPTIM, "weight decay")
     adam_epsilon: float = option(1e-8, OPTIM, "epsilon")
-    max_grad_norm: float | None = option(1.0, OPTIM, "gradients are clipped to this norm; none leaves them")
+    max_grad_norm: float | None = option(1.0, OPTIM, "clip gradients to this norm; none turns clipping off")
 
     def check_optim(self) -> None:
         """Raises InputError for a value out of its range and for settings that contradict each other."""
@@ -394,9 +403,9 @@ class OptimArgs:
 class OutputArgs:
     """Where a run writes, and which tracker it tells."""
 
-    output_dir: str = option("dash-out", OUTPUT, "folder for everything the run leaves", metavar="DIR")
+    output_dir: str = option("dash-out", OUTPUT, "folder for all files of the run", metavar="DIR")
     report_to: str | None = option(
-        None, OUTPUT, "tracker: tensorboard, wandb, comet_ml, all, none (extra: trackers)", metavar="NAME"
+        None, OUTPUT, "tracker: tensorboard, wandb, comet_ml, all, none (needs the pip extra trackers)", metavar="NAME"
     )
     logging_dir: str = option("logs", OUTPUT, "folder of the tracker's files, inside output_dir", metavar="DIR")
 
@@ -416,9 +425,11 @@ class MachineArgs:
         None, MACHINE, "compute in half precision", choices=("no", "fp16", "bf16"), shown_default="accelerate's setting"
     )
     compile: bool = option(
-        False, MACHINE, "compile what is trained with torch.compile: minutes at first, then faster steps"
+        False,
+        MACHINE,
+        "compile the trained network with torch.compile: takes minutes at first, then steps may be faster",
     )
-    allow_tf32: bool = option(False, MACHINE, "TF32 matrix products on Ampere and later")
+    allow_tf32: bool = option(False, MACHINE, "use TF32 for matrix products on Ampere and newer GPUs")
 
 
 def at_least(settings: Any, least: float, *names: str) -> None:

@@ -13,7 +13,7 @@ from dash_vision.runs.settings import typed_prompts
 
 from ..blocks import add_measuring, sampler_of
 
-NAME, HELP = "checkpoints", "all adapters that a run kept, compared, and which one to take"
+NAME, HELP = "checkpoints", "compare all adapters that a run kept, and recommend one"
 LAST_STEP = "recommended"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-NAME, HELP = "curves", "loss and accuracy against step; what the dash learned, and where"
+NAME, HELP = "curves", "curves of loss and accuracy, and which singular values changed in which layers"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-NAME, HELP = "directions", "change rates of a run, and which directions two runs share, beside random updates"
+NAME, HELP = "directions", "change rates of a run, and which directions two runs share, compared with random updates"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

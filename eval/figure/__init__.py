@@ -13,7 +13,7 @@ from dash_vision.files.errors import InputError
 
 from ..blocks import add_sampling, blocks_of, sampler_of
 
-NAME, HELP = "figure", "inputs and, per prompt, one tile of the base and one per method"
+NAME, HELP = "figure", "the training pictures, and drawings of the base and of each method for every prompt"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

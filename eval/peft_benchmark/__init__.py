@@ -27,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the benchmark's default_training_params.json: prompts and settings",
     )
     parser.add_argument(
-        "--prepare", type=Path, metavar="DIR", help="write the benchmark's pictures there instead (extra: datasets)"
+        "--prepare",
+        type=Path,
+        metavar="DIR",
+        help="write the benchmark's pictures there instead (needs the pip extra datasets)",
     )
     parser.add_argument("--test", type=Path, metavar="DIR", help="folder of the test pictures that --prepare wrote")
     parser.add_argument("--name", help="of the record (default: from the run's method, rank and seed)")

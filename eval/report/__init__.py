@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-NAME, HELP = "report", "one page of pictures, tables, curves and settings"
+NAME, HELP = "report", "one page with pictures, tables, curves and settings"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

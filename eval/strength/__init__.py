@@ -12,7 +12,7 @@ from dash_vision.runs.settings import typed_prompts
 
 from ..blocks import add_measuring, sampler_of
 
-NAME, HELP = "strength", "an adapter at several strengths: a sheet, curves and a table"
+NAME, HELP = "strength", "draw and measure an adapter at several strengths"
 SCALES = (0.0, 0.5, 0.75, 1.0, 1.25)
 
 

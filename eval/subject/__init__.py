@@ -16,7 +16,7 @@ from dash_vision.measures.names import CLIP, DINO
 from ..blocks import add_sampling, blocks_of, sampler_of
 from .prompts import PICTURES_PER_PROMPT, PROMPT_LISTS
 
-NAME, HELP = "subject", "the DreamBooth protocol: DINO, CLIP-I and CLIP-T"
+NAME, HELP = "subject", "scores of the DreamBooth protocol: DINO, CLIP-I and CLIP-T"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

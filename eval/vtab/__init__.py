@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-NAME, HELP = "vtab", "the accuracy table of VTAB-1k papers"
+NAME, HELP = "vtab", "table of accuracies, laid out as in VTAB-1k papers"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
