@@ -16,11 +16,11 @@ _FORGETTING = ("drift", "leak")
 _TINY = 1e-9
 
 
-def rule(prefer: str) -> str:
-    """The rule in words."""
+def rule(prefer: str, which: str = "held-out") -> str:
+    """The rule in words. which: the pictures that it goes by, see Evaluation."""
     weight = WEIGHTS[prefer]
     if weight == 0:
-        score = "the checkpoint whose pictures are most like the held-out ones"
+        score = f"the checkpoint whose drawings are most like the {which} pictures"
     else:
         part = {0.5: "half of the forgetting", 1.0: "the forgetting"}[weight]
         score = (
@@ -60,7 +60,7 @@ def recommend(evaluation: Evaluation, prefer: str) -> Recommendation | None:
     alike = [one.step for i, one in enumerate(trained) if i != chosen and _within_chance(parts, chosen, i)]
     higher = trained[best].step if best != chosen else None
     sentence = _sentence(trained[chosen], base, alike, higher, len(trained))
-    return Recommendation(trained[chosen].step, prefer, alike, rule(prefer), sentence)
+    return Recommendation(trained[chosen].step, prefer, alike, rule(prefer, evaluation.which), sentence)
 
 
 def _comparable(evaluation: Evaluation) -> list[Evaluated]:
