@@ -108,7 +108,8 @@ def class_name(folder: str) -> str:
 
 
 def default_validation_prompts(prompts: Prompts) -> list[str]:
-    """Four prompts of the DreamBooth protocol for the subject; the instance prompt alone when it has no known form."""
+    """The instance prompt, and four of the DreamBooth protocol for the subject where the instance prompt has a known
+    form."""
     if prompts.subject is None:
         return [prompts.instance]
     article = "" if re.match(r"(?:an?|the|my|his|her|our) ", prompts.subject, re.IGNORECASE) else "a "

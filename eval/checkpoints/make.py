@@ -56,6 +56,11 @@ def compare_checkpoints(folder: Path, wanted: Wanted, say: Callable[[str], None]
     """Write checkpoints.png, checkpoints.md and checkpoints.json, and say which checkpoint is recommended; a sentence
     for each thing that could not be measured. Raises InputError where nothing can be compared."""
     run = read_run(folder, torn=wanted.apply is not None)
+    if wanted.apply is not None and wanted.output is not None:
+        raise InputError(
+            f"with --apply the comparison belongs to {run.folder / 'checkpoints'}, which says what was applied; leave "
+            "-o out"
+        )
     output = wanted.output or run.folder / "checkpoints"
     check_output(output, folder=True)
     check_sampling(wanted.sampler)

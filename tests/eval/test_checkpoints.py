@@ -103,6 +103,8 @@ def test_without_an_encoder_the_pictures_are_shown_and_nothing_is_recommended(sh
     assert [one.step for one in evaluation.checkpoints] == [0, 2, 4, 6, 8]
     assert (tmp_path / "out/checkpoints.png").is_file()
     assert main([*words, "--apply"]) == 2
+    assert "leave -o out" in capsys.readouterr().err
+    assert main(["checkpoints", str(shown), *SHEET, "--eval_encoders", str(tmp_path), "--apply"]) == 2
     assert "nothing is recommended" in capsys.readouterr().err
 
 
