@@ -114,8 +114,9 @@ def table(found: Estimate, gpu: bool) -> str:
     text.append(f"{_gib(found.host)} GiB {place} at most, and about {_gib(OF_PROGRAM)} more for the program.")
     if found.spectra:
         text.append(
-            f"The launch's decompositions are made ahead in up to {_gib(found.spectra)} GiB of the machine's memory, "
-            f"as far as a quarter of it stays free. Making one takes up to {_gib(found.decomposing)} GiB more."
+            f"The decompositions for the launch are made ahead and take up to {_gib(found.spectra)} GiB of the "
+            "machine's memory, of which they leave a quarter free. Making one takes up to "
+            f"{_gib(found.decomposing)} GiB more while it lasts."
         )
     return "\n".join(text)
 
