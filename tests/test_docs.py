@@ -14,6 +14,7 @@ import benchmarks.checkpoints
 import benchmarks.directions
 import benchmarks.host
 import benchmarks.individuals
+import benchmarks.lineup
 import benchmarks.pretrained
 import benchmarks.published
 import dash_vision.__main__
@@ -52,6 +53,7 @@ MODULES = {
     "benchmarks.pretrained": benchmarks.pretrained.make_parser,
     "benchmarks.host": benchmarks.host.make_parser,
     "benchmarks.individuals": benchmarks.individuals.make_parser,
+    "benchmarks.lineup": benchmarks.lineup.make_parser,
     "benchmarks.published": benchmarks.published.make_parser,
     "dash_vision.miniature": dash_vision.miniature.__main__.make_parser,
     "tests.soak": tests.soak.__main__.make_parser,
