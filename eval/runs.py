@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dash_vision.files.errors import InputError
+from dash_vision.miniature import EMBEDDED
 from dash_vision.runs.record import METHODS, RECORDS, RUN, DreamBoothRecord, VtabRecord, read_record, record_file
 
 # What pages and figures need among a DreamBooth run's arguments: numbers.
@@ -29,8 +30,13 @@ class DreamBoothRun:
 
     @property
     def base(self) -> str:
-        """The base's hub id or path, or MINIATURE."""
+        """The base's hub id or path, or the name of an embedded one."""
         return self.record.base.name
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the base is a miniature, which this package carries."""
+        return self.base in EMBEDDED
 
     @property
     def base_fingerprint(self) -> str:

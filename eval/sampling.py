@@ -14,7 +14,6 @@ from dash_vision.bases.sampling import Sampling, pictures_at_once, sample
 from dash_vision.files.errors import InputError, RunError
 from dash_vision.measures.encoders import Encoders, find_encoders
 from dash_vision.measures.names import SAMPLING_STEPS
-from dash_vision.miniature import MINIATURE
 
 from .blocks import Sampler
 from .runs import DreamBoothRun
@@ -93,4 +92,4 @@ def encoders_of(run: DreamBoothRun, names: Sequence[str] | None, sampler: Sample
     """What measures pictures: the encoders of these names, or those that the run was told; and a sentence for each
     that cannot be had. Without any the miniature's own measure what the miniature draws."""
     wanted = run.record.arguments.get("eval_encoders") or () if names is None else names
-    return find_encoders(wanted, run.base == MINIATURE and sampler.base is None)
+    return find_encoders(wanted, run.embedded and sampler.base is None)

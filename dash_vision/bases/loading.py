@@ -19,7 +19,7 @@ from .another_vae import load_vae
 from .families import family_of, family_of_tensors
 from .family import AS_THE_PIPELINE, Conditions, Defaults, Family, Marks, PromptOptions
 from .folders import WITHOUT, Wanted, dtypes_of, load_repository, read, refusal
-from .miniature import DEFAULTS, MINIATURE, NOTE, pipeline_path
+from .miniature import DEFAULTS, EMBEDDED, MINIATURE, NOTE, SIZE, pipeline_path
 from .networks import NetworkFiles, SingleFile, common_dtype
 from .noise import NoiseOptions, NoiseProcess
 from .reasons import explained
@@ -31,12 +31,12 @@ from .stored import StoredMatrix, tensors_in
 class Base:
     """A base model: the stock pipeline, on the CPU, and its family.
 
-    name: as the user gave it, or MINIATURE. defaults: of settings. specification: the arguments of load_base that load
-    it again from anywhere on this machine. note: what a user of it should know. prompt_options: how prompts are told to
-    the denoiser, in training and when pictures are drawn. inputs: what the sampler is told, by prompts that are encoded
-    already. waiting: what loads each network that has no weights yet, by its name in the pipeline. files: where the
-    weights of networks lie, as far as they can be read again one by one. sampler: class of the base's own one, which
-    the pipeline has unless it cannot draw as the base was trained.
+    name: as the user gave it; one of EMBEDDED for the miniatures. defaults: of settings. specification: the arguments
+    of load_base that load it again from anywhere on this machine. note: what a user of it should know. prompt_options:
+    how prompts are told to the denoiser, in training and when pictures are drawn. inputs: what the sampler is told, by
+    prompts that are encoded already. waiting: what loads each network that has no weights yet, by its name in the
+    pipeline. files: where the weights of networks lie, as far as they can be read again one by one. sampler: class of
+    the base's own one, which the pipeline has unless it cannot draw as the base was trained.
     """
 
     name: str
@@ -54,8 +54,8 @@ class Base:
 
     @property
     def embedded(self) -> bool:
-        """Whether it is the miniature, which this package carries."""
-        return self.name == MINIATURE
+        """Whether it is a miniature, which this package carries."""
+        return self.name in EMBEDDED
 
     @property
     def denoiser(self) -> nn.Module:
@@ -65,7 +65,7 @@ class Base:
     @property
     def resolution(self) -> int:
         """The side in pixels that the denoiser was trained at."""
-        return self.family.resolution(self.pipeline)
+        return SIZE if self.embedded else self.family.resolution(self.pipeline)
 
     @property
     def factor(self) -> int:
@@ -178,7 +178,8 @@ def load_base(
     without_weights: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Base:
-    """Load a base model by hub id, folder, or single .safetensors file; "miniature" or None is the embedded one.
+    """Load a base model by hub id, folder, or single .safetensors file; "miniature", "miniature-flow" and None
+    (the first of them) are the embedded ones.
 
     revision, variant: of a hub id's files; variant: of a folder's too. vae, vae_revision: another VAE and its revision.
     single_file_config: hub id or folder with the configuration of a single file, and with all other networks where that
@@ -195,7 +196,7 @@ def load_base(
     """
     name = name or MINIATURE
     specification: dict[str, Any] = {
-        "name": _absolute(name) if name != MINIATURE else name,
+        "name": name if name in EMBEDDED else _absolute(name),
         "revision": revision,
         "variant": variant,
         "vae": _absolute(vae),
@@ -212,7 +213,7 @@ def load_base(
     single_file_config, vae = _expanded(single_file_config), _expanded(vae)
     hub = {"cache_dir": kept} if kept else {}
     wanted = Wanted(revision, variant, hub, without_weights, words=words)
-    path = pipeline_path() if name == MINIATURE else Path(name).expanduser()
+    path = pipeline_path(name) if name in EMBEDDED else Path(name).expanduser()
     marks = Marks()
     _check_idle(name, path, revision, variant, single_file_config, vae, vae_revision)
     files: dict[str, NetworkFiles] = {}
@@ -247,7 +248,7 @@ def load_base(
     if drawn_by != sampler:
         base.note = base.note or f"its {sampler} cannot draw up to pure noise, so samples are drawn by {drawn_by}"
     if base.embedded:
-        base.defaults, base.note = DEFAULTS, NOTE
+        base.defaults, base.note = DEFAULTS[name], NOTE
     for network in base.components().values():
         network.requires_grad_(False).eval()
     if without_weights:

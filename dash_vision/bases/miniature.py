@@ -1,15 +1,17 @@
-"""The embedded miniature as a base: a Stable Diffusion of its own size, with settings that suit it."""
+"""The embedded miniatures as bases: networks of their own size, with settings that suit them."""
 
 from __future__ import annotations
 
-from ..miniature import MINIATURE, STEPS, pipeline_path
+from ..miniature import EMBEDDED, FLOW, MINIATURE, STEPS, pipeline_path
+from ..miniature.world.scenes import SIZE
 from .family import Defaults
 
-__all__ = ["DEFAULTS", "MINIATURE", "NOTE", "pipeline_path"]
+__all__ = ["DEFAULTS", "EMBEDDED", "MINIATURE", "NOTE", "SIZE", "pipeline_path"]
 
-DEFAULTS = Defaults(
+_USUAL = Defaults(
     learning_rate=1e-3, rank=4, max_train_steps=STEPS, train_batch_size=4, guidance_scale=2.0, num_inference_steps=25
 )
+DEFAULTS = {MINIATURE: _USUAL, FLOW: _USUAL}
 NOTE = (
     "it knows a small rendered world; for photographs name another base: --pretrained_model_name_or_path with a hub "
     "id or a folder (docs/bases.md lists the kinds), or a .safetensors file of SD 1.x, 2.x or SDXL"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..miniature import MINIATURE
+from ..miniature import EMBEDDED, FLOW
 from .loading import Base
 from .reasons import INDEX, read_json
 
@@ -16,8 +16,9 @@ _SINGLE_FILE = ".safetensors"
 def loading_lines(base: Base) -> list[str]:
     """Lines that end with the stock pipeline in `pipe`. They name files by the paths that the record has."""
     said = base.specification
-    if said["name"] == MINIATURE:
-        return ["from dash_vision.miniature import load_pipeline", "pipe = load_pipeline()"]
+    if said["name"] in EMBEDDED:
+        loader = "load_flow_pipeline" if said["name"] == FLOW else "load_pipeline"
+        return [f"from dash_vision.miniature import {loader}", f"pipe = {loader}()"]
     parts = (base.pipeline, base.pipeline.vae, base.pipeline.scheduler)
     pipeline, vae, scheduler = (type(part).__name__ for part in parts)
     changed = _changed_scheduler(base)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..files.errors import InputError, RunError, Stopped
-from ..miniature import MINIATURE
+from ..miniature import EMBEDDED
 from ..runs.cores import choose_threads
 from ..runs.faults import fail, hidden, launcher_note, printable_streams, report
 from ..runs.settings import parse
@@ -60,7 +60,7 @@ def _main(config: DreamBoothConfig) -> int:
         from .early import look
 
         look(config)
-        choose_threads(small=config.pretrained_model_name_or_path in (None, MINIATURE))
+        choose_threads(small=config.pretrained_model_name_or_path in (None, *EMBEDDED))
         from ..runs.runtime import make_runtime
 
         runtime = make_runtime(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..bases.quantization import check_installed
 from ..files.errors import InputError
-from ..miniature import MINIATURE, STEPS, pipeline_path
+from ..miniature import EMBEDDED, MINIATURE, STEPS, pipeline_path
 from ..pictures.listing import list_folder
 from .checkpoints import starting_point
 from .config import DreamBoothConfig, check_lengths
@@ -25,7 +25,7 @@ def look(settings: DreamBoothConfig) -> None:
         derive_prompts(settings)
     starting_point(Path(settings.output_dir).expanduser(), settings.resume_from_checkpoint, settings.overwrite)
     _check_resolution(settings)
-    if settings.pretrained_model_name_or_path in (None, MINIATURE) and settings.num_train_epochs is None:
+    if settings.pretrained_model_name_or_path in (None, *EMBEDDED) and settings.num_train_epochs is None:
         check_lengths(settings, settings.max_train_steps or STEPS)
     for flag in ("quantize", "quantize_text_encoder"):
         check_installed(getattr(settings, flag), f"--{flag}")
@@ -41,7 +41,7 @@ def _check_resolution(settings: DreamBoothConfig) -> None:
 
 
 def _pixels_per_latent(base: str) -> int | None:
-    folder = pipeline_path() if base == MINIATURE else Path(base).expanduser()
+    folder = pipeline_path(base) if base in EMBEDDED else Path(base).expanduser()
     try:
         configuration = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         return 2 ** (len(configuration["block_out_channels"]) - 1)

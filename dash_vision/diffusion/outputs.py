@@ -20,7 +20,7 @@ from ..files.flux_names import unnamed
 from ..files.lora import DIFFUSERS_NAME, export_states
 from ..files.native import NATIVE_NAME, AdapterState, write_native
 from ..files.readers import About, remarks
-from ..miniature import MINIATURE
+from ..miniature import EMBEDDED
 from ..runs.record import METHODS, DreamBoothRecord
 from ..runs.runtime import Runtime
 
@@ -118,7 +118,7 @@ def write_card(folder: Path, record: DreamBoothRecord, loading: Sequence[str], f
     """README.md in the output folder: the picture, how to load the adapter, which file is for whom, the settings.
     loading: lines of Python that load the base."""
     k, rank = record.arguments["dash_k"], record.arguments["rank"]
-    base_line = "" if record.base.name == MINIATURE else f"base_model: {record.base.name}\n"
+    base_line = "" if record.base.name in EMBEDDED else f"base_model: {record.base.name}\n"
     table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in _rows(record).items())
     card = f"""---
 library_name: diffusers

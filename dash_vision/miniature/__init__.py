@@ -1,21 +1,24 @@
-"""The embedded base: a complete, small Stable Diffusion stack over a world of rendered scenes.
+"""The embedded bases over a world of rendered scenes: a complete, small Stable Diffusion, and a flow-matching
+transformer (Z-Image's classes) that shares its VAE.
 
-`load_pipeline()` loads it; `dash_vision.miniature.world.scenes` draws the world that it knows. Importing this package
+`load_pipeline()` loads them; `dash_vision.miniature.world.scenes` draws the world that it knows. Importing this package
 loads neither PyTorch nor diffusers.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline, ZImagePipeline
     from transformers import CLIPModel
 
 MINIATURE = "miniature"  # what settings and records call the embedded models
-STEPS = 700  # of a DreamBooth run on it, where the user gives no number
+FLOW = "miniature-flow"
+EMBEDDED = {MINIATURE: "pipeline", FLOW: "flow"}  # base -> the folder of its weights
+STEPS = 700  # of a DreamBooth run on them, where the user gives no number
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -29,12 +32,13 @@ def _weights(name: str) -> Path:
     return folder
 
 
-def pipeline_path() -> Path:
-    """The folder that `StableDiffusionPipeline.from_pretrained` loads: 64x64 pictures, float16 files.
+def pipeline_path(name: str = MINIATURE) -> Path:
+    """The folder that `DiffusionPipeline.from_pretrained` loads: 64x64 pictures, float16 files. name: MINIATURE, a
+    StableDiffusionPipeline, or FLOW, a ZImagePipeline.
 
     Raises FileNotFoundError, naming the command that makes it, where it is missing.
     """
-    return _weights("pipeline")
+    return _weights(EMBEDDED[name])
 
 
 def clip_path() -> Path:
@@ -51,10 +55,22 @@ def load_pipeline(torch_dtype: torch.dtype | None = None) -> StableDiffusionPipe
     `load_pipeline()("a photo of a red cat in the snow").images[0]` is a 64x64 picture. Raises FileNotFoundError where
     the weights are missing.
     """
-    import torch
     from diffusers import StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(pipeline_path(), local_files_only=True)
+    return _pipeline(StableDiffusionPipeline, MINIATURE, torch_dtype)
+
+
+def load_flow_pipeline(torch_dtype: torch.dtype | None = None) -> ZImagePipeline:
+    """The flow-matching miniature, as `load_pipeline`; it wants `height=64, width=64`."""
+    from diffusers import ZImagePipeline
+
+    return _pipeline(ZImagePipeline, FLOW, torch_dtype)
+
+
+def _pipeline(kind: Any, name: str, torch_dtype: torch.dtype | None) -> Any:
+    import torch
+
+    pipeline = kind.from_pretrained(pipeline_path(name), local_files_only=True)
     if torch_dtype in (None, torch.float32):
         return pipeline
     # Cast afterwards: releases of diffusers disagree on the name of the argument that would do it while loading.

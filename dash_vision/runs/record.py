@@ -39,9 +39,9 @@ class Launch:
 
 @dataclass(frozen=True)
 class BaseRecord:
-    """The base of a DreamBooth run. name: hub id, path or "miniature". fingerprints: by component, of the adapted
-    weights. specification: everything that is needed to load it again, see bases. identity: digests of all that it
-    consists of, by name."""
+    """The base of a DreamBooth run. name: hub id, path, or an embedded one's own. fingerprints: by component, of the
+    adapted weights. specification: everything that is needed to load it again, see bases. identity: digests of all that
+    it consists of, by name."""
 
     name: str
     family: str

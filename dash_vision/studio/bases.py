@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..files.errors import InputError
-from ..miniature import MINIATURE, STEPS
+from ..miniature import FLOW, MINIATURE, STEPS
 from ..pictures.captions import shown
 from .places import below
 
@@ -49,6 +49,7 @@ def choices(folders: Sequence[Path]) -> list[Choice]:
     """Every base that the form offers."""
     return [
         Choice(MINIATURE, "the miniature", "comes with the package", "Apache 2.0", 64, STEPS),
+        Choice(FLOW, "the flow-matching miniature", "comes with the package", "Apache 2.0", 64, STEPS),
         *local_bases(folders),
         *(
             Choice(name, name, f"{size} parameters", licence, side, steps, _is_fetched(name))

@@ -20,11 +20,12 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from ..files.errors import InputError
+from ..miniature import EMBEDDED
 from ..pictures.captions import shown
 from . import pictures as pics
 from . import showing
 from .answers import acts, form_of, number_of, save_body, shows, whole_of
-from .bases import MINIATURE, choices
+from .bases import choices
 from .found import FoundRun, is_run, log_of
 from .launching import Helpers, Trainings, shown_command, value_of, without_flags
 from .places import Place, safe_name
@@ -150,7 +151,7 @@ class Studio:
             contents=pics.look(folder, 64, False) if folder else None,
             busy=self._busy_with(folder),
             bases=choices(self.folders.bases),
-            miniature=MINIATURE,
+            embedded=EMBEDDED,
             few=few,
             boxes=boxes,
             groups=groups,

@@ -12,9 +12,10 @@ from typing import Any
 from ..diffusion.config import DreamBoothConfig
 from ..diffusion.prompts import RARE_WORD, Prompts, default_validation_prompts
 from ..files.errors import InputError
+from ..miniature import EMBEDDED, MINIATURE
 from ..pictures.captions import shown
 from ..runs.settings import from_text
-from .bases import MINIATURE, check_base
+from .bases import check_base
 from .places import below
 
 FEW = ("max_train_steps", "holdout", "dash_k", "validation_steps")
@@ -83,7 +84,7 @@ def read_form(form: Mapping[str, str], pictures: Path, output: Path, roots: Sequ
     values: dict[str, Any] = {"instance_data_dir": str(pictures), "output_dir": str(output)}
     base = form.get("base", MINIATURE).strip()
     if base != MINIATURE:
-        values["pretrained_model_name_or_path"] = check_base(base, roots, "the base")
+        values["pretrained_model_name_or_path"] = base if base in EMBEDDED else check_base(base, roots, "the base")
     values |= _prompts(form)
     for field in form_fields():
         text = form.get(field.name, "").strip()

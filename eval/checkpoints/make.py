@@ -22,7 +22,6 @@ from dash_vision.measures.asking import ask
 from dash_vision.measures.choice import recommend
 from dash_vision.measures.encoders import Encoders
 from dash_vision.measures.yardstick import Yardstick
-from dash_vision.miniature import MINIATURE
 from dash_vision.pictures.decode import Refused, read_picture
 from dash_vision.runs.evaluation import MEASURES, Evaluated, Evaluation, read_evaluation, write_evaluation
 from dash_vision.runs.seeds import seed_of
@@ -116,7 +115,7 @@ class _Work:
         self._loaded: Path | None = None
         recorded = run.record.evaluation
         as_recorded = recorded is not None and wanted.encoders is None and wanted.sampler.base is None
-        self.asked, self.own = ask(pictures.captions, run.prompt, run.record.class_prompt, run.base == MINIATURE)
+        self.asked, self.own = ask(pictures.captions, run.prompt, run.record.class_prompt, run.embedded)
         self.prefer = wanted.prefer or str(run.record.arguments.get("prefer") or "balanced")
         self.empty = Evaluation(
             heldout=pictures.names,

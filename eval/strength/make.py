@@ -22,7 +22,6 @@ from dash_vision.files.errors import InputError
 from dash_vision.measures.asking import ask
 from dash_vision.measures.encoders import Encoders
 from dash_vision.measures.yardstick import Measured, Yardstick
-from dash_vision.miniature import MINIATURE
 from dash_vision.runs.versions import installed_versions
 
 from ..bases import fitting_runs, load_base
@@ -155,7 +154,7 @@ def _draw(
 ) -> list[At]:
     """Every scale's pictures, and what is measured of others."""
     side, strength = int(run.argument("resolution")), Strength(base.pipeline)
-    asked, own = ask(real.captions, run.prompt, run.record.class_prompt, run.base == MINIATURE)
+    asked, own = ask(real.captions, run.prompt, run.record.class_prompt, run.embedded)
     shown, measured = sampler_settings(run, sampler), measuring_settings(run, sampler)
     many = len(asked.prompts) * len({0.0, *scales}) if encoders.likeness is not None else 0
     with tqdm(total=len(columns) * len(scales) + many, desc="pictures") as bar:

@@ -21,7 +21,7 @@ from .jobs import FLOOR, Job, Protocol, load_picture
 
 
 def encoders(first: DreamBoothRun, how: Protocol) -> tuple[ClipEncoder, DinoEncoder | None]:
-    miniature = first.base == MINIATURE and how.sampler.base is None
+    miniature = first.embedded and how.sampler.base is None
     device = usable_device(how.sampler.device)
     clip = ClipEncoder(how.clip or (MINIATURE if miniature else CLIP), device)
     name = how.dino or (MINIATURE if miniature and not how.dino_checkpoint else DINO)
