@@ -43,7 +43,7 @@ from dash_vision.files.atomic import replacing, write_json, write_text
 from dash_vision.files.errors import InputError
 from dash_vision.measures.encoders import miniature_vit
 from dash_vision.miniature.train.data import prompt_ids
-from dash_vision.miniature.train.report import Judge, train_judge
+from dash_vision.miniature.train.judge import Judge, train_judge
 from dash_vision.miniature.world.scenes import (
     SETTINGS,
     Scene,

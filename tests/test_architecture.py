@@ -18,7 +18,7 @@ ARROWS = {
     "runs": {"core", "files"},
     "miniature": {"files"},
     "miniature.world": {"miniature"},
-    "bases": {"runs", "core", "files", "pictures", "miniature"},
+    "bases": {"runs", "core", "files", "pictures", "miniature", "miniature.world"},
     "measures": {"bases", "runs", "files", "drawing", "miniature", "miniature.world"},
     "miniature.train": {"bases", "runs", "core", "files", "pictures", "drawing", "miniature", "miniature.world"},
     "diffusion": {"measures", "bases", "runs", "core", "files", "pictures", "drawing", "miniature"},

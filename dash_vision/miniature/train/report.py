@@ -1,15 +1,16 @@
-"""Measures the miniature: `python -m dash_vision.miniature report` writes docs/miniature.md and docs/miniature.png.
+"""Measures the miniatures: `python -m dash_vision.miniature report` writes docs/miniature.md and its contact sheets.
 
 Generated pictures are judged by a classifier that was trained on renders only. Every figure that concerns renders uses
-"fresh" scenes, which no network was trained on.
+"fresh" scenes, which no network was trained on. What was measured of a base is kept in the work folder, and is measured
+again when its weights have changed.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -18,113 +19,45 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
+from torch import Tensor
 
+from ...bases.identity import of_network
+from ...files.atomic import write_json
 from ...files.errors import InputError
-from ...runs.seeds import seed_everything, stream
-from .. import WEIGHTS
+from ...runs.seeds import stream
+from .. import EMBEDDED, FLOW, MINIATURE, WEIGHTS
 from ..world.scenes import (
     COLOURS,
     KINDS,
     LIVE,
     OUTFITS,
     SETTINGS,
+    SIZE,
     Scene,
     describe,
     random_pose,
     random_subject,
 )
-from .data import fresh_scene, prompt_ids, psnr, rendered, to_tensor, training_scene
-from .fit import Fit, Plan
+from .data import fresh_scene, prompt_ids, psnr, rendered, to_tensor
+from .judge import QUESTIONS, Judge, labels, train_judge
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
     from transformers import CLIPModel, CLIPTokenizer
 
-STEPS, GUIDANCE = 25, 4.0
+STEPS = 25
+GUIDANCE = {MINIATURE: 4.0, FLOW: 4.0}
+SHEETS = {MINIATURE: "miniature.png", FLOW: "miniature-flow.png"}
 FRESH = 1000
-JUDGE_PLAN = Plan(steps=1500, learning_rate=2e-3, batch_size=96, warmup=30, cooldown=0.5, muon=2e-3, save_every=100)
-PLACES = (None, *SETTINGS)
-QUESTIONS: dict[str, tuple[str | None, ...]] = {"subject": (*KINDS,), "setting": PLACES, "colour": (*COLOURS,)}
 
 
-def labels(scene: Scene) -> list[int]:
-    """The right answer to every question of `QUESTIONS`, as an index."""
-    return [
-        QUESTIONS["subject"].index(scene.subject.kind),
-        PLACES.index(scene.setting),
-        QUESTIONS["colour"].index(scene.subject.colour),
-    ]
-
-
-class Judge(nn.Module):
-    """A convolutional classifier: pictures [N, 3, 64, 64] in -1..1 -> one tensor of logits a question."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for fan_in, fan_out, stride in (
-            (3, 32, 1),
-            (32, 48, 2),
-            (48, 64, 2),
-            (64, 64, 1),
-            (64, 128, 2),
-            (128, 128, 1),
-            (128, 192, 2),
-            (192, 192, 1),
-        ):
-            layers += [nn.Conv2d(fan_in, fan_out, 3, stride, 1), nn.GroupNorm(8, fan_out), nn.SiLU()]
-        self.body = nn.Sequential(*layers)
-        self.heads = nn.ModuleList(nn.Linear(2 * 192, len(answers)) for answers in QUESTIONS.values())
-
-    def features(self, pictures: Tensor) -> Tensor:
-        """What the answers are read from, [N, 384]."""
-        maps = self.body(pictures)
-        return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
-
-    def forward(self, pictures: Tensor) -> list[Tensor]:
-        """Logits [N, answers] for each question of `QUESTIONS`."""
-        features = self.features(pictures)
-        return [head(features) for head in self.heads]
-
-    @torch.no_grad()
-    def answers(self, pictures: Tensor) -> Tensor:
-        """Most likely answers: int64 [N, questions]."""
-        return torch.cat([torch.stack([logits.argmax(1) for logits in self(part)], 1) for part in pictures.split(250)])
-
-
-def train_judge(work: Path, seed: int = 0) -> Judge:
-    """The judge, trained on the work folder's renders (stage 'data' of the build) and kept there."""
-    path = work / "images.npy"
-    if not path.exists():
-        raise InputError(f"there is no {path}; run `python -m dash_vision.miniature build --stages data` first")
-    pictures = np.load(path, mmap_mode="r")
-    seed_everything(seed, "judge, weights")
-    judge = Judge()
-    fit = Fit("judge", {"judge": judge}, JUDGE_PLAN, work, seed)
-
-    def loss_at(batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        index = torch.randint(len(pictures), (JUDGE_PLAN.batch_size,), generator=generator).tolist()
-        right = torch.tensor([labels(training_scene(i)) for i in index])
-        with fit.runtime.autocast():
-            logits = judge(to_tensor(np.stack([pictures[i] for i in index])))
-        losses = [F.cross_entropy(part.float(), right[:, i]) for i, part in enumerate(logits)]
-        return torch.stack(losses).sum(), {}
-
-    fit.run(loss_at)
-    fit.use_averages()
-    return judge.eval()
-
-
-def generate(pipeline: StableDiffusionPipeline, prompts: Sequence[str], seed: int = 0, batch: int = 20) -> Tensor:
+def generate(pipeline: Any, prompts: Sequence[str], guidance: float, seed: int = 0, batch: int = 20) -> Tensor:
     """One picture a prompt, from noise seeded by (seed, position): float32 [N, 3, 64, 64] in -1..1."""
-    call: Any = pipeline
     parts = []
     for start in range(0, len(prompts), batch):
         part = list(prompts[start : start + batch])
         generators = [stream(seed, "report, noise", start + i) for i in range(len(part))]
-        options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "np"}
-        pictures = call(part, generator=generators, **options).images
+        options = {"num_inference_steps": STEPS, "guidance_scale": guidance, "output_type": "np"}
+        pictures = pipeline(part, height=SIZE, width=SIZE, generator=generators, **options).images
         parts.append(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() * 2 - 1)
     return torch.cat(parts)
 
@@ -199,20 +132,21 @@ def captioned_sheet(pictures: Tensor, prompts: Sequence[Sequence[str]], zoom: in
     return sheet
 
 
-@dataclass
-class Figures:
-    """What is measured, in the order of the table: (what, figure)."""
-
-    rows: list[tuple[str, str]]
+class Figures(dict[str, str]):
+    """What is measured, in the order of the table: what -> figure."""
 
     def add(self, what: str, figure: str) -> None:
         """Note a row and print it."""
-        self.rows.append((what, figure))
+        self[what] = figure
         print(f"report: {what}: {figure}", flush=True)
 
-    def table(self) -> str:
-        """The rows as a Markdown table."""
-        return "\n".join(["| what | measured |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in self.rows)])
+
+def table(columns: Mapping[str, Mapping[str, str]]) -> str:
+    """Figures as a Markdown table: a column for each name, a row for each thing that any of them has."""
+    rows = dict.fromkeys(what for figures in columns.values() for what in figures)
+    lines = [f"| what | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
+    lines += [f"| {what} | {' | '.join(figures.get(what, '') for figures in columns.values())} |" for what in rows]
+    return "\n".join(lines)
 
 
 def _share(right: Tensor) -> str:
@@ -233,42 +167,70 @@ def judged_scenes(count: int) -> list[Scene]:
 
 
 def report(work: Path, docs: Path, weights: Path | None = None, images: int = 1000) -> None:
-    """Measure the exported weights and write `miniature.md` and `miniature.png` into the folder `docs`."""
+    """Measure the exported weights and write miniature.md and SHEETS into the folder `docs`."""
     folder = weights or WEIGHTS
-    if not (folder / "pipeline").is_dir():
-        raise InputError(f"there is no {folder / 'pipeline'}; run the stage 'export' of the build first")
-    figures = Figures([])
-    pipeline = _measure_loading(figures, folder / "pipeline")
-    scenes = [fresh_scene(i) for i in range(FRESH)]
-    fresh = rendered(scenes)
-    _measure_vae(figures, pipeline.vae, fresh[:500])
-    if (folder / "clip").is_dir():
-        _measure_clip(figures, folder / "clip", fresh, scenes)
-
+    for part in EMBEDDED.values():
+        if not (folder / part).is_dir():
+            raise InputError(f"there is no {folder / part}; run the stage 'export' of the build first")
     judge = train_judge(work)
-    _measure_answers(figures, judge, "fresh renders", fresh, scenes)
+    docs.mkdir(parents=True, exist_ok=True)
+    columns = {name: _measure_base(name, folder, work, docs, judge, images) for name in EMBEDDED}
+    page = PAGE.format(
+        bases=table(columns),
+        shared=table({"measured": _measure_shared(folder, work, judge)}),
+        guidance=GUIDANCE[MINIATURE],
+        flow_guidance=GUIDANCE[FLOW],
+    )
+    (docs / "miniature.md").write_text(page, encoding="utf-8")
+    print(f"report: {docs / 'miniature.md'}, {' and '.join(SHEETS.values())}", flush=True)
+
+
+def _measure_base(name: str, folder: Path, work: Path, docs: Path, judge: Judge, images: int) -> Figures:
+    """The figures of one base, from the work folder where they are of these weights; and its contact sheet."""
+    figures, kept = Figures(), work / f"report-{name}.json"
+    pipeline = _measure_loading(figures, folder / EMBEDDED[name], GUIDANCE[name])
+    drawn_by: Any = getattr(pipeline, "unet", None) or pipeline.transformer
+    identity = {"denoiser": of_network(drawn_by), "images": images, "guidance": GUIDANCE[name]}
+    if kept.exists():
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        if found["identity"] == identity:
+            return Figures(found["figures"])
     asked = judged_scenes(images)
-    pictures = generate(pipeline, [f"a photo of {describe(scene)}" for scene in asked], seed=1)
+    pictures = generate(pipeline, [f"a photo of {describe(scene)}" for scene in asked], GUIDANCE[name], seed=1)
     right = _measure_answers(figures, judge, "generated pictures", pictures, asked)
     figures.add("judge on generated pictures, all three", _share(right.all(1)))
-    _measure_nearest(figures, work, {"generated picture": pictures[:200], "fresh render": fresh[:200]})
-
+    _measure_nearest(figures, work, "generated picture", pictures[:200])
     prompts = sheet_prompts()
-    sheet = captioned_sheet(generate(pipeline, [p for row in prompts for p in row], seed=2), prompts)
-    docs.mkdir(parents=True, exist_ok=True)
-    sheet.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(docs / "miniature.png", optimize=True)
-    (docs / "miniature.md").write_text(PAGE.format(table=figures.table(), guidance=GUIDANCE), encoding="utf-8")
-    print(f"report: {docs / 'miniature.md'} and {docs / 'miniature.png'}", flush=True)
+    sheet = captioned_sheet(generate(pipeline, [p for row in prompts for p in row], GUIDANCE[name], seed=2), prompts)
+    sheet.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(docs / SHEETS[name], optimize=True)
+    write_json(kept, {"identity": identity, "figures": figures})
+    return figures
 
 
-def _measure_loading(figures: Figures, folder: Path) -> Any:
+def _measure_shared(folder: Path, work: Path, judge: Judge) -> Figures:
+    """What both bases have in common, and what the judge says of renders."""
+    from diffusers import AutoencoderKL
+
+    figures = Figures()
+    scenes = [fresh_scene(i) for i in range(FRESH)]
+    fresh = rendered(scenes)
+    vae = AutoencoderKL.from_pretrained(folder / EMBEDDED[MINIATURE], subfolder="vae", torch_dtype=torch.float32)
+    _measure_vae(figures, vae, fresh[:500])
+    if (folder / "clip").is_dir():
+        _measure_clip(figures, folder / "clip", fresh, scenes)
+    _measure_answers(figures, judge, "fresh renders", fresh, scenes)
+    _measure_nearest(figures, work, "fresh render", fresh[:200])
+    return figures
+
+
+def _measure_loading(figures: Figures, folder: Path, guidance: float) -> Any:
     """The pipeline, after its size and the time to a first picture are noted."""
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
     started = time.monotonic()
-    pipeline: Any = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline: Any = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    generate(pipeline, ["a photo of a cat"])
+    generate(pipeline, ["a photo of a cat"], guidance)
     seconds = time.monotonic() - started
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     figures.add("size of the pipeline's folder", f"{size / 1e6:.1f} MB")
@@ -293,14 +255,13 @@ def _measure_answers(figures: Figures, judge: Judge, what: str, pictures: Tensor
     return right
 
 
-def _measure_nearest(figures: Figures, work: Path, pictures: dict[str, Tensor]) -> None:
+def _measure_nearest(figures: Figures, work: Path, what: str, pictures: Tensor) -> None:
     training = np.load(work / "images.npy", mmap_mode="r")
-    for what, some in pictures.items():
-        near = nearest(some, training)
-        figures.add(
-            f"{what} to the nearest of {len(training)} training renders, RMS at 16x16 (0..255)",
-            f"median {near.median().item():.1f}, least {near.min().item():.1f}",
-        )
+    near = nearest(pictures, training)
+    figures.add(
+        f"{what} to the nearest of {len(training)} training renders, RMS at 16x16 (0..255)",
+        f"median {near.median().item():.1f}, least {near.min().item():.1f}",
+    )
 
 
 def _measure_clip(figures: Figures, folder: Path, fresh: Tensor, scenes: list[Scene]) -> None:
@@ -314,38 +275,52 @@ def _measure_clip(figures: Figures, folder: Path, fresh: Tensor, scenes: list[Sc
     figures.add("CLIP, the render of a caption among 100", f"{100 * for_text:.1f}%")
 
 
-PAGE = """# The embedded miniature
+PAGE = """# The embedded miniatures
 
-A complete, small Stable Diffusion stack that ships inside the package: `CLIPTokenizer`, `CLIPTextModel`,
-`AutoencoderKL`, `UNet2DConditionModel` (v-prediction) and a DDIM scheduler, in stock diffusers format, for 64x64
-pictures. It knows a world of rendered scenes (`dash_vision/miniature/world/scenes.py`): fourteen subjects, ten colours
-and five patterns in the twenty places of the DreamBooth protocol, three of its properties, and ten outfits for cats and
-dogs. Its purpose is to try, test and compare fine-tuning offline; it knows nothing else.
+Two complete, small text-to-image stacks ship inside the package, in stock diffusers format, for 64x64 pictures. They know
+a world of rendered scenes (`dash_vision/miniature/world/scenes.py`): fourteen subjects, ten colours and five patterns in
+the twenty places of the DreamBooth protocol, three of its properties, and ten outfits for cats and dogs. Their purpose is
+to try, test and compare fine-tuning offline; they know nothing else.
+
+- `miniature` is a Stable Diffusion: `CLIPTokenizer`, `CLIPTextModel`, `AutoencoderKL`, `UNet2DConditionModel`
+  (v-prediction) and a DDIM scheduler.
+- `miniature-flow` is a Z-Image: `ZImageTransformer2DModel`, trained by rectified flow on latents of the same
+  `AutoencoderKL`, with a `Qwen3Model` that reads prompts and a `FlowMatchEulerDiscreteScheduler`.
 
 ```python
-from dash_vision.miniature import load_pipeline
+from dash_vision.miniature import load_flow_pipeline, load_pipeline
 
-picture = load_pipeline()("a photo of a red cat in the snow", num_inference_steps=25).images[0]
+prompt = "a photo of a red cat in the snow"
+picture = load_pipeline()(prompt, num_inference_steps=25).images[0]
+picture = load_flow_pipeline()(prompt, num_inference_steps=25, height=64, width=64).images[0]
 ```
 
-![Generated pictures with their prompts](miniature.png)
+![Generated pictures of the miniature with their prompts](miniature.png)
 
-Generated, not selected; one seed a picture, 25 steps, guidance {guidance:g}.
+By `miniature`: generated, not selected; one seed a picture, 25 steps, guidance {guidance:g}.
+
+![Generated pictures of the flow-matching miniature with their prompts](miniature-flow.png)
+
+By `miniature-flow`, likewise; guidance {flow_guidance:g}.
 
 ## Measured
 
-{table}
+{bases}
+
+Both have one VAE, and the same judge:
+
+{shared}
 
 The judge is a small classifier of subject, place and colour that was trained on renders only. Fresh renders are scenes
 that no network was trained on. The distances to the nearest training render are given for fresh renders too: a
 generator that copied its training set would be nearer to it than they are.
 
-## How it was made
+## How they were made
 
 `python -m dash_vision.miniature build --work DIR` renders the scenes and trains everything from seeds on a CPU; run
 again after a stop, it goes on from the last checkpoint. `--init` goes on from exported weights: only the VAE's decoder
-is trained further, so that the latents stay what they are. The shipped weights were made by both, on one and two CPU
-cores:
+is trained further, so that the latents stay what they are. The weights of `miniature` were made by both, on one and two
+CPU cores:
 
 ```
 python -m dash_vision.miniature build --work first --output first/weights
@@ -354,11 +329,17 @@ python -m dash_vision.miniature build --work second --init first/weights --seed 
 ```
 
 These commands give other weights today than the shipped ones: random numbers are drawn in another way since then
-(`dash_vision/runs/seeds.py`). The recipe, the scenes and the captions' grammar are the same.
+(`dash_vision/runs/seeds.py`). The recipe, the scenes and the captions' grammar are the same. `miniature-flow` was
+trained on the latents of the shipped VAE, whose folder and tokenizer lay in the work folder:
 
-`python -m dash_vision.miniature report --work DIR` rebuilds this page and its picture.
+```
+mkdir third && cp -r dash_vision/miniature/weights/pipeline/vae dash_vision/miniature/weights/pipeline/tokenizer third/
+python -m dash_vision.miniature build --work third --output third/weights --stages data latents flow
+```
 
-A DreamBooth subject that the base has not seen comes from
+`python -m dash_vision.miniature report --work DIR` rebuilds this page and its pictures.
+
+A DreamBooth subject that the bases have not seen comes from
 `python -m dash_vision.miniature individual --seed 7 OUT/`: five instance pictures, and held-out pictures of the same
 individual in other places, which real photographs never give. One in six mixes of two colours and a pattern is kept
 out of the training scenes for these individuals. [individuals.md](individuals.md) has what DreamBooth makes of ten.
