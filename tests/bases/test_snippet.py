@@ -12,6 +12,7 @@ from dash_vision.bases import identity
 from dash_vision.bases.loading import load_base
 from dash_vision.bases.noise import DDPM
 from dash_vision.bases.snippet import loading_lines
+from dash_vision.miniature import FLOW, MINIATURE
 from tests.support.single_file import save_single_file
 
 
@@ -70,6 +71,17 @@ def test_the_lines_load_what_the_run_had(tiny, made, case):
     base, scope = load_base(**options), {}
     exec(compile("\n".join(loading_lines(base)), "card", "exec"), scope)
     same(base, scope["pipe"])
+
+
+@pytest.mark.parametrize("name", [MINIATURE, FLOW])
+def test_the_lines_of_an_embedded_base_load_it(name):
+    base, scope = load_base(name), {}
+    exec(compile("\n".join(loading_lines(base)), "card", "exec"), scope)
+    assert (base.embedded, base.resolution, base.specification["name"]) == (True, 64, name)
+    expected = base.identity()
+    assert type(scope["pipe"]) is type(base.pipeline)
+    for part in base.components():
+        assert identity.of_network(getattr(scope["pipe"], part)) == expected[part], part
 
 
 def test_parts_that_a_folder_lacks_are_left_out(bases, tmp_path):

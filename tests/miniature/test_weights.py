@@ -19,15 +19,24 @@ from tests.support.miniature import load_weights
 
 def test_missing_weights_are_an_error_that_says_how_to_make_them(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(miniature, "WEIGHTS", tmp_path)
-    for find in (miniature.pipeline_path, miniature.clip_path, miniature.load_pipeline, miniature.load_clip):
+    finders = (miniature.pipeline_path, lambda: miniature.pipeline_path(miniature.FLOW), miniature.clip_path)
+    loaders = (miniature.load_pipeline, miniature.load_flow_pipeline, miniature.load_clip)
+    for find in finders + loaders:
         with pytest.raises(FileNotFoundError, match=r"dash_vision\.miniature build"):
             find()
 
 
-@pytest.mark.parametrize(("find", "megabytes"), [(miniature.pipeline_path, 24), (miniature.clip_path, 4)])
+@pytest.mark.parametrize(
+    ("find", "megabytes"),
+    [
+        (miniature.pipeline_path, 24),
+        (lambda: miniature.pipeline_path(miniature.FLOW), 24),
+        (miniature.clip_path, 4),
+    ],
+)
 def test_the_shipped_folders_are_small_and_hold_no_pickle(find, megabytes: int) -> None:
     files = [path for path in find().rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt"}
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt", ".jinja"}
     assert sum(path.stat().st_size for path in files) <= megabytes * 1e6
 
 
@@ -40,13 +49,24 @@ def pipeline():
     return loaded
 
 
+@pytest.fixture(scope="module")
+def flow_pipeline():
+    from diffusers import ZImagePipeline
+
+    loaded = ZImagePipeline.from_pretrained(str(miniature.pipeline_path(miniature.FLOW)))
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
 def sample(pipeline, prompts: list[str], steps: int = 12) -> np.ndarray:
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-    options = {"num_inference_steps": steps, "guidance_scale": 4.0, "output_type": "np"}
+    options = {"num_inference_steps": steps, "guidance_scale": 4.0, "output_type": "np", "height": 64, "width": 64}
     return pipeline(prompts, generator=generators, **options).images
 
 
-def test_the_shipped_pipeline_loads_by_stock_diffusers_and_follows_the_prompt(pipeline) -> None:
+@pytest.mark.parametrize("name", ["pipeline", "flow_pipeline"])
+def test_the_shipped_pipelines_load_by_stock_diffusers_and_follow_the_prompt(name: str, request) -> None:
+    pipeline = request.getfixturevalue(name)
     places = ("in the jungle", "in the snow", "floating on top of water", "on top of pink fabric")
     pictures = sample(pipeline, [f"a photo of a black clock {place}" for place in places])
     assert pictures.shape == (4, 64, 64, 3)
@@ -65,9 +85,16 @@ def test_loading_in_half_precision_gives_the_same_model(pipeline) -> None:
     assert next(half.unet.parameters()).dtype == torch.float16
 
 
-def test_the_shipped_tokenizer_has_one_token_for_every_word(pipeline) -> None:
+def test_the_shipped_tokenizers_have_one_token_for_every_word(pipeline, flow_pipeline) -> None:
     for word in vocabulary.world_words():
-        assert len(pipeline.tokenizer(word).input_ids) == (5 if word == "two-tone" else 3), word
+        for tokenizer in (pipeline.tokenizer, flow_pipeline.tokenizer):
+            assert len(tokenizer(word).input_ids) == (5 if word == "two-tone" else 3), word
+
+
+def test_both_shipped_bases_have_one_vae(pipeline, flow_pipeline) -> None:
+    other = dict(flow_pipeline.vae.named_parameters())
+    assert all(torch.equal(value, other[name]) for name, value in pipeline.vae.named_parameters())
+    assert pipeline.vae.config.scaling_factor == flow_pipeline.vae.config.scaling_factor
 
 
 def test_the_shipped_clip_shares_the_pipelines_text_encoder_and_knows_pictures_from_captions(pipeline) -> None:
