@@ -277,10 +277,10 @@ def _measure_clip(figures: Figures, folder: Path, fresh: Tensor, scenes: list[Sc
 
 PAGE = """# The embedded miniatures
 
-Two complete, small text-to-image stacks ship inside the package, in stock diffusers format, for 64x64 pictures. They know
-a world of rendered scenes (`dash_vision/miniature/world/scenes.py`): fourteen subjects, ten colours and five patterns in
-the twenty places of the DreamBooth protocol, three of its properties, and ten outfits for cats and dogs. Their purpose is
-to try, test and compare fine-tuning offline; they know nothing else.
+Two complete, small text-to-image stacks ship inside the package, in stock diffusers format, for 64x64 pictures. They
+know a world of rendered scenes (`dash_vision/miniature/world/scenes.py`): fourteen subjects, ten colours and five
+patterns in the twenty places of the DreamBooth protocol, three of its properties, and ten outfits for cats and dogs.
+Their purpose is to try, test and compare fine-tuning offline; they know nothing else.
 
 - `miniature` is a Stable Diffusion: `CLIPTokenizer`, `CLIPTextModel`, `AutoencoderKL`, `UNet2DConditionModel`
   (v-prediction) and a DDIM scheduler.
