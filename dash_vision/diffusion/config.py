@@ -69,7 +69,7 @@ class BaseArgs:
         "2, SDXL, or Stable Diffusion 1.x or 2.x; or a single file: .safetensors with all networks (SDXL, Stable "
         "Diffusion 1.x and 2.x), or .safetensors or .gguf with the transformer alone (all others)",
         metavar="ID|PATH",
-        shown_default="miniature, the small 64x64-pixel base that ships with the package",
+        shown_default="miniature, a small 64x64-pixel base that ships with the package, as miniature-flow does",
     )
     revision: str | None = option(None, BASE, "hub revision (branch, tag or commit) of the base")
     variant: str | None = option(None, BASE, "file variant of the base, such as fp16")
