@@ -187,13 +187,14 @@ def save_model(model: Any, folder: Path) -> None:
 
 def noisy_batch(
     latents: Tensor, scenes: Sequence[Scene], rng: Random, size: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-    """What a denoiser learns from in one step: latents and noise, both [size, 4, 16, 16]; places [size] in 0..1, one
-    drawn from each of `size` equal ranges, which varies less than independent draws; and prompts, of which one in ten
-    is empty, so that classifier-free guidance has its other half."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[str]]:
+    """What a denoiser learns from in one step: the numbers of its scenes [size]; latents and noise, both
+    [size, 4, 16, 16]; places [size] in 0..1, one drawn from each of `size` equal ranges, which varies less than
+    independent draws; and prompts, of which one in ten is empty, so that classifier-free guidance has its other half.
+    """
     index = torch.randint(len(latents), (size,), generator=generator)
     prompts = ["" if rng.random() < 0.1 else caption(scenes[i], rng) for i in index.tolist()]
     z = latents[index].float()
     noise = torch.randn(z.shape, generator=generator)
     places = (torch.arange(size) + torch.rand(size, generator=generator)) / size
-    return z, noise, places, prompts
+    return index, z, noise, places, prompts

@@ -64,7 +64,7 @@ def _loss_of(
 
     def loss_at(batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         rng = python_stream(s.seed, "unet, captions", batch)
-        z, noise, spread, prompts = noisy_batch(latents, scenes, rng, size, generator)
+        _, z, noise, spread, prompts = noisy_batch(latents, scenes, rng, size, generator)
         t = (spread * scheduler.config.num_train_timesteps).long()
         target = scheduler.get_velocity(z, noise, t).to(device)
         noisy = scheduler.add_noise(z, noise, t).to(device)
