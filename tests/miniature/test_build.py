@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,8 @@ from dash_vision import miniature
 from dash_vision.miniature.__main__ import main
 from dash_vision.miniature.train import data, vae
 from dash_vision.miniature.train.export import export_flow
-from dash_vision.miniature.train.flow import states_of
+from dash_vision.miniature.train.flow import ALIGNED, Alignment, states_of
+from dash_vision.miniature.train.networks import new_flow_transformer
 from tests.support.miniature import load_weights
 
 
@@ -54,14 +56,18 @@ def test_a_build_that_goes_on_from_exported_weights_keeps_their_latents_and_word
         assert {**old, "_diffusers_version": ""} == {**new, "_diffusers_version": ""}
 
 
-def test_the_flow_matching_transformer_is_trained_and_drawn_by_stock_diffusers(tmp_path: Path, few) -> None:
+def test_the_flow_matching_transformer_is_trained_and_drawn_by_stock_diffusers(tmp_path: Path, few, capsys) -> None:
     from diffusers import ZImagePipeline
 
     work, out = tmp_path / "work", tmp_path / "out"
     arguments = ["--work", str(work), "--output", str(out), "--init", str(miniature.WEIGHTS), "--scenes", "20"]
     stages = ["--stages", "data", "tokenizer", "latents", "flow"]
     shutil.copytree(miniature.WEIGHTS / "pipeline" / "vae", work / "vae")
-    assert main(["build", *arguments, "--processes", "1", "--flow-steps", "2", *stages]) == 0
+    command = ["build", *arguments, "--processes", "1", "--flow-steps", "2", *stages]
+    assert main(command) == 2
+    assert "run the stage 'clip' first" in capsys.readouterr().err
+    shutil.copytree(miniature.WEIGHTS / "clip", work / "clip")
+    assert main(command) == 0
     export_flow(data.Settings(work, out))
     pipeline = ZImagePipeline.from_pretrained(out / "flow")
     pipeline.set_progress_bar_config(disable=True)
@@ -70,4 +76,24 @@ def test_the_flow_matching_transformer_is_trained_and_drawn_by_stock_diffusers(t
     assert picture.shape == (64, 64, 3)
     states, _ = pipeline.encode_prompt("a photo of a red cat", "cpu", do_classifier_free_guidance=False)
     expected = states_of(pipeline.text_encoder, pipeline.tokenizer, ["a photo of a red cat"])
-    torch.testing.assert_close(states, expected)
+    torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_noisy_pictures_tokens_are_compared_patch_by_patch_with_the_clean_ones() -> None:
+    """The mean over 64 patches of 1 - cosine; the transformer's first 64 tokens are the picture's, row by row."""
+    torch.manual_seed(0)
+    transformer, clip = new_flow_transformer().eval(), miniature.load_clip()
+    alignment, tokens = Alignment(transformer, clip.vision_model), []
+    transformer.layers[ALIGNED - 1].register_forward_hook(lambda layer, inputs, output: tokens.append(output))
+    pictures = torch.rand(2, 3, 64, 64) * 2 - 1
+    latents, states = list(torch.randn(2, 4, 1, 16, 16).unbind()), [torch.randn(5, 128), torch.randn(9, 128)]
+    transformer(latents, torch.tensor([0.2, 0.7]), states)
+    wanted = clip.vision_model(pictures, output_hidden_states=True).hidden_states[-2].numpy()
+    found = alignment.project(tokens[0]).numpy()
+    cosines = [
+        np.dot(found[i, j], wanted[i, 1 + j]) / np.linalg.norm(found[i, j]) / np.linalg.norm(wanted[i, 1 + j])
+        for i in range(2)
+        for j in range(64)
+    ]
+    assert alignment(pictures).item() == pytest.approx(1 - np.mean(cosines), abs=1e-5)
