@@ -15,7 +15,6 @@ import torch
 from dash_vision import miniature
 from dash_vision.miniature.__main__ import main
 from dash_vision.miniature.train import data, vae
-from dash_vision.miniature.train.export import export_flow
 from dash_vision.miniature.train.flow import ALIGNED, Alignment, states_of
 from dash_vision.miniature.train.networks import new_flow_transformer
 from tests.support.miniature import load_weights
@@ -61,14 +60,14 @@ def test_the_flow_matching_transformer_is_trained_and_drawn_by_stock_diffusers(t
 
     work, out = tmp_path / "work", tmp_path / "out"
     arguments = ["--work", str(work), "--output", str(out), "--init", str(miniature.WEIGHTS), "--scenes", "20"]
-    stages = ["--stages", "data", "tokenizer", "latents", "flow"]
+    stages = ["--stages", "data", "tokenizer", "latents", "flow", "export"]
     shutil.copytree(miniature.WEIGHTS / "pipeline" / "vae", work / "vae")
     command = ["build", *arguments, "--processes", "1", "--flow-steps", "2", *stages]
     assert main(command) == 2
     assert "run the stage 'clip' first" in capsys.readouterr().err
     shutil.copytree(miniature.WEIGHTS / "clip", work / "clip")
     assert main(command) == 0
-    export_flow(data.Settings(work, out))
+    assert [path.name for path in out.iterdir()] == ["flow"]
     pipeline = ZImagePipeline.from_pretrained(out / "flow")
     pipeline.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": 2, "height": 64, "width": 64, "output_type": "np"}

@@ -38,7 +38,7 @@ CLIP_PLAN = Plan(steps=330, learning_rate=1e-3, batch_size=128, warmup=40, muon=
 
 @dataclass
 class Settings:
-    """What one build depends on. The defaults are those of the shipped weights."""
+    """What one build depends on. docs/miniature.md says how the shipped weights were made."""
 
     work: Path
     output: Path  # the folder that receives pipeline/ and clip/, and vit.safetensors unless it is the package's

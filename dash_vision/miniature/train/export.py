@@ -15,13 +15,16 @@ from .networks import flow_scheduler, flow_tokenizer, sampling_scheduler
 
 
 def export(settings: Settings) -> None:
-    """pipeline/ (Stable Diffusion, float16 safetensors) and clip/ (CLIP, likewise) in the output folder."""
-    if not (settings.work / "unet" / "config.json").exists():
-        raise InputError(f"there is no trained UNet in {settings.work}; run the stage 'unet' first")
-    _replace_folder(settings.output / "pipeline", _pipeline(settings).save_pretrained)
-    if (settings.work / "clip" / "config.json").exists():
-        _export_clip(settings)
-    if (settings.work / "flow" / "transformer" / "config.json").exists():
+    """In the output folder what was trained: pipeline/ (Stable Diffusion) with clip/ (CLIP), and flow/ (Z-Image), all
+    as float16 safetensors. Raises InputError where there is neither."""
+    unet, flow = (settings.work / part / "config.json" for part in ("unet", "flow/transformer"))
+    if not unet.exists() and not flow.exists():
+        raise InputError(f"there is no trained denoiser in {settings.work}; run the stage 'unet' or 'flow' first")
+    if unet.exists():
+        _replace_folder(settings.output / "pipeline", _pipeline(settings).save_pretrained)
+        if (settings.work / "clip" / "config.json").exists():
+            _export_clip(settings)
+    if flow.exists():
         export_flow(settings)
     for folder in sorted(p for p in settings.output.iterdir() if p.is_dir()):
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
