@@ -187,14 +187,14 @@ def report(work: Path, docs: Path, weights: Path | None = None, images: int = 10
 
 def _measure_base(name: str, folder: Path, work: Path, docs: Path, judge: Judge, images: int) -> Figures:
     """The figures of one base, from the work folder where they are of these weights; and its contact sheet."""
-    figures, kept = Figures(), work / f"report-{name}.json"
-    pipeline = _measure_loading(figures, folder / EMBEDDED[name], GUIDANCE[name])
+    loading, figures, kept = Figures(), Figures(), work / f"report-{name}.json"
+    pipeline = _measure_loading(loading, folder / EMBEDDED[name], GUIDANCE[name])
     drawn_by: Any = getattr(pipeline, "unet", None) or pipeline.transformer
     identity = {"denoiser": of_network(drawn_by), "images": images, "guidance": GUIDANCE[name]}
-    if kept.exists():
+    if kept.exists() and (docs / SHEETS[name]).exists():
         found = json.loads(kept.read_text(encoding="utf-8"))
         if found["identity"] == identity:
-            return Figures(found["figures"])
+            return Figures(loading | found["figures"])
     asked = judged_scenes(images)
     pictures = generate(pipeline, [f"a photo of {describe(scene)}" for scene in asked], GUIDANCE[name], seed=1)
     right = _measure_answers(figures, judge, "generated pictures", pictures, asked)
@@ -204,7 +204,7 @@ def _measure_base(name: str, folder: Path, work: Path, docs: Path, judge: Judge,
     sheet = captioned_sheet(generate(pipeline, [p for row in prompts for p in row], GUIDANCE[name], seed=2), prompts)
     sheet.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(docs / SHEETS[name], optimize=True)
     write_json(kept, {"identity": identity, "figures": figures})
-    return figures
+    return Figures(loading | figures)
 
 
 def _measure_shared(folder: Path, work: Path, judge: Judge) -> Figures:
@@ -224,11 +224,12 @@ def _measure_shared(folder: Path, work: Path, judge: Judge) -> Figures:
 
 
 def _measure_loading(figures: Figures, folder: Path, guidance: float) -> Any:
-    """The pipeline, after its size and the time to a first picture are noted."""
+    """The pipeline, after its size and the time to a first picture are noted; the time to import it does not count."""
     from diffusers import DiffusionPipeline
 
-    started = time.monotonic()
     pipeline: Any = DiffusionPipeline.from_pretrained(folder)
+    started = time.monotonic()
+    pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     generate(pipeline, ["a photo of a cat"], guidance)
     seconds = time.monotonic() - started
