@@ -17,7 +17,6 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import torch
@@ -26,15 +25,7 @@ from dash_vision.bases.loading import Base, load_base
 from dash_vision.files.atomic import write_json
 from dash_vision.files.errors import InputError
 from dash_vision.measures.choice import recommend
-from dash_vision.miniature.world.scenes import (
-    Scene,
-    heldout_scenes,
-    individual,
-    instance_scenes,
-    random_pose,
-    render,
-    write_pictures,
-)
+from dash_vision.miniature.world.scenes import render
 from dash_vision.runs.evaluation import PREFERENCES, Evaluation
 from dash_vision.runs.values import typed
 from eval.intervals import student
@@ -47,18 +38,6 @@ FLAGS = (
     "--dash_k 8 --train_batch_size 2 --learning_rate 3e-3 --max_train_steps 300 --evaluate_every 50 "
     "--num_inference_steps 6"
 )
-
-
-def make_case(seed: int, output: Path, pictures: int) -> Case:
-    """Individual number `seed` with so many pictures, written where they are missing."""
-    subject, folder = individual(seed), output / str(seed)
-    seen = instance_scenes(subject, pictures, seed)
-    heldout = heldout_scenes(subject, seen, PLACES, seed)
-    rng = Random(f"other poses {seed}")
-    others = [Scene(subject, scene.setting, random_pose(rng)) for scene in heldout]
-    if not (folder / "instance").is_dir():
-        write_pictures(seen, folder / "instance")
-    return Case(seed, folder, seen, heldout, others)
 
 
 def measure(case: Case, arm: Arm, base: Base, eyes: Eyes) -> dict[str, Any]:
@@ -156,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
         base.pipeline.set_progress_bar_config(disable=True)
         eyes, rows = Eyes(), []
         for seed in args.individuals:
-            rows.append(measure(make_case(seed, args.output, PICTURES + args.heldout), arm, base, eyes))
+            rows.append(measure(Case.make(seed, args.output, PLACES, PICTURES + args.heldout), arm, base, eyes))
             write_json(args.output / "checkpoints.json", {"flags": arm.flags, "individuals": rows})
     except (InputError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -127,7 +127,7 @@ def read_plan(path: Path) -> tuple[list[Arm], list[Comparison]]:
 
 @dataclass(frozen=True)
 class Case:
-    """One individual: its folder, five scenes to learn from, held-out ones, and the same places in other poses."""
+    """One individual: its folder, scenes of its instance pictures, held-out ones, and the same places in other poses."""
 
     seed: int
     folder: Path
@@ -136,10 +136,11 @@ class Case:
     others: list[Scene]
 
     @classmethod
-    def make(cls, seed: int, output: Path, places: int) -> Case:
-        """Individual number `seed`; its pictures are written where they are missing."""
+    def make(cls, seed: int, output: Path, places: int, pictures: int = 5) -> Case:
+        """Individual number `seed` with so many instance pictures; all are written where they are missing. More places
+        begin with those of fewer."""
         subject, folder = individual(seed), output / str(seed)
-        seen = instance_scenes(subject, 5, seed)
+        seen = instance_scenes(subject, pictures, seed)
         heldout = heldout_scenes(subject, seen, places, seed)
         rng = Random(f"other poses {seed}")
         others = [Scene(subject, scene.setting, random_pose(rng)) for scene in heldout]

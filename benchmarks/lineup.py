@@ -25,7 +25,6 @@ from .individuals import Arm, Case, arm_folder
 
 LETTERS = "ABCD"
 SHOWN = 5  # drawings, and pictures of each candidate
-_PLACES = 12  # of which benchmarks.individuals draws by default
 
 
 def candidates(case: Case) -> tuple[list[Subject], str]:
@@ -96,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not args.output.is_dir():
             raise InputError(f"there is no folder {args.output}; run benchmarks.individuals first")
         seeds = sorted(int(folder.name) for folder in args.output.iterdir() if folder.name.isdigit())
-        cases = [Case.make(seed, args.output, _PLACES) for seed in seeds]
+        cases = [Case.make(seed, args.output, SHOWN) for seed in seeds]
         if args.answers:
             print(judged([candidates(case)[1] for case in cases], args.answers))
             return 0
