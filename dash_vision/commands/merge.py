@@ -86,8 +86,9 @@ def _merge_language(folder: Path, out: Path, place: str | None, dtype: str | Non
     else:
         merged = _with_peft(merged, folder)
     if dtype:
-        _cast(type(merged).__name__, merged, getattr(torch, adapters.DTYPES[dtype]))
-        merged = merged.to(getattr(torch, adapters.DTYPES[dtype]))
+        wanted = getattr(torch, adapters.DTYPES[dtype])
+        _check_fits(type(merged).__name__, merged, wanted)
+        merged = merged.to(wanted)
     with new_folder(out) as temporary:
         merged.save_pretrained(temporary)
     print(f"wrote {out}: the base with the adapter in its weights; {type(merged).__name__}.from_pretrained loads it")
@@ -148,7 +149,7 @@ def _note_other_base(provenance: str | None, weights: Mapping[str, torch.Tensor]
     )
 
 
-def _cast(name: str, network: torch.nn.Module, dtype: torch.dtype) -> None:
+def _check_fits(name: str, network: torch.nn.Module, dtype: torch.dtype) -> None:
     """Raises InputError where a finite number of a network would become infinite in a format."""
     import torch
 
@@ -181,7 +182,7 @@ def _merge_pipeline(folder: Path, adapter: Path, out: Path, place: str | None, d
     formats = {}
     for name, network in base.components().items():
         formats[name] = getattr(torch, adapters.DTYPES[dtype]) if dtype else base.stored_dtype(name)
-        _cast(name, network, formats[name])
+        _check_fits(name, network, formats[name])
         torch.nn.Module.to(network, formats[name])  # diffusers' own warns of networks that list no exception
     with new_folder(out) as temporary:
         base.pipeline.save_pretrained(temporary)

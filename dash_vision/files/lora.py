@@ -23,7 +23,7 @@ from torch import Tensor
 from .atomic import write_json
 from .container import ENTRY, read_safetensors, write_safetensors
 from .flux_names import fuse
-from .low_rank import Export, Factors, Layer, best_of_rank, energy_of, padded, rounded
+from .low_rank import Export, Factors, Layer, best_of_rank, energy_of, in_format, padded, rounded
 from .native import AdapterState
 from .places import from_root
 from .readers import About, infer_about
@@ -306,7 +306,8 @@ def _write_peft(
         tensors[f"base_model.model.{module}.lora_B.weight"] = up
     whole = state.whole | dict(whole)
     for key, tensor in whole.items():
-        tensors[f"base_model.model.{key}"] = _in_format(key, tensor, dtype)
+        counted = not tensor.is_floating_point()  # counters stay as they are
+        tensors[f"base_model.model.{key}"] = tensor if counted else in_format(tensor, dtype, key)
     config = {
         "peft_type": "LORA",
         "r": rank,
@@ -326,15 +327,6 @@ def _write_peft(
     _write_checked(path, tensors, {"format": "pt", ENTRY: provenance}, 2 * len(layers) + len(whole))
     write_json(folder / "adapter_config.json", config)
     return path
-
-
-def _in_format(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor of a module that was trained whole; counters stay as they are. Raises ValueError where its numbers are
-    too large."""
-    small = tensor.to(dtype) if tensor.is_floating_point() else tensor
-    if tensor.is_floating_point() and not torch.isfinite(small).all():
-        raise ValueError(f"{key} holds NaN, infinity or values too large for {dtype}; export in float32 or retrain")
-    return small
 
 
 def _targets(modules: Iterable[str]) -> list[str] | str:

@@ -93,6 +93,14 @@ def energy_of(factors: Factors) -> float:
     return float(((up.T @ up) * (down @ down.T)).sum().clamp(min=0))
 
 
+def in_format(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """A tensor of floating-point numbers in `dtype`. Raises ValueError for values that it does not hold."""
+    small = tensor.to(dtype)
+    if not torch.isfinite(small).all():
+        raise ValueError(f"{name} holds NaN, infinity or values too large for {dtype}; export in float32 or retrain")
+    return small
+
+
 def rounded(factors: Factors, dtype: torch.dtype, name: str) -> tuple[Factors, float]:
     """The factors in `dtype`, and how far that moves B A, relative to its Frobenius norm.
 
@@ -100,9 +108,7 @@ def rounded(factors: Factors, dtype: torch.dtype, name: str) -> tuple[Factors, f
     too small. Raises ValueError naming the layer for values that `dtype` does not hold.
     """
     down, up = _balanced(factors) if dtype == torch.float16 else factors
-    small = down.to(dtype), up.to(dtype)
-    if not all(torch.isfinite(part).all() for part in small):
-        raise ValueError(f"{name} holds NaN, infinity or values too large for {dtype}; export in float32 or retrain")
+    small = in_format(down, dtype, name), in_format(up, dtype, name)
     if dtype in (torch.float32, torch.float64):
         return small, 0.0
     energy = energy_of((down, up))
