@@ -211,11 +211,10 @@ class Evaluator:
     def worth_going_on(self) -> bool:
         """False where the last measurements, as many as --early_stopping_patience, brought no higher score."""
         settings = self.job.plan.settings
-        steps = [one.step for one in self.evaluation.trained]
-        best = highest(self.evaluation, settings.prefer)
-        if best is None or not settings.early_stop:
+        best = highest(self.evaluation, settings.prefer) if settings.early_stop else None
+        if best is None:
             return True
-        return sum(step > best for step in steps) < settings.early_stopping_patience
+        return sum(one.step > best for one in self.evaluation.trained) < settings.early_stopping_patience
 
     def stop(self) -> None:
         """Note that the training ended before its last step."""
