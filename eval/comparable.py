@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dash_vision.drawing.numbers import shortest
+from dash_vision.files.errors import enumerated
 
 from .bases import compare_bases
 from .runs import DreamBoothRun, Run
@@ -79,10 +80,10 @@ def not_comparable(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
         if found:
             parts = [_part(name, values, group) for name, values in list(found.items())[:_MOST]]
             parts += [f"{len(found) - _MOST} more settings"] if len(found) > _MOST else []
-            both = _listed([name for name, _ in group])
+            both = enumerated([name for name, _ in group])
             sentences.append(
-                f"{both} are not comparable, since they differ in {_listed(parts)}: what one has over another may come "
-                "of that."
+                f"{both} are not comparable, since they differ in {enumerated(parts)}: what one has over another may "
+                "come of that."
             )
     return sentences
 
@@ -92,13 +93,9 @@ def _part(name: str, values: Sequence[str], group: Sequence[tuple[str, DreamBoot
     if name == "training pictures":
         return name
     if len(group) == 2:
-        return f"{name} ({_listed(values)})"
+        return f"{name} ({enumerated(values)})"
     runs: dict[str, list[str]] = {}
     for value, (run, _) in zip(values, group, strict=True):
         runs.setdefault(value, []).append(run)
-    told = [f"{value} in {_listed(those)}" for value, those in runs.items()]
+    told = [f"{value} in {enumerated(those)}" for value, those in runs.items()]
     return f"{name} ({'; '.join(told)})"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -7,6 +7,7 @@ Stopped: a run was asked to stop; the same command resumes it.
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 
 
 class InputError(ValueError):
@@ -33,3 +34,8 @@ class Stopped(Exception):
 def one_line(text: object) -> str:
     """`text` safe to print as one line: names in files may hold line feeds, terminal escapes and half characters."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+def enumerated(parts: Sequence[str]) -> str:
+    """ "a, b and c", of one part or more."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..drawing.numbers import fixed
+from ..files.errors import enumerated
 from ..runs.evaluation import Evaluated, Evaluation, Recommendation
 from .student import t_quantile
 
@@ -116,14 +117,12 @@ def _means(rows: np.ndarray) -> np.ndarray:
 def _sentence(chosen: Evaluated, base: Evaluated, alike: Sequence[int], higher: int | None, count: int) -> str:
     parts = [f"a likeness of {_mean(chosen, 'likeness')} (the base has {_mean(base, 'likeness')})"]
     parts += [f"a {name} of {_mean(chosen, name)}" for name in _FORGETTING if chosen.values.get(name)]
-    measured = (
-        f"Step {chosen.step} is recommended, with {', '.join(parts[:-1])}{' and ' if parts[:-1] else ''}{parts[-1]}"
-    )
+    measured = f"Step {chosen.step} is recommended, with {enumerated(parts)}"
     if count == 1:
         return f"{measured}; no other one was measured."
     if not alike:
         return f"{measured}. The pictures that were measured tell it from every other step."
-    steps = ", ".join(map(str, alike[:-1])) + (" and " if alike[:-1] else "") + str(alike[-1])
+    steps = enumerated([*map(str, alike)])
     kept = f"; {higher} has the highest score, and the last one is kept" if higher is not None else ""
     plural = "s" if alike[:-1] else ""
     return f"{measured}. The pictures that were measured cannot tell it from step{plural} {steps}{kept}."
