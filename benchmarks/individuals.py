@@ -127,7 +127,7 @@ def read_plan(path: Path) -> tuple[list[Arm], list[Comparison]]:
 
 @dataclass(frozen=True)
 class Case:
-    """One individual: its folder, scenes of its instance pictures, held-out ones, and the same places in other poses."""
+    """One individual: its folder, scenes of its instance pictures, held-out ones, and these places in other poses."""
 
     seed: int
     folder: Path
