@@ -22,8 +22,9 @@ _CLASSES = {
 }
 
 
-def load_pretrained(folder: Path, place: str | None = None) -> Any:
-    """The base, in float32, of the plain LoRA in `folder`: the model itself, with new heads where the base has none.
+def load_pretrained(folder: Path, place: str | None = None) -> tuple[Any, torch.dtype]:
+    """The base, in float32, of the plain LoRA in `folder`: the model itself, with new heads where the base has none;
+    and the dtype in which transformers loads it when it is told none.
 
     place: a hub id or folder to use instead of the one that the LoRA names. Raises InputError.
     """
@@ -42,7 +43,8 @@ def load_pretrained(folder: Path, place: str | None = None) -> Any:
     transformers.utils.logging.set_verbosity_error()  # it would warn of new heads
     try:
         options = {"num_labels": labels} if labels else {}
-        return kind.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **options)
+        dtype = transformers.AutoConfig.from_pretrained(name).dtype or torch.float32
+        return kind.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **options), dtype
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"cannot load the base {name} ({reason}); name its folder by --base") from None

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=adapters.DTYPES,
-        help="number format of a pipeline's networks (default: as the base has each)",
+        help="number format of the networks (default: as the base has each)",
     )
 
 
@@ -46,7 +46,10 @@ def run(args: argparse.Namespace) -> None:
         said = f"its {checkpoints[-1]}" if checkpoints else "the output folder of a run"
         raise InputError(f"{args.adapter} is a folder without a trained model; give {said}, or a file in it")
     elif args.dtype is not None:
-        raise InputError(f"--dtype {args.dtype} is of pipelines, and a classifier is written in float32; leave it out")
+        raise InputError(
+            f"--dtype {args.dtype} is for pipelines and language models, and a classifier is written in float32; "
+            "leave it out"
+        )
     else:
         adapters.classify(args)
 
@@ -80,18 +83,19 @@ def _merge_language(folder: Path, out: Path, place: str | None, dtype: str | Non
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise InputError(f"{out} is there already; give a new folder for the merged model")
     folder = max(folder.glob("plain-lora/rank-*"), key=lambda f: int(f.name.rpartition("-")[2]), default=folder)
-    merged = load_pretrained(folder, place)
+    merged, base_dtype = load_pretrained(folder, place)
     if (folder / NATIVE_NAME).is_file():
         _fold(merged, folder / NATIVE_NAME)
     else:
         merged = _with_peft(merged, folder)
-    if dtype:
-        wanted = getattr(torch, adapters.DTYPES[dtype])
-        _check_fits(type(merged).__name__, merged, wanted)
-        merged = merged.to(wanted)
+    wanted = getattr(torch, adapters.DTYPES[dtype]) if dtype else base_dtype
+    name = type(merged).__name__
+    _check_fits(name, merged, wanted)
+    merged = merged.to(wanted)
     with new_folder(out) as temporary:
         merged.save_pretrained(temporary)
-    print(f"wrote {out}: the base with the adapter in its weights; {type(merged).__name__}.from_pretrained loads it")
+    said = str(wanted).removeprefix("torch.")
+    print(f"wrote {out}: the base with the adapter in its weights ({said}); {name}.from_pretrained loads it")
 
 
 def _with_peft(base: Any, folder: Path) -> Any:

@@ -54,7 +54,7 @@ class TrainerRun:
         """The pretrained model, from `place` or from where the plain LoRA of the run says. Raises InputError."""
         no_loading_bars()
         folders = [f for f in (self.folder, *_checkpoints(self.folder)) if (f / PLAIN).is_file()]
-        model: nn.Module = load_pretrained(folders[0] if folders else self.folder, place)
+        model: nn.Module = load_pretrained(folders[0] if folders else self.folder, place)[0]
         return model
 
 

@@ -67,6 +67,19 @@ def test_merge_of_a_peft_model_has_the_shifts(runs, tmp_path):
     torch.testing.assert_close(outputs(merged), outputs(model.base_model.model), rtol=1e-4, atol=1e-5)
 
 
+def test_merge_writes_the_format_that_the_base_has(runs, tmp_path, capsys):
+    root, _ = runs
+    AutoModelForCausalLM.from_pretrained(root / "base", dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
+    folder = lora_of(tmp_path / "base", tmp_path / "lora", "q_proj")
+    half, full = tmp_path / "half", tmp_path / "full"
+    assert dash_vision(["merge", str(folder), str(half)]) == 0
+    assert "(bfloat16)" in capsys.readouterr().out
+    assert {tensor.dtype for tensor in load_file(half / "model.safetensors").values()} == {torch.bfloat16}
+    assert AutoModelForCausalLM.from_pretrained(half).dtype == torch.bfloat16
+    assert dash_vision(["merge", str(folder), str(full), "--dtype", "fp32"]) == 0
+    assert AutoModelForCausalLM.from_pretrained(full).dtype == torch.float32
+
+
 def lora_of(base, folder, *targets):
     """A folder that PEFT writes, of a LoRA that has learned nothing."""
     config = LoraConfig(r=2, target_modules=list(targets), task_type="CAUSAL_LM")
