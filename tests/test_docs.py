@@ -11,6 +11,7 @@ from accelerate.commands.launch import launch_command_parser
 
 import benchmarks.__main__
 import benchmarks.checkpoints
+import benchmarks.decompositions
 import benchmarks.directions
 import benchmarks.host
 import benchmarks.individuals
@@ -49,6 +50,7 @@ MODULES = {
     "eval": eval.__main__.make_parser,
     "benchmarks": benchmarks.__main__.make_parser,
     "benchmarks.checkpoints": benchmarks.checkpoints.make_parser,
+    "benchmarks.decompositions": benchmarks.decompositions.make_parser,
     "benchmarks.directions": benchmarks.directions.make_parser,
     "benchmarks.pretrained": benchmarks.pretrained.make_parser,
     "benchmarks.host": benchmarks.host.make_parser,
