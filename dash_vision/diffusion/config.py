@@ -43,10 +43,9 @@ WEIGHTING_SCHEMES = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")
 OFFLOADS = ("none", "model", "group")
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 
-# A checkpoint and the run that resumes from it must agree in the settings of these groups: a change would make it
-# another run. What may change does not touch what is computed.
-DECISIVE = (DATA, DASH, TRAIN, FLOW, OPTIM, PRIOR)
-MAY_CHANGE = {
+# The settings of these groups decide what is learned, but for those below.
+_DECISIVE = (DATA, DASH, TRAIN, FLOW, OPTIM, PRIOR)
+_NOT_DECISIVE = {
     "instance_data_dir",
     "latent_cache_dir",
     "max_train_steps",
@@ -622,6 +621,12 @@ _DERIVED = (
     ("validation_epochs", "validation_steps"),
     ("dataset_name", "instance_data_dir"),
 )
+
+
+def decisive_settings() -> list[str]:
+    """The names of the settings that decide what a run on a given base learns."""
+    every = fields(DreamBoothConfig)
+    return [f.name for f in every if f.metadata["group"] in _DECISIVE and f.name not in _NOT_DECISIVE]
 
 
 def prelaunch_steps(settings: DreamBoothConfig, steps: int) -> int:

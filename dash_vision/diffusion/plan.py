@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from ..bases.noise import DDPM
 from ..files.errors import InputError
 from ..measures.names import SAMPLING_STEPS
 from ..pictures.crops import make_buckets
-from .config import DECISIVE, MAY_CHANGE, PRELAUNCH_STEPS, DreamBoothConfig, check_lengths, prelaunch_steps
+from .config import PRELAUNCH_STEPS, DreamBoothConfig, check_lengths, decisive_settings, prelaunch_steps
 from .long_prompts import count_chunks
 from .period import usual_period
 from .prompts import Prompts, default_validation_prompts
@@ -68,7 +68,7 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """The settings that a checkpoint and the run that resumes from it must agree in."""
         settings = self.settings
-        names = [f.name for f in fields(settings) if f.metadata["group"] in DECISIVE and f.name not in MAY_CHANGE]
+        names = decisive_settings()
         if settings.lr_scheduler not in ("constant", "constant_with_warmup"):
             names.append("max_train_steps")  # the rate's course depends on it
         arguments = self.arguments()
