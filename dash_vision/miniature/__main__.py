@@ -113,7 +113,7 @@ def _add_build(train: argparse.ArgumentParser) -> None:
         train.add_argument(f"--{name}-steps", type=int, help=f"steps of the {what} (default: the recipe's)")
     train.add_argument("--vit-steps", type=int, help="steps of the classifier's ViT (default: the recipe's)")
     train.add_argument("--seed", type=int, default=0, help="seed of all training (default: 0)")
-    train.add_argument("--snapshot", action="store_true", help="only export a UNet training's latest checkpoint")
+    train.add_argument("--snapshot", action="store_true", help="only export what the denoisers' trainings have reached")
     train.set_defaults(run=_build)
 
 

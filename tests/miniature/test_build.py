@@ -77,6 +77,15 @@ def test_the_flow_matching_transformer_is_trained_and_drawn_by_stock_diffusers(t
     expected = states_of(pipeline.text_encoder, pipeline.tokenizer, ["a photo of a red cat"])
     torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-4)
 
+    # What the checkpoint of the last step holds is what was exported.
+    now = ["--output", str(tmp_path / "now"), "--init", str(miniature.WEIGHTS), "--scenes", "20"]
+    assert main(["build", "--work", str(work), *now, "--snapshot"]) == 0
+    exported, taken = (load_weights(folder) for folder in (out, tmp_path / "now"))
+    assert exported.keys() == taken.keys()
+    assert all(torch.equal(exported[name], taken[name]) for name in exported)
+    assert main(["build", "--work", str(tmp_path), *now, "--snapshot"]) == 2
+    assert "no checkpoint of a denoiser" in capsys.readouterr().err
+
 
 @torch.no_grad()
 def test_a_noisy_pictures_tokens_are_compared_patch_by_patch_with_the_clean_ones() -> None:

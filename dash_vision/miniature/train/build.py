@@ -17,10 +17,10 @@ import torch
 from ...files.errors import InputError
 from .. import WEIGHTS
 from .clip import train_clip
-from .data import Settings, make_data, make_latents, make_tokenizer, save_model
+from .data import Settings, make_data, make_latents, make_tokenizer
 from .export import export
-from .flow import train_flow
-from .unet import denoiser, train_unet
+from .flow import flow_denoiser, save_flow, train_flow
+from .unet import denoiser, save_unet, train_unet
 from .vae import train_vae
 
 
@@ -102,14 +102,20 @@ def _claim(settings: Settings) -> None:
 
 
 def snapshot(settings: Settings) -> None:
-    """Export the averaged weights of a UNet training that is still running (read from its checkpoint)."""
-    unet, text, fit, _ = denoiser(settings)
-    fit.resume()
-    fit.use_averages()
+    """Export the averaged weights of the denoisers' trainings, read from their latest checkpoints; these trainings may
+    still be running. Raises InputError where there is no checkpoint."""
+    names = [name for name in ("unet", "flow") if (settings.work / f"{name}.checkpoint.safetensors").is_file()]
+    if not names:
+        raise InputError(f"{settings.work} has no checkpoint of a denoiser; run the stage 'unet' or 'flow' first")
     now = replace(settings, work=settings.work / "snapshot")
-    now.work.mkdir(exist_ok=True)
     for name in ("vae", "tokenizer"):
         shutil.copytree(settings.work / name, now.work / name, dirs_exist_ok=True)
-    save_model(unet.eval(), now.work / "unet")
-    save_model(text.eval(), now.work / "text_encoder")
+    if "unet" in names:
+        unet, text, fit, _ = denoiser(settings)
+        fit.resume()
+        save_unet(unet, text, fit, now)
+    if "flow" in names:
+        transformer, text, _, fit, _ = flow_denoiser(settings)
+        fit.resume()
+        save_flow(transformer, text, fit, now)
     export(now)

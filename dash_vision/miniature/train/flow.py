@@ -54,14 +54,19 @@ class Alignment(nn.Module):
 
 def train_flow(settings: Settings) -> None:
     """flow/transformer and flow/text_encoder, trained together on the latents of the other denoiser."""
-    folder = settings.work / "flow"
-    if (folder / "transformer" / "config.json").exists():
+    if (settings.work / "flow" / "transformer" / "config.json").exists():
         return
     latents = load_latents(settings)
     scenes = [training_scene(i) for i in range(len(latents))]
     transformer, text, alignment, fit, tokenizer = flow_denoiser(settings)
     fit.run(_loss_of(transformer, text, alignment, tokenizer, latents, scenes, fit, settings))
+    save_flow(transformer, text, fit, settings)
+
+
+def save_flow(transformer: Any, text: Any, fit: Fit, settings: Settings) -> None:
+    """flow/transformer and flow/text_encoder in the work folder, with the averages of their weights."""
     fit.use_averages()
+    folder = settings.work / "flow"
     folder.mkdir(exist_ok=True)
     save_model(text.eval(), folder / "text_encoder")
     save_model(transformer.eval(), folder / "transformer")

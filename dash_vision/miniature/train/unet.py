@@ -27,6 +27,11 @@ def train_unet(settings: Settings) -> None:
     scenes = [training_scene(i) for i in range(len(latents))]
     unet, text, fit, tokenizer = denoiser(settings)
     fit.run(_loss_of(unet, text, tokenizer, latents, scenes, fit, settings))
+    save_unet(unet, text, fit, settings)
+
+
+def save_unet(unet: Any, text: Any, fit: Fit, settings: Settings) -> None:
+    """unet/ and text_encoder/ in the work folder, with the averages of their weights."""
     fit.use_averages()
     save_model(unet.eval(), settings.work / "unet")
     save_model(text.eval(), settings.work / "text_encoder")
