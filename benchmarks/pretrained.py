@@ -5,7 +5,7 @@
 For every arm, each learning rate of the plan is tried with one seed, and the rate that is best on dev is run with the
 other seeds. The plan's script (examples/glue.py) does each run in a process of its own. RECORDS/NAME.jsonl keeps one
 line a run: its command and its result. A run that is there already is not made again, so a stopped command resumes.
-`--table` only reads the records: it prints the tables and draws RECORDS/NAME.png.
+`--table` only reads the records: it prints the tables and draws RECORDS/NAME.png (differences) and NAME-rates.png.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from PIL import Image
 
+from dash_vision.drawing.forest import Estimate, draw_forest
 from dash_vision.drawing.plot import Panel, Series, draw
 from dash_vision.files.errors import InputError
 from eval.intervals import student
@@ -204,22 +206,46 @@ def results_table(plan: Plan, arms: Sequence[Arm], records: Records) -> str:
     return "\n".join(lines)
 
 
-def differences_table(plan: Plan, arms: Sequence[Arm], records: Records) -> str:
-    """Arms less those that they are set against, paired by seed, with 95% intervals (Student's t over seeds)."""
-    lines = [f"| arm | less | {' | '.join(MEASURES)} |", f"| --- | --- |{' ---: |' * len(MEASURES)}"]
+def differences(plan: Plan, arms: Sequence[Arm], records: Records) -> dict[tuple[str, str], list[Estimate]]:
+    """(arm, the arm that it is set against) -> the first less the second by each measure, paired by seed, with 95%
+    intervals (Student's t over seeds)."""
+    found: dict[tuple[str, str], list[Estimate]] = {}
     named = {arm.name: arm for arm in arms}
     for arm in arms:
         if arm.against not in named:
             continue
-        cells = []
         for measure in MEASURES:
             others = by_seed(plan, named[arm.against], records, measure)
             gaps = [a - b for a, b in zip(by_seed(plan, arm, records, measure), others, strict=True)]
-            low, high = student(gaps)
+            estimate = Estimate(statistics.fmean(gaps), *student(gaps), gaps)
+            found.setdefault((arm.name, arm.against), []).append(estimate)
+    return found
+
+
+def differences_table(found: dict[tuple[str, str], list[Estimate]]) -> str:
+    """The differences with their intervals."""
+    lines = [f"| arm | less | {' | '.join(MEASURES)} |", f"| --- | --- |{' ---: |' * len(MEASURES)}"]
+    for (arm, against), estimates in found.items():
+        cells = []
+        for measure, (mean, low, high, _) in zip(MEASURES, map(astuple, estimates), strict=True):
             digits = _digits(measure)
-            cells.append(f"{statistics.fmean(gaps):+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})")
-        lines.append(f"| {arm.name} | {arm.against} | {' | '.join(cells)} |")
+            cells.append(f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})")
+        lines.append(f"| {arm} | {against} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def differences_picture(found: dict[tuple[str, str], list[Estimate]], seeds: int) -> Image.Image:
+    """The differences on the test set as a forest plot, grouped by what the arms are set against."""
+    groups: dict[str, list[tuple[str, list[Estimate]]]] = {}
+    shown = ("test loss", "test accuracy")
+    for (arm, against), estimates in found.items():
+        of_test = [estimates[list(MEASURES).index(measure)] for measure in shown]
+        groups.setdefault(f"less {against}", []).append((arm, of_test))
+    note = (
+        f"Small dots: the {seeds} seeds. Large dots and bars: mean and 95% interval (Student's t over seeds). An arm "
+        "is better than the other where its loss lies left of the line, and its accuracy right of it."
+    )
+    return draw_forest([m if "loss" in m else f"{m}, points" for m in shown], groups, note)
 
 
 def rates_panel(plan: Plan, arms: Sequence[Arm], records: Records, measure: str) -> Panel:
@@ -233,14 +259,19 @@ def rates_panel(plan: Plan, arms: Sequence[Arm], records: Records, measure: str)
 
 
 def publish(plan: Plan, records: Records) -> None:
-    """Print both tables of the finished arms and draw the rates."""
+    """Print both tables of the finished arms, and draw the differences and the rates."""
     arms = finished(plan, records)
     if not arms:
         raise InputError(f"{records.path} has no finished arm yet; run the command without --table first")
-    print(results_table(plan, arms, records), differences_table(plan, arms, records), sep="\n\n")
-    picture = records.path.with_suffix(".png")
-    draw([rates_panel(plan, arms, records, measure) for measure in ("dev loss", "dev accuracy")]).save(picture)
-    print(f"\n{picture}")
+    found = differences(plan, arms, records)
+    print(results_table(plan, arms, records), differences_table(found), sep="\n\n")
+    rates = records.path.with_name(f"{records.path.stem}-rates.png")
+    draw([rates_panel(plan, arms, records, measure) for measure in ("dev loss", "dev accuracy")]).save(rates)
+    print(f"\n{rates}")
+    if found:
+        picture = records.path.with_suffix(".png")
+        differences_picture(found, len(plan.seeds)).save(picture)
+        print(picture)
 
 
 def make_parser() -> argparse.ArgumentParser:

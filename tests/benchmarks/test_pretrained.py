@@ -6,6 +6,7 @@ import statistics
 
 import pytest
 import yaml
+from PIL import Image
 
 from benchmarks import pretrained
 from dash_vision.files.errors import InputError
@@ -50,7 +51,8 @@ def test_every_arm_has_all_rates_and_the_seeds_have_the_best_one(plan, capsys):
     losses = [0.5 + 0.01 * seed for seed in range(3)]
     assert f"| plain | 7 | 0.01 | {statistics.fmean(losses):.3f} ± {statistics.stdev(losses):.3f} |" in shown
     assert "| new | plain | -0.100 (-0.100 to -0.100) | +10.0 (+10.0 to +10.0) | -0.200 (-0.200 to -0.200) |" in shown
-    assert (plan.parent / "records/plan.png").stat().st_size > 1000
+    for name in ("plan.png", "plan-rates.png"):
+        assert Image.open(plan.parent / "records" / name).size[0] > 1000
 
 
 def test_what_was_recorded_is_not_run_again(plan, capsys):
