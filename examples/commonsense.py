@@ -181,14 +181,16 @@ def main() -> None:
         return float(trainer.evaluate([encode(row, tokenizer, task.cutoff) for row in rows])["eval_loss"])
 
     def likelihood(rows: list[dict[str, str]]) -> float:
-        right = [by_likelihood(model, row, tokenizer, task.cutoff) == row["answer"] for row in rows]
+        with trainer.accelerator.autocast():  # in the precision of the training
+            right = [by_likelihood(model, row, tokenizer, task.cutoff) == row["answer"] for row in rows]
         return 100 * sum(right) / len(right)
 
     scores: dict[str, dict[str, float]] = {}
     for name, rows in tests.items():
         scores[name] = {"likelihood": likelihood(rows), "loss": loss(rows)}
         if task.generate:
-            right = [by_generation(model, row, tokenizer) == row["answer"] for row in rows]
+            with trainer.accelerator.autocast():
+                right = [by_generation(model, row, tokenizer) == row["answer"] for row in rows]
             scores[name]["generated"] = 100 * sum(right) / len(right)
         print(name, ", ".join(f"{kind} {value:.3f}" for kind, value in scores[name].items()))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

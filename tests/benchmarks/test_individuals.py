@@ -136,7 +136,7 @@ def test_a_broken_plan_is_one_sentence(text: str, what: str, tmp_path: Path, cap
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["individuals.yaml", "preservation.yaml"])
+@pytest.mark.parametrize("name", ["individuals.yaml", "preservation.yaml", "short.yaml"])
 def test_the_plans_of_the_repository_are_plans(name: str) -> None:
     arms, comparisons = read_plan(Path(individuals.__file__).with_name(name))
     assert {c.name for c in comparisons} >= {arm.name for arm in arms if arm.against}
