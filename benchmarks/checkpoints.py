@@ -35,8 +35,8 @@ from .individuals import Arm, Case, Eyes, arm_folder, draw, drawn, to_pixels, tr
 PICTURES, HELDOUT, PLACES = 5, 2, 12
 # Short runs at a high rate, so that ten individuals take half an hour of one core.
 FLAGS = (
-    "--dash_k 8 --train_batch_size 2 --learning_rate 3e-3 --max_train_steps 300 --evaluate_every 50 "
-    "--num_inference_steps 6"
+    "--rank 4 --dash_k 8 --train_batch_size 2 --learning_rate 3e-3 --lr_scheduler constant --max_train_steps 300 "
+    "--evaluate_every 50 --num_inference_steps 6"
 )
 
 

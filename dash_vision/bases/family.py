@@ -64,6 +64,7 @@ class Defaults:
     train_batch_size: int
     guidance_scale: float
     num_inference_steps: int
+    lr_scheduler: str = "constant"
 
 
 @dataclass(frozen=True)

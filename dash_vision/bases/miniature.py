@@ -8,8 +8,15 @@ from .family import Defaults
 
 __all__ = ["DEFAULTS", "EMBEDDED", "MINIATURE", "NOTE", "SIZE", "pipeline_path"]
 
+# docs/individuals.md tells how they were chosen.
 _USUAL = Defaults(
-    learning_rate=1e-3, rank=4, max_train_steps=STEPS, train_batch_size=4, guidance_scale=2.0, num_inference_steps=25
+    learning_rate=1e-3,
+    rank=16,
+    max_train_steps=STEPS,
+    train_batch_size=4,
+    guidance_scale=2.0,
+    num_inference_steps=25,
+    lr_scheduler="cosine",
 )
 DEFAULTS = {MINIATURE: _USUAL, FLOW: _USUAL}
 NOTE = (

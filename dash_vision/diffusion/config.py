@@ -242,7 +242,13 @@ class RateArgs:
         None, OPTIM, "learning rate of the text encoder's adapter", shown_default="learning_rate"
     )
     scale_lr: bool = option(False, OPTIM, "multiply the learning rates by processes x batch size x accumulation steps")
-    lr_scheduler: str = option("constant", OPTIM, "schedule of the learning rate", choices=SCHEDULES)
+    lr_scheduler: str | None = option(
+        None,
+        OPTIM,
+        "schedule of the learning rate",
+        choices=SCHEDULES,
+        shown_default="constant; cosine for the miniatures",
+    )
     lr_warmup_steps: int = option(0, OPTIM, "optimizer steps of warm-up")
     lr_num_cycles: int = option(1, OPTIM, "number of cycles of cosine_with_restarts")
     lr_power: float = option(1.0, OPTIM, "exponent of the polynomial schedule")

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from ..bases.family import Target
     from ..bases.loading import Base
 
-_FROM_BASE = ("rank", "learning_rate", "max_train_steps", "train_batch_size", "num_inference_steps", "guidance_scale")
+_FROM_BASE = (
+    *("rank", "learning_rate", "lr_scheduler", "max_train_steps", "train_batch_size"),
+    *("num_inference_steps", "guidance_scale"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Plan:
     learning_rate: float
     text_encoder_lr: float
     dash_lr: float
+    lr_scheduler: str
     max_train_steps: int
     prelaunch_steps: int
     validation_steps: int
@@ -67,9 +71,8 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """The settings that a checkpoint and the run that resumes from it must agree in."""
-        settings = self.settings
         names = decisive_settings()
-        if settings.lr_scheduler not in ("constant", "constant_with_warmup"):
+        if self.lr_scheduler not in ("constant", "constant_with_warmup"):
             names.append("max_train_steps")  # the rate's course depends on it
         arguments = self.arguments()
         # Other rates are derived from this one, so that a difference is told of it first.
@@ -77,8 +80,9 @@ class Plan:
 
     def taken(self) -> list[str]:
         """What the user left to the base, as "name value"."""
-        numbers = ("resolution", *_FROM_BASE)
-        return [f"{name} {getattr(self, name):g}" for name in numbers if getattr(self.settings, name) is None]
+        left = [name for name in ("resolution", *_FROM_BASE) if getattr(self.settings, name) is None]
+        values = {name: getattr(self, name) for name in left}
+        return [f"{name} {v if isinstance(v, str) else f'{v:g}'}" for name, v in values.items()]
 
     def notes(self) -> list[str]:
         """What the user should know of the numbers that were derived."""
@@ -125,6 +129,8 @@ def make_plan(settings: DreamBoothConfig, prompts: Prompts, base: Base, pictures
     for name in values:
         if getattr(settings, name) is not None:
             values[name] = getattr(settings, name)
+    if values["lr_scheduler"] == "constant" and settings.lr_warmup_steps:
+        values["lr_scheduler"] = "constant_with_warmup"
     batch = values["train_batch_size"] * settings.gradient_accumulation_steps * processes
     epoch = math.ceil(pictures * settings.repeats / batch)
     if settings.num_train_epochs is not None and settings.max_train_steps is None:

@@ -472,7 +472,7 @@ def _make_training(
     factor = s.gradient_accumulation_steps * plan.train_batch_size * runtime.world if s.scale_lr else 1
     groups = parameter_groups(plan, base.family.denoiser, adapters, factor)
     rate = make_rate(
-        s.lr_scheduler, groups[0]["lr"], plan.max_train_steps, s.lr_warmup_steps, s.lr_num_cycles, s.lr_power
+        plan.lr_scheduler, groups[0]["lr"], plan.max_train_steps, s.lr_warmup_steps, s.lr_num_cycles, s.lr_power
     )
     optimizer = make_optimizer(s, groups)
     return Training(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MINIATURE = "miniature"  # what settings and records call the embedded models
 FLOW = "miniature-flow"
 EMBEDDED = {MINIATURE: "pipeline", FLOW: "flow"}  # base -> the folder of its weights
-STEPS = 700  # of a DreamBooth run on them, where the user gives no number
+STEPS = 1000  # of a DreamBooth run on them, where the user gives no number
 WEIGHTS = Path(__file__).parent / "weights"
 
 

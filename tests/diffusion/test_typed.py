@@ -78,9 +78,20 @@ def test_a_launch_while_the_rate_still_rises_is_said(base, bases):
 
 
 def test_a_constant_rate_with_warm_up_is_the_schedule_of_that_name():
-    config = DreamBoothConfig(instance_data_dir="x", lr_warmup_steps=5)
+    config = DreamBoothConfig(instance_data_dir="x", lr_scheduler="constant", lr_warmup_steps=5)
     assert config.lr_scheduler == "constant_with_warmup"
     assert config.notes == ["--lr_scheduler constant with --lr_warmup_steps 5 is constant_with_warmup"]
+
+
+def test_the_schedule_is_the_bases_own_unless_one_is_given(base, bases):
+    assert plan(base, bases).lr_scheduler == "constant"
+    assert plan(base, bases, lr_warmup_steps=5).lr_scheduler == "constant_with_warmup"
+    assert plan(base, bases, lr_scheduler="linear").lr_scheduler == "linear"
+    small = plan(load_base("miniature", without_weights=True), bases, lr_warmup_steps=5)
+    assert small.lr_scheduler == small.arguments()["lr_scheduler"] == "cosine"
+    assert "lr_scheduler cosine" in small.taken()
+    assert small.identity()["max_train_steps"] == 1000  # another length would be another course
+    assert "max_train_steps" not in plan(base, bases).identity()
 
 
 def test_no_guidance_draws_what_guidance_1_draws(base):
@@ -207,15 +218,15 @@ def test_the_hub_library_keeps_what_it_fetches_in_the_folder_given(tmp_path):
 
 
 def test_lengths_on_the_miniature_are_checked_without_torch(bases):
-    """Its own number of steps is 700."""
+    """Its own number of steps is 1000."""
     code = (
         "import sys, dash_vision.diffusion.early as e\nfrom dash_vision.diffusion.config import DreamBoothConfig as C\n"
     )
-    code += "try:\n    e.look(C(instance_data_dir=sys.argv[1], output_dir='absent', prelaunch_steps=700))\n"
+    code += "try:\n    e.look(C(instance_data_dir=sys.argv[1], output_dir='absent', prelaunch_steps=1000))\n"
     code += "except Exception as error:\n    print(error, 'torch' in sys.modules)"
     words = [sys.executable, "-c", code, str(bases / "cat")]
     said = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=True).stdout
-    assert said.startswith("--prelaunch_steps 700 leaves nothing of --max_train_steps 700")
+    assert said.startswith("--prelaunch_steps 1000 leaves nothing of --max_train_steps 1000")
     assert said.rstrip().endswith("False")
 
 
