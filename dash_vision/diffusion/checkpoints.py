@@ -8,7 +8,8 @@ from typing import Any
 
 from ..files.errors import InputError
 from ..runs.evaluation import EVALUATION, PROGRESS
-from ..runs.record import RUN
+from ..runs.record import RUN, read_record
+from .config import STEADY
 
 KEPT = "adapters"  # of earlier steps, by --save_lora_every and --evaluate_every
 _MEASURED = (EVALUATION, PROGRESS, "checkpoints")  # the last one is what `eval checkpoints` writes
@@ -53,11 +54,20 @@ def starting_point(folder: Path, wanted: str | None, overwrite: bool) -> Path | 
     if overwrite:
         return None
     if (folder / RUN).exists():
+        further = ", or --resume_from_checkpoint latest and a larger --max_train_steps to train it further"
         raise InputError(
-            f"{folder} holds a finished run; give another --output_dir, or --overwrite to replace it, or "
-            "--resume_from_checkpoint latest and a larger --max_train_steps to train it further"
+            f"{folder} holds a finished run; give another --output_dir, or --overwrite to replace it"
+            f"{further if _has_steady_rate(folder) else ''}"
         )
     return latest_checkpoint(folder)
+
+
+def _has_steady_rate(folder: Path) -> bool:
+    """Whether a finished run's learning rate did not depend on its number of steps."""
+    try:
+        return read_record(folder / RUN).arguments.get("lr_scheduler") in STEADY
+    except InputError:
+        return False
 
 
 def _named(folder: Path, wanted: str) -> Path | None:

@@ -98,11 +98,14 @@ def _run(config: DreamBoothConfig, runtime: Runtime) -> None:
     from .setup import prepare
 
     job = prepare(config, runtime, partial(print, flush=True))
-    if config.report_to:
-        values = {name: str(value) for name, value in job.plan.arguments().items()}
-        runtime.accelerator.init_trackers("dash-vision", values)
-    fit(job)
-    finish(job)
+    try:
+        if config.report_to:
+            values = {name: str(value) for name, value in job.plan.arguments().items()}
+            runtime.accelerator.init_trackers("dash-vision", values)
+        fit(job)
+        finish(job)
+    finally:
+        job.close()
     if runtime.main and config.push_to_hub:
         print(f"pushed:   {push(config, job.plan.output)}")
     if runtime.main:

@@ -41,6 +41,7 @@ FLOW = "noise levels of flow-matching bases"
 TIMESTEP_SAMPLINGS = ("uniform", "logit_normal", "sigmoid", "shift")
 WEIGHTING_SCHEMES = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")
 OFFLOADS = ("none", "model", "group")
+STEADY = ("constant", "constant_with_warmup")  # schedules that do not depend on the number of steps
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 
 # The settings of these groups decide what is learned, but for those below.

@@ -311,12 +311,20 @@ class DreamBoothJob:
         was, now = state["settings"], self._identity()
         if self._same_batches(state):
             now = {name: value for name, value in now.items() if name not in _SPLIT}
+        if done == self.plan.max_train_steps:
+            now.pop("max_train_steps", None)  # nothing is trained any more, at whatever rate
         for name, value in now.items():
             if name == "instance_data" and was.get(name) != value:
                 raise InputError(
                     f"the pictures or captions in {self.plan.settings.instance_data_dir} are not those that {path} was "
                     "trained on; put them back, give the same --holdout, which keeps some of them out, or --overwrite "
                     "to start anew"
+                )
+            if was.get(name) != value and name == "max_train_steps":
+                raise InputError(
+                    f"{path} is of a run of --max_train_steps {was.get(name)}, on which its learning rate depends "
+                    f"(--lr_scheduler {self.plan.lr_scheduler}), and this run has {value}; give the same number to go "
+                    "on, or --overwrite to start anew"
                 )
             if was.get(name) != value:
                 raise InputError(

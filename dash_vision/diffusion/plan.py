@@ -12,7 +12,7 @@ from ..bases.noise import DDPM
 from ..files.errors import InputError
 from ..measures.names import SAMPLING_STEPS
 from ..pictures.crops import make_buckets
-from .config import PRELAUNCH_STEPS, DreamBoothConfig, check_lengths, decisive_settings, prelaunch_steps
+from .config import PRELAUNCH_STEPS, STEADY, DreamBoothConfig, check_lengths, decisive_settings, prelaunch_steps
 from .long_prompts import count_chunks
 from .period import usual_period
 from .prompts import Prompts, default_validation_prompts
@@ -72,7 +72,7 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """The settings that a checkpoint and the run that resumes from it must agree in."""
         names = decisive_settings()
-        if self.lr_scheduler not in ("constant", "constant_with_warmup"):
+        if self.lr_scheduler not in STEADY:
             names.append("max_train_steps")  # the rate's course depends on it
         arguments = self.arguments()
         # Other rates are derived from this one, so that a difference is told of it first.

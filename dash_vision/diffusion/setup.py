@@ -41,13 +41,13 @@ from ..runs.seeds import seed_everything
 from .checkpoints import put_aside, starting_point
 from .config import DreamBoothConfig
 from .dataset import dataset_pictures
-from .heldout import seen_again, split
+from .heldout import Split, seen_again, split
 from .job import DreamBoothJob, HeldOut, Material
 from .latents import Example, Framing, encode_examples, prompts_of
 from .long_prompts import encode_chunks, left_out, takes_chunks, tokenize_chunks
 from .plan import Plan, make_plan
 from .prior import check_class_pictures, class_images
-from .prompts import derive_prompts, folder_prompt, note_unsaid
+from .prompts import Prompts, derive_prompts, folder_prompt, note_unsaid
 
 Say = Callable[[str], None]
 _TOLD = 3  # prompts whose end is quoted
@@ -72,10 +72,29 @@ def prepare(settings: DreamBoothConfig, runtime: Runtime, say: Say) -> DreamBoot
         settings = _from_dataset(settings, output, runtime)
     # Missing pictures are the commonest mistake: found before minutes are spent on loading a model.
     parts = split(settings, _list_pictures(settings))
-    listing = parts.listing
     prompts = derive_prompts(settings)
     make_writable(output)
     lock = _claim(output) if runtime.main else None
+    try:
+        return _prepare(settings, parts, prompts, runtime, say, lock, started, timings)
+    except BaseException:
+        if lock is not None:  # the error may be kept, a notebook does so, and the lock with it
+            lock.release()
+        raise
+
+
+def _prepare(
+    settings: DreamBoothConfig,
+    parts: Split,
+    prompts: Prompts,
+    runtime: Runtime,
+    say: Say,
+    lock: FolderLock | None,
+    started: float,
+    timings: dict[str, float],
+) -> DreamBoothJob:
+    """The job in an output folder that is this run's."""
+    output, listing = Path(settings.output_dir).expanduser(), parts.listing
     journal = Journal(output if runtime.main else None)
     checkpoint = starting_point(output, settings.resume_from_checkpoint, settings.overwrite)
     journal.begin(sys.argv[1:])

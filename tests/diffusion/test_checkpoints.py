@@ -110,6 +110,22 @@ def test_an_interrupted_run_goes_on_with_the_same_command(bases, out):
     assert prepare(settings(bases, out, overwrite=True)).training.step == 0
 
 
+def test_a_rate_that_falls_belongs_to_a_number_of_steps(bases, tmp_path):
+    falling = {"lr_scheduler": "cosine", "checkpointing_steps": 4}
+    train(settings(bases, tmp_path / "out", max_train_steps=8, prelaunch_steps=2, **falling))
+    with pytest.raises(InputError, match="holds a finished run") as finished:
+        prepare(settings(bases, tmp_path / "out", **falling))
+    assert "further" not in str(finished.value)
+    (tmp_path / "out/run.json").unlink()
+    (tmp_path / "out/checkpoint-8.safetensors").unlink()
+    for steps in (6, 9):
+        with pytest.raises(InputError, match=f"a run of --max_train_steps 8, on .*cosine.*this run has {steps}"):
+            prepare(settings(bases, tmp_path / "out", max_train_steps=steps, prelaunch_steps=2, **falling))
+    # To end it where it stands is something else: no step is made at another rate.
+    ended = prepare(settings(bases, tmp_path / "out", max_train_steps=4, prelaunch_steps=2, **falling))
+    assert ended.training.step == 4
+
+
 def test_a_lost_loss_stops_the_run_and_keeps_the_last_good_checkpoint(bases, tmp_path):
     config = settings(bases, tmp_path / "out", checkpointing_steps=2, max_train_steps=41, prelaunch_steps=40)
     job = prepare(config)
