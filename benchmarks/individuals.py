@@ -46,6 +46,7 @@ from dash_vision.miniature.train.data import prompt_ids
 from dash_vision.miniature.train.judge import Judge, train_judge
 from dash_vision.miniature.world.scenes import (
     SETTINGS,
+    SIZE,
     Scene,
     describe,
     heldout_scenes,
@@ -413,7 +414,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--arm", action="append", metavar="NAME=FLAGS", help="repeatable (default: LoRA-Dash, no flags)"
     )
     arms_from.add_argument("--plan", type=Path, metavar="FILE", help="arms from a YAML file instead, with comparisons")
-    parser.add_argument("--base", type=Path, help="a pipeline folder instead of the shipped miniature")
+    parser.add_argument("--base", type=Path, help="miniature-flow, or a pipeline folder, instead of miniature")
     parser.add_argument("--places", type=int, default=12, help="held-out places an individual (default: 12)")
     return parser
 
@@ -429,6 +430,11 @@ def main(arguments: list[str] | None = None) -> int:
             arms = [Arm.parse(text) for text in args.arm or ["LoRA-Dash="]]
         cases = [Case.make(seed, args.output, args.places) for seed in args.individuals]
         base = load_base(str(args.base) if args.base else None)
+        if base.resolution != SIZE:
+            raise InputError(
+                f"--base {args.base} draws {base.resolution} pixels unless it is told otherwise, and individuals are "
+                f"rendered with {SIZE}; give a base of {SIZE} pixels"
+            )
         base.pipeline.set_progress_bar_config(disable=True)
         # Arm by arm, so that a stopped command leaves whole comparisons.
         todo = [(case, arm, seed) for arm in arms for seed in arm.seeds for case in cases]

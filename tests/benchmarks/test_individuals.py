@@ -13,6 +13,7 @@ from PIL import Image
 from benchmarks import individuals
 from benchmarks.individuals import Arm, Case, Eyes, main, read_plan, to_pixels, way
 from dash_vision.miniature.world.scenes import render
+from tests.support.tiny.z_image import save_z_image
 
 
 def test_an_arm_is_a_name_and_flags_and_nothing_else(capsys, tmp_path: Path) -> None:
@@ -142,3 +143,10 @@ def test_the_plans_of_the_repository_are_plans(name: str) -> None:
     assert {c.name for c in comparisons} >= {arm.name for arm in arms if arm.against}
     for arm in arms:
         assert "--max_train_steps" in arm.flags
+
+
+def test_a_base_of_other_pictures_is_refused(tmp_path: Path, capsys) -> None:
+    save_z_image(tmp_path / "z-image")
+    words = [str(tmp_path / "out"), "--individuals", "0", "--base", str(tmp_path / "z-image")]
+    assert main(words) == 2
+    assert "individuals are rendered with 64; give a base of 64 pixels" in capsys.readouterr().err
