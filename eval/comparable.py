@@ -6,17 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dash_vision.diffusion.config import decisive_settings
 from dash_vision.drawing.numbers import shortest
 from dash_vision.files.errors import enumerated
 
 from .bases import compare_bases
 from .runs import DreamBoothRun, Run
 
-# Settings that decide what is learned and are told otherwise below, or belong to the subject or the base; and the seed.
-_TOLD = {
-    *("dataset_name", "dataset_config_name", "image_column", "caption_column", "instance_prompt", "seed"),
-    *("train_batch_size", "gradient_accumulation_steps", "max_sequence_length", "clip_skip"),
+# Settings that do not change what is learned, or that are told otherwise below: of places, files, memory and samples.
+_ELSEWHERE = {
+    *("instance_data_dir", "instance_prompt", "dataset_name", "dataset_config_name", "image_column", "caption_column"),
+    *("cache_dir", "latent_cache_dir", "class_data_dir", "output_dir", "logging_dir", "report_to", "repeats", "seed"),
+    *("pretrained_model_name_or_path", "revision", "variant", "pretrained_vae_model_name_or_path", "vae_revision"),
+    *("prediction_type", "zero_terminal_snr", "single_file_config", "max_sequence_length", "clip_skip"),
+    *("max_train_steps", "num_train_epochs", "train_batch_size", "gradient_accumulation_steps", "mixed_precision"),
+    *("gradient_checkpointing", "offload", "compile", "allow_tf32", "sample_batch_size"),
+    *("checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "overwrite", "save_lora_every"),
+    *("push_to_hub", "hub_model_id", "sample_with", "num_validation_images", "num_inference_steps", "guidance_scale"),
+    *("validation_prompt", "validation_steps", "validation_epochs"),
+    *("holdout", "evaluate_every", "eval_encoders", "prefer", "early_stop", "early_stopping_patience"),
 }
 # What is compared: the adapter and its method.
 _ADAPTER = {
@@ -49,10 +56,10 @@ def _settings(run: DreamBoothRun) -> dict[str, Any]:
     a, record = run.record.arguments, run.record
     batch = a.get("train_batch_size", 1) * a.get("gradient_accumulation_steps", 1) * record.processes
     found = {"steps": record.steps, "pictures a step": batch, "precision": record.mixed_precision}
-    for name in decisive_settings():
+    for name, value in a.items():
         used = name not in _ONLY_WITH or any(a.get(other) for other in _ONLY_WITH[name])
-        if used and name not in _TOLD and name not in _ADAPTER:
-            found[name] = a.get(name)
+        if used and name not in _ELSEWHERE and name not in _ADAPTER:
+            found[name] = value
     return found
 
 
