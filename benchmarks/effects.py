@@ -24,8 +24,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Effect:
-    """What a comparison gave, by each measure of the way and of the leak and by the share of right places, in
-    percentage points; more is better."""
+    """What a comparison gave by each of its measures. pairs: how many runs were set against each other."""
 
     arm: str
     against: str
@@ -34,7 +33,8 @@ class Effect:
 
 
 def effects(rows: Sequence[dict[str, Any]], comparisons: Sequence[Comparison]) -> list[Effect]:
-    """The differences over the individuals in `rows` and the training seeds that both arms of a pair have.
+    """The differences over the individuals in `rows` and the training seeds that both arms of a pair have, by each
+    measure of the way and of the leak and by the share of right places, in percentage points; more is better.
 
     Seeds and pairs of one individual are averaged first: individuals are what a finding should carry over to, and the
     interval is over them. Raises ValueError when two arms share no seed.

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from dash_vision.drawing.forest import Estimate, draw_forest
 from dash_vision.drawing.plot import Panel, Series, draw
 from dash_vision.files.errors import InputError
 from eval.intervals import student
+
+from .effects import Effect
 
 # By its name in the tables: where the script's result has it.
 MEASURES = {
@@ -206,41 +208,42 @@ def results_table(plan: Plan, arms: Sequence[Arm], records: Records) -> str:
     return "\n".join(lines)
 
 
-def differences(plan: Plan, arms: Sequence[Arm], records: Records) -> dict[tuple[str, str], list[Estimate]]:
-    """(arm, the arm that it is set against) -> the first less the second by each measure, paired by seed, with 95%
-    intervals (Student's t over seeds)."""
-    found: dict[tuple[str, str], list[Estimate]] = {}
+def differences(plan: Plan, arms: Sequence[Arm], records: Records) -> list[Effect]:
+    """Arms less those that they are set against by each measure, paired by seed, with 95% intervals (Student's t over
+    seeds)."""
+    found = []
     named = {arm.name: arm for arm in arms}
     for arm in arms:
-        if arm.against not in named:
+        if arm.against is None or arm.against not in named:
             continue
+        outcomes = {}
         for measure in MEASURES:
             others = by_seed(plan, named[arm.against], records, measure)
             gaps = [a - b for a, b in zip(by_seed(plan, arm, records, measure), others, strict=True)]
-            estimate = Estimate(statistics.fmean(gaps), *student(gaps), gaps)
-            found.setdefault((arm.name, arm.against), []).append(estimate)
+            outcomes[measure] = Estimate(statistics.fmean(gaps), *student(gaps), gaps)
+        found.append(Effect(arm.name, arm.against, len(plan.seeds), outcomes))
     return found
 
 
-def differences_table(found: dict[tuple[str, str], list[Estimate]]) -> str:
+def differences_table(found: Sequence[Effect]) -> str:
     """The differences with their intervals."""
     lines = [f"| arm | less | {' | '.join(MEASURES)} |", f"| --- | --- |{' ---: |' * len(MEASURES)}"]
-    for (arm, against), estimates in found.items():
+    for effect in found:
         cells = []
-        for measure, (mean, low, high, _) in zip(MEASURES, map(astuple, estimates), strict=True):
+        for measure, e in effect.outcomes.items():
             digits = _digits(measure)
-            cells.append(f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})")
-        lines.append(f"| {arm} | {against} | {' | '.join(cells)} |")
+            cells.append(f"{e.mean:+.{digits}f} ({e.low:+.{digits}f} to {e.high:+.{digits}f})")
+        lines.append(f"| {effect.arm} | {effect.against} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def differences_picture(found: dict[tuple[str, str], list[Estimate]], seeds: int) -> Image.Image:
+def differences_picture(found: Sequence[Effect], seeds: int) -> Image.Image:
     """The differences on the test set as a forest plot, grouped by what the arms are set against."""
     groups: dict[str, list[tuple[str, list[Estimate]]]] = {}
     shown = ("test loss", "test accuracy")
-    for (arm, against), estimates in found.items():
-        of_test = [estimates[list(MEASURES).index(measure)] for measure in shown]
-        groups.setdefault(f"less {against}", []).append((arm, of_test))
+    for effect in found:
+        of_test = [effect.outcomes[measure] for measure in shown]
+        groups.setdefault(f"less {effect.against}", []).append((effect.arm, of_test))
     note = (
         f"Small dots: the {seeds} seeds. Large dots and bars: mean and 95% interval (Student's t over seeds). An arm "
         "is better than the other where its loss lies left of the line, and its accuracy right of it."
