@@ -34,7 +34,7 @@ def _build_settings(args: argparse.Namespace) -> Settings:
     settings.compile, settings.init = args.compile, args.init
     settings.scenes = args.scenes or settings.scenes
     settings.processes = args.processes or settings.processes
-    for name in ("vae", "unet", "clip", "flow"):
+    for name in ("vae", "decoder", "unet", "clip", "flow"):
         steps = getattr(args, f"{name}_steps")
         if steps is not None:
             if steps < 1:
@@ -94,18 +94,24 @@ def _add_build(train: argparse.ArgumentParser) -> None:
     train.add_argument("--work", type=Path, required=True, help="folder for data, checkpoints and logs")
     train.add_argument("--output", type=Path, help="folder for the exported weights (default: the package's)")
     train.add_argument(
-        "--stages", nargs="+", metavar="STAGE", help="only these: data tokenizer vae latents unet clip flow export vit"
+        "--stages",
+        nargs="+",
+        metavar="STAGE",
+        help="only these: data tokenizer vae latents decoder unet clip flow export vit",
     )
     train.add_argument("--init", type=Path, metavar="FOLDER", help="go on from exported weights instead of random ones")
     train.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     train.add_argument(
-        "--compile", action="store_true", help="compile the steps of VAE and UNet (minutes first, then faster)"
+        "--compile",
+        action="store_true",
+        help="compile the steps of VAE, its decoder and UNet (minutes first, then faster)",
     )
     train.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     train.add_argument("--processes", type=int, help="processes that render (default: one per core)")
     train.add_argument("--scenes", type=int, help="training scenes (default: 64000)")
     for name, what in (
         ("vae", "autoencoder"),
+        ("decoder", "autoencoder's decoder against its critic"),
         ("unet", "denoiser and text encoder"),
         ("clip", "vision tower"),
         ("flow", "flow-matching transformer"),

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dash_vision import miniature
 from dash_vision.miniature.__main__ import main
-from dash_vision.miniature.train import data, vae
+from dash_vision.miniature.train import data, decoder, vae
 from dash_vision.miniature.train.flow import ALIGNED, Alignment, states_of
 from dash_vision.miniature.train.networks import new_flow_transformer
 from tests.support.miniature import load_weights
@@ -33,15 +36,16 @@ def few(monkeypatch) -> None:
     # A process that is forked knows of that, and need not import torch again.
     monkeypatch.setattr(multiprocessing, "get_context", lambda way: _CONTEXT("fork"))
     monkeypatch.setattr(vae, "rendered", lambda scenes: data.rendered(scenes[:10]))
-    for name in ("vae", "unet", "clip", "flow"):
-        monkeypatch.setattr(data.Settings, name, replace(getattr(data.Settings, name), batch_size=8))
+    names = ("vae", "decoder", "unet", "clip", "flow")
+    plans = {name: replace(getattr(data.Settings, name), batch_size=8) for name in names}
+    monkeypatch.setattr(data, "Settings", partial(data.Settings, **plans))
 
 
 _CONTEXT = multiprocessing.get_context
 
 
 def test_a_build_that_goes_on_from_exported_weights_keeps_their_latents_and_words(tmp_path: Path, few) -> None:
-    counts = [word for name in ("vae", "unet", "clip", "flow") for word in (f"--{name}-steps", "1")]
+    counts = [word for name in ("vae", "decoder", "unet", "clip", "flow") for word in (f"--{name}-steps", "1")]
     arguments = ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "out"), "--init", str(miniature.WEIGHTS)]
     assert main(["build", *arguments, "--scenes", "20", "--processes", "1", *counts]) == 0
     before, after = (load_weights(folder) for folder in (miniature.WEIGHTS, tmp_path / "out"))
@@ -50,9 +54,66 @@ def test_a_build_that_goes_on_from_exported_weights_keeps_their_latents_and_word
     parts = {name.split(".")[0] for name in changed}
     assert parts >= {"pipeline/vae", "pipeline/unet", "pipeline/text_encoder", "clip"}
     assert not [name for name in changed if name.startswith(("pipeline/vae.encoder", "pipeline/vae.quant_conv"))]
+    for pipeline in ("pipeline", "flow"):
+        (decoded,) = (load_file(f) for f in (tmp_path / "work" / "decoder").glob("*.safetensors"))
+        assert all(torch.equal(t.half(), after[f"{pipeline}/vae.{name}"]) for name, t in decoded.items())
     for file in ("pipeline/tokenizer/tokenizer.json", "pipeline/vae/config.json"):
         old, new = (json.loads((folder / file).read_text()) for folder in (miniature.WEIGHTS, tmp_path / "out"))
         assert {**old, "_diffusers_version": ""} == {**new, "_diffusers_version": ""}
+
+
+def test_decoder_and_critic_learn_from_one_sum_and_neither_moves_the_other(tmp_path: Path, few) -> None:
+    """Gradients of the sum are those of two losses that know nothing of each other; a verdict is of 26 pixels."""
+    work = tmp_path / "work"
+    shutil.copytree(miniature.WEIGHTS / "pipeline" / "vae", work / "vae")
+    settings = data.Settings(work, tmp_path / "out", scenes=20, processes=1)
+    data.make_data(settings)
+    data.make_latents(settings)
+    autoencoder, fit, critic = decoder._training(settings)
+    batch = decoder.ALONE
+
+    def generator() -> torch.Generator:
+        return torch.Generator().manual_seed(3)
+
+    fit.runtime.autocast = contextlib.nullcontext
+    decoder._loss_of(autoencoder, critic, fit, settings)(batch, generator())[0].backward()
+    found = {name: p.grad.clone() for name, p in autoencoder.named_parameters() if p.grad is not None}
+    of_critic = {name: p.grad.clone() for name, p in critic.named_parameters()}
+    autoencoder.zero_grad()
+    critic.zero_grad()
+
+    draw = generator()
+    index = torch.randint(20, (8,), generator=draw)
+    renders = torch.from_numpy(np.load(work / "images.npy")[index.numpy()]).permute(0, 3, 1, 2) / 127.5 - 1
+    latents = torch.from_numpy(np.load(work / "latents.npy")[index.numpy()].astype(np.float32))
+    latents = latents + decoder.NOISE * torch.randn(latents.shape, generator=draw)
+    decoded = autoencoder.decode(latents / autoencoder.config.scaling_factor).sample
+    (verdicts, features), (of_renders, wanted) = critic(decoded), critic(renders)
+    slopes = sum((decoded.diff(dim=d) - renders.diff(dim=d)).abs().mean() for d in (2, 3))
+    loss = (decoded - renders).abs().mean() + 2 * (decoded - renders).square().mean() + 0.5 * slopes
+    loss = loss + decoder.LIKENESS * sum((a - b).abs().mean() for a, b in zip(features, wanted, strict=True)) / 3
+    decoding = dict(autoencoder.named_parameters())
+    assert found.keys() == {name for name, p in decoding.items() if p.requires_grad}
+    assert not [name for name in found if name.startswith(("encoder", "quant_conv"))]
+    loss = loss - decoder.FOOLING * verdicts.mean()
+    gradients = torch.autograd.grad(loss, [decoding[name] for name in found], retain_graph=True)
+    for name, gradient in zip(found, gradients, strict=True):
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
+    hinge = (1 - of_renders).clamp(min=0).mean() + (1 + critic(decoded.detach())[0]).clamp(min=0).mean()
+    for name, gradient in zip(of_critic, torch.autograd.grad(hinge, list(critic.parameters())), strict=True):
+        torch.testing.assert_close(of_critic[name], gradient, rtol=1e-3, atol=1e-6)
+    assert (fit.step, len(fit.parameters)) == (0, len(found) + len(of_critic))
+
+
+def test_a_verdict_of_the_critic_is_of_26_pixels() -> None:
+    torch.manual_seed(0)
+    critic = decoder.Critic().double()
+    for stage in critic.stages[1:]:
+        stage[1] = torch.nn.Identity()  # a group's mean and variance are of the whole picture
+    picture = torch.rand(1, 3, 64, 64, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(critic(picture)[0][0, 0, 8, 8], picture)
+    assert gradient.sum(1)[0].nonzero().amax(0).tolist() == [46, 46]
+    assert gradient.sum(1)[0].nonzero().amin(0).tolist() == [21, 21]
 
 
 def test_the_flow_matching_transformer_is_trained_and_drawn_by_stock_diffusers(tmp_path: Path, few, capsys) -> None:

@@ -1,4 +1,4 @@
-"""Trains the miniature from seeds: renders, tokenizer, VAE, UNet with its text encoder, CLIP, export, ViT.
+"""Trains the miniature from seeds: renders, tokenizer, VAE, denoisers with their text encoders, CLIP, export, ViT.
 
 `python -m dash_vision.miniature build --work DIR` runs the stages in order. Each leaves its result in the work folder
 and is skipped when that is there; a stage that was stopped goes on from its last checkpoint. With `--init FOLDER` every
@@ -18,6 +18,7 @@ from ...files.errors import InputError
 from .. import WEIGHTS
 from .clip import train_clip
 from .data import Settings, make_data, make_latents, make_tokenizer
+from .decoder import train_decoder
 from .export import export
 from .flow import flow_denoiser, save_flow, train_flow
 from .unet import denoiser, save_unet, train_unet
@@ -56,6 +57,7 @@ STAGES: dict[str, Callable[[Settings], None]] = {
     "tokenizer": make_tokenizer,
     "vae": train_vae,
     "latents": make_latents,
+    "decoder": train_decoder,
     "unet": train_unet,
     "clip": train_clip,
     "flow": train_flow,
@@ -108,8 +110,9 @@ def snapshot(settings: Settings) -> None:
     if not names:
         raise InputError(f"{settings.work} has no checkpoint of a denoiser; run the stage 'unet' or 'flow' first")
     now = replace(settings, work=settings.work / "snapshot")
-    for name in ("vae", "tokenizer"):
-        shutil.copytree(settings.work / name, now.work / name, dirs_exist_ok=True)
+    for name in ("vae", "decoder", "tokenizer"):
+        if (settings.work / name).is_dir():
+            shutil.copytree(settings.work / name, now.work / name, dirs_exist_ok=True)
     if "unet" in names:
         unet, text, fit, _ = denoiser(settings)
         fit.resume()

@@ -31,6 +31,16 @@ CHUNK = 500
 VAE_PLAN = Plan(
     steps=2600, learning_rate=2e-3, batch_size=16, warmup=100, weight_decay=1e-4, average=0.998, save_every=200
 )
+DECODER_PLAN = Plan(
+    steps=3000,
+    learning_rate=4e-4,
+    batch_size=16,
+    warmup=100,
+    betas=(0.5, 0.99),
+    weight_decay=0,
+    average=0.998,
+    save_every=200,
+)
 UNET_PLAN = Plan(steps=2080, learning_rate=1e-3, warmup=100, muon=2e-3, save_every=200)
 FLOW_PLAN = Plan(steps=6000, learning_rate=1e-3, warmup=100, muon=3e-3, save_every=100)
 CLIP_PLAN = Plan(steps=330, learning_rate=1e-3, batch_size=128, warmup=40, muon=2e-3, save_every=100)
@@ -46,9 +56,10 @@ class Settings:
     scenes: int = 64_000
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
     seed: int = 0
-    compile: bool = False  # the VAE's and the UNet's steps, by torch.compile
+    compile: bool = False  # the steps of the VAE, its decoder and the UNet, by torch.compile
     init: Path | None = None  # exported weights to start from
     vae: Plan = VAE_PLAN
+    decoder: Plan = DECODER_PLAN
     unet: Plan = UNET_PLAN
     flow: Plan = FLOW_PLAN
     clip: Plan = CLIP_PLAN

@@ -42,7 +42,7 @@ def _pipeline(settings: Settings) -> Any:
 
     work = settings.work
     return StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(work / "vae").half(),
+        vae=AutoencoderKL.from_pretrained(_vae_folder(settings)).half(),
         text_encoder=CLIPTextModel.from_pretrained(work / "text_encoder").half(),
         tokenizer=load_tokenizer(settings),
         unet=UNet2DConditionModel.from_pretrained(work / "unet").half(),
@@ -53,12 +53,18 @@ def _pipeline(settings: Settings) -> Any:
     )
 
 
+def _vae_folder(settings: Settings) -> Path:
+    """That of the stage "decoder", or where it did not run that of "vae"."""
+    trained_on = settings.work / "decoder"
+    return trained_on if trained_on.is_dir() else settings.work / "vae"
+
+
 def _flow_pipeline(settings: Settings) -> Any:
     from diffusers import AutoencoderKL, ZImagePipeline, ZImageTransformer2DModel
     from transformers import Qwen3Model
 
     work = settings.work
-    vae: Any = AutoencoderKL.from_pretrained(work / "vae").half()
+    vae: Any = AutoencoderKL.from_pretrained(_vae_folder(settings)).half()
     vae.register_to_config(shift_factor=0.0)  # this pipeline adds it
     return ZImagePipeline(
         vae=vae,

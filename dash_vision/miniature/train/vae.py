@@ -28,11 +28,15 @@ def train_vae(settings: Settings) -> None:
         latents = _encoded(vae, to_tensor(pictures[:2000]), settings.device)
         vae.register_to_config(scaling_factor=1 / latents.std().item())
     save_model(vae, settings.work / "vae")
+    print(f"vae: PSNR on 500 fresh renders {measured_psnr(vae, settings.device):.2f} dB", flush=True)
+
+
+@torch.no_grad()
+def measured_psnr(vae: Any, device: str) -> float:
+    """How near fresh renders come back, in dB."""
     fresh = rendered([fresh_scene(i) for i in range(500)])
-    with torch.no_grad():
-        latents = _encoded(vae, fresh, settings.device)
-        back = torch.cat([vae.decode(part).sample.cpu() for part in latents.split(100)])
-    print(f"vae: PSNR on 500 fresh renders {psnr(back, fresh):.2f} dB", flush=True)
+    latents = _encoded(vae, fresh, device)
+    return psnr(torch.cat([vae.decode(part).sample.cpu() for part in latents.split(100)]), fresh)
 
 
 def _new(settings: Settings) -> Any:
@@ -63,11 +67,15 @@ def _loss_of(vae: Any, pictures: Tensor, fit: Fit, settings: Settings) -> LossAt
         y = y.float()
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        squared = F.mse_loss(y, x)
-        loss = F.l1_loss(y, x) + 2 * squared + 0.5 * _slope_loss(y, x) + 1e-4 * divergence
-        return loss, {"psnr": 10 * torch.log10(4 / squared.detach()), "kl": divergence.detach()}
+        squared = F.mse_loss(y.detach(), x)
+        return distance(y, x) + 1e-4 * divergence, {"psnr": 10 * torch.log10(4 / squared), "kl": divergence.detach()}
 
     return loss_at
+
+
+def distance(pictures: Tensor, others: Tensor) -> Tensor:
+    """What a decoded picture has to lose: distances of values and of slopes."""
+    return F.l1_loss(pictures, others) + 2 * F.mse_loss(pictures, others) + 0.5 * _slope_loss(pictures, others)
 
 
 def _slope_loss(pictures: Tensor, others: Tensor) -> Tensor:
