@@ -44,6 +44,7 @@ class TaskArguments:
     max_length: int = field(default=128, metadata={"help": "tokens that are read of a text"})
     limit: int | None = field(default=None, metadata={"help": "use so many texts of the training set"})
     dev_limit: int | None = field(default=None, metadata={"help": "use so many texts of dev"})
+    test_limit: int | None = field(default=None, metadata={"help": "use so many texts of test"})
 
 
 def read_rows(folder: Path, split: str) -> list[dict[str, str]]:
@@ -69,8 +70,8 @@ def load_data(options: TaskArguments) -> dict[str, list[dict[str, Any]]]:
         hub = load_dataset("nyu-mll/glue", options.task)
         parts = hub["train"].train_test_split(0.1, seed=0)
         data = {"train": list(parts["train"]), "dev": list(parts["test"]), "test": list(hub["validation"])}
-    data["train"], data["dev"] = data["train"][: options.limit], data["dev"][: options.dev_limit]
-    return data
+    limits = {"train": options.limit, "dev": options.dev_limit, "test": options.test_limit}
+    return {split: rows[: limits[split]] for split, rows in data.items()}
 
 
 def encode(rows: list[dict[str, Any]], tokenizer: Any, length: int) -> list[dict[str, Any]]:
@@ -107,6 +108,9 @@ def main() -> None:
     model, loaded = AutoModelForSequenceClassification.from_pretrained(
         task.model_name_or_path, num_labels=labels, output_loading_info=True
     )
+    if model.config.pad_token_id is None:  # a decoder reads its answer off the last token that is none
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        model.config.pad_token_id = tokenizer.pad_token_id
     head = sorted({key.rpartition(".")[0] for key in loaded["missing_keys"]})  # what the checkpoint does not have
     model, callbacks = apply(model, method, arguments.seed, head)
     trainer = Trainer(

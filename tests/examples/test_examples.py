@@ -84,6 +84,22 @@ def test_glue_learns_an_easy_task(bert, tmp_path, monkeypatch, capsys, method):
     assert "100.00 % on test" in capsys.readouterr().out
 
 
+def test_glue_trains_a_decoder_whose_configuration_names_no_padding(tmp_path, monkeypatch):
+    base = tmp_path / "llama"
+    tiny_llama().save_pretrained(base)
+    tokenizer(base)
+    assert json.loads((base / "config.json").read_text()).get("pad_token_id") is None
+    write_table(tmp_path)
+    rows = (tmp_path / "test.tsv").read_text().splitlines()
+    wrong = ["a film\t0", "a play\t1"]  # beyond --test_limit
+    (tmp_path / "test.tsv").write_text("\n".join([*rows[:9], *wrong]) + "\n")
+    flags = ["--model_name_or_path", base, "--data_dir", tmp_path, "--output_dir", tmp_path / "out", "--test_limit", 8]
+    settings = ["--num_train_epochs", 12, "--learning_rate", 0.02, "--prelaunch_steps", 10, "--dash_lr", 0.01]
+    run("glue.py", *flags, *settings, *FLAGS, monkeypatch=monkeypatch)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (result["dev_accuracy"][-1], result["test_accuracy"]) == (100, 100)
+
+
 def test_glue_reads_tables_of_two_texts(bert, tmp_path, monkeypatch):
     """The label is whether the second text is good, whatever the first one says."""
     pairs = [(a, b) for a in ("good", "bad") for b in ("good", "bad")] * 6
