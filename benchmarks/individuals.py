@@ -39,6 +39,7 @@ from dash_vision import load_adapter
 from dash_vision.bases.loading import Base, load_base
 from dash_vision.bases.sampling import Sampling, sample
 from dash_vision.core.loading import read_adapters
+from dash_vision.drawing.sheet import save_with_palette
 from dash_vision.files.atomic import replacing, write_json, write_text
 from dash_vision.files.errors import InputError
 from dash_vision.measures.encoders import miniature_vit
@@ -397,8 +398,7 @@ def sheet(cases: Sequence[Case], arms: Sequence[Arm], file: Path, zoom: int = 2)
         lines += [[Image.open(folder / f"{i:02d}.png") for i in range(shown)] for folder in rows_of]
         for i, line in enumerate(lines):
             rows += [render(case.seen[i]) if i < len(case.seen) else blank, *line]
-    picture = contact_sheet(rows, shown + 1, zoom)
-    picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(file, optimize=True)
+    save_with_palette(contact_sheet(rows, shown + 1, zoom), file)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -17,7 +17,7 @@ from random import Random
 
 from PIL import Image
 
-from dash_vision.drawing.sheet import Row, draw_sheet
+from dash_vision.drawing.sheet import Row, draw_sheet, save_with_palette
 from dash_vision.files.errors import InputError
 from dash_vision.miniature.world.scenes import Scene, Subject, individual, random_pose, render
 
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
         folder = args.output / "lineup"
         folder.mkdir(exist_ok=True)
         for number, case in enumerate(cases, 1):
-            page(case, Arm(args.arm, ()), number).save(folder / f"{number:02d}.png", optimize=True)
+            save_with_palette(page(case, Arm(args.arm, ()), number), folder / f"{number:02d}.png")
     except (InputError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

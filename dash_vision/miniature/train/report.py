@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ...bases.identity import of_network
+from ...drawing.sheet import save_with_palette
 from ...files.atomic import write_json
 from ...files.errors import InputError
 from ...runs.seeds import stream
@@ -189,8 +190,7 @@ def _measure_base(name: str, folder: Path, work: Path, docs: Path, judge: Judge,
     """The figures of one base, from the work folder where they are of these weights; and its contact sheet."""
     loading, figures, kept = Figures(), Figures(), work / f"report-{name}.json"
     pipeline = _measure_loading(loading, folder / EMBEDDED[name], GUIDANCE[name])
-    drawn_by: Any = getattr(pipeline, "unet", None) or pipeline.transformer
-    identity = {"denoiser": of_network(drawn_by), "images": images, "guidance": GUIDANCE[name]}
+    identity = _identity(pipeline, name, images)
     if kept.exists() and (docs / SHEETS[name]).exists():
         found = json.loads(kept.read_text(encoding="utf-8"))
         if found["identity"] == identity:
@@ -202,9 +202,16 @@ def _measure_base(name: str, folder: Path, work: Path, docs: Path, judge: Judge,
     _measure_nearest(figures, work, "generated picture", pictures[:200])
     prompts = sheet_prompts()
     sheet = captioned_sheet(generate(pipeline, [p for row in prompts for p in row], GUIDANCE[name], seed=2), prompts)
-    sheet.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(docs / SHEETS[name], optimize=True)
+    save_with_palette(sheet, docs / SHEETS[name])
     write_json(kept, {"identity": identity, "figures": figures})
     return Figures(loading | figures)
+
+
+def _identity(pipeline: Any, name: str, images: int) -> dict[str, Any]:
+    """What the figures of a base depend on."""
+    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+    networks = {"denoiser": of_network(denoiser), "vae": of_network(pipeline.vae)}
+    return {**networks, "images": images, "guidance": GUIDANCE[name]}
 
 
 def _measure_shared(folder: Path, work: Path, judge: Judge) -> Figures:
