@@ -2,9 +2,10 @@
 
 `python -m benchmarks.pretrained RECORDS --model_name_or_path FOLDER --data_dir FOLDER [--plan FILE]`
 
-For every arm, each learning rate of the plan is tried with one seed, and the rate that is best on dev is run with the
-other seeds. The plan's script (examples/glue.py) does each run in a process of its own. RECORDS/NAME.jsonl keeps one
-line a run: its command and its result. A run that is there already is not made again, so a stopped command resumes.
+For every arm, each learning rate of the plan (or of the arm) is tried with one seed, and the rate that is best on dev
+is run with the other seeds. The plan's script (examples/glue.py) does each run in a process of its own.
+RECORDS/NAME.jsonl keeps one line a run: its command and its result. A run that is there already is not made again, so a
+stopped command resumes.
 `--table` only reads the records: it prints the tables and draws RECORDS/NAME.png (differences) and NAME-rates.png.
 """
 
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,14 @@ MEASURES = {
 @dataclass(frozen=True)
 class Arm:
     """A name for the tables, the flags that the script gets, and the arm to compare it with. shifts: the learning rate
-    of the singular-value shifts as a multiple of the others', where it is another one."""
+    of the singular-value shifts as a multiple of the others', where it is another one. rates: those that it may choose
+    from, where they are not the plan's."""
 
     name: str
     flags: str
     against: str | None = None
     shifts: float | None = None
+    rates: tuple[float, ...] = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ class Plan:
         """Raises InputError for a file that is no plan."""
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            plan = cls(**{**content, "arms": [Arm(**arm) for arm in content["arms"]]})
+            arms = [{**arm, "rates": tuple(arm.get("rates", content["rates"]))} for arm in content["arms"]]
+            plan = cls(**{**content, "arms": [Arm(**arm) for arm in arms]})
         except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
             raise InputError(f"{path} is no plan ({error}); benchmarks/pretrained.yaml is one") from None
         names = {arm.name for arm in plan.arms}
@@ -106,7 +110,7 @@ class Records:
 def chosen(plan: Plan, arm: Arm, records: Records) -> float | None:
     """The learning rate whose run of the choosing seed has the lowest loss on dev; None before all were run."""
     losses = {}
-    for rate in plan.rates:
+    for rate in arm.rates:
         result = records.results.get(plan.command(arm, rate, plan.choice_seed))
         if result is None:
             return None
@@ -117,7 +121,7 @@ def chosen(plan: Plan, arm: Arm, records: Records) -> float | None:
 def missing(plan: Plan, records: Records) -> Iterator[tuple[str, str]]:
     """(what, command) of every run that is to be made, in order: an arm's choice of the rate comes before its seeds."""
     for arm in plan.arms:
-        for rate in plan.rates:
+        for rate in arm.rates:
             if (command := plan.command(arm, rate, plan.choice_seed)) not in records.results:
                 yield f"{arm.name}, rate {rate:g}", command
         best = chosen(plan, arm, records)
@@ -254,8 +258,8 @@ def differences_picture(found: Sequence[Effect], seeds: int) -> Image.Image:
 def rates_panel(plan: Plan, arms: Sequence[Arm], records: Records, measure: str) -> Panel:
     """A measure against the learning rate: one line an arm, from the runs of the choosing seed."""
     series = []
-    for colour, arm in enumerate(arms):
-        tried = [(rate, records.results[plan.command(arm, rate, plan.choice_seed)]) for rate in plan.rates]
+    for colour, arm in enumerate(arm for arm in arms if len(arm.rates) > 1):
+        tried = [(rate, records.results[plan.command(arm, rate, plan.choice_seed)]) for rate in arm.rates]
         points = [(math.log10(rate), value(result, measure)) for rate, result in tried]
         series.append(Series(arm.name, points, colour, marker="dot"))
     return Panel(f"{measure} by learning rate", "log10 of the learning rate", measure, series)

@@ -82,7 +82,17 @@ def test_a_failing_script_and_a_bad_plan_are_one_sentence(plan, capsys):
     assert "is no plan" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["pretrained", "smollm2"])
+def test_an_arm_may_have_rates_of_its_own(plan, capsys):
+    content = yaml.safe_load(plan.read_text())
+    content["arms"].append({"name": "plain at 0.1", "flags": "--method plain", "rates": [0.1]})
+    plan.write_text(yaml.safe_dump(content))
+    assert pretrained.main(words(plan)) == 0
+    records = pretrained.Records(plan.parent / "records/plan.jsonl")
+    assert len(records.results) == 2 * (3 + 3) + 3  # its rate was tried by the first arm
+    assert "| plain at 0.1 | 7 | 0.1 | 1.510 ± 0.010 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["pretrained", "smollm2", "smollm2-sst2"])
 def test_the_scripts_take_the_flags_of_their_plans(name, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     plan = pretrained.Plan.read(ROOT / "benchmarks" / f"{name}.yaml")
