@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from dash_vision import miniature
 from dash_vision.miniature.train import report
-from dash_vision.miniature.train.report import nearest, retrieval
+from dash_vision.miniature.train.report import nearest, retrieval, slopes
 
 # --------------------------------------------------------------------------------------------------- the measures
 
@@ -23,6 +23,13 @@ def test_retrieval_counts_right_choices_in_both_directions() -> None:
     assert retrieval(features, features, ways=4) == (1.0, 1.0)
     swapped = features[[1, 0, 2, 3]]
     assert retrieval(features, swapped, ways=4) == (0.5, 0.5)
+
+
+def test_slopes_are_mean_differences_of_neighbours() -> None:
+    ramp = torch.arange(64.0).expand(1, 3, 64, 64)  # 1 to the right, 0 downwards
+    assert slopes(ramp) == 0.5
+    blurred = torch.nn.functional.avg_pool2d(torch.rand(2, 3, 64, 64), 3, 1, 1)
+    assert slopes(blurred) < 0.5 * slopes(torch.rand(2, 3, 64, 64))
 
 
 def test_nearest_is_zero_for_a_copy_and_the_plain_distance_otherwise() -> None:

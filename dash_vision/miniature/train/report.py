@@ -207,6 +207,11 @@ def _measure_base(name: str, folder: Path, work: Path, docs: Path, judge: Judge,
     return Figures(loading | figures)
 
 
+def slopes(pictures: Tensor) -> float:
+    """The mean absolute difference of pixels beside and below each other: what blurring makes less."""
+    return (pictures.diff(dim=-1).abs().mean() + pictures.diff(dim=-2).abs().mean()).item() / 2
+
+
 def _identity(pipeline: Any, name: str, images: int) -> dict[str, Any]:
     """What the figures of a base depend on."""
     denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
@@ -253,6 +258,8 @@ def _measure_vae(figures: Figures, vae: Any, fresh: Tensor) -> None:
     encoded = [vae.encode(part).latent_dist.mean for part in fresh.split(50)]
     decoded = torch.cat([vae.decode(part).sample for part in encoded])
     figures.add(f"VAE, PSNR on {len(fresh)} fresh renders", f"{psnr(decoded, fresh):.2f} dB")
+    steepness = slopes(decoded.clamp(-1, 1)) / slopes(fresh)
+    figures.add("VAE, differences of neighbouring pixels against those in the renders", f"{100 * steepness:.0f}%")
 
 
 def _measure_answers(figures: Figures, judge: Judge, what: str, pictures: Tensor, scenes: Sequence[Scene]) -> Tensor:
@@ -348,6 +355,17 @@ and still draws softer ones. The build trains it with the alignment from the fir
 ```
 mkdir third && cp -r dash_vision/miniature/weights/{{pipeline/vae,pipeline/tokenizer,clip}} third/
 python -m dash_vision.miniature build --work third --output third/weights --stages data latents flow export
+```
+
+The VAE's decoder was trained on last, for 3,000 steps of 16 pictures, 40 minutes of a core that other work shared. The
+denoisers stayed as they were. A critic learned beside it to tell decoded patches from renders, and the decoder learned
+to pass for a render (`dash_vision/miniature/train/decoder.py`). Neighbouring pixels of a decoded picture now differ as
+much as those of a render (99%; 90% before). The PSNR fell from 28.3 to 27.9 dB: a blurred picture is nearer on average.
+
+```
+mkdir fourth && cp -r dash_vision/miniature/weights/{{pipeline/vae,pipeline/unet,pipeline/text_encoder}} fourth/
+cp -r dash_vision/miniature/weights/{{pipeline/tokenizer,clip,flow}} fourth/
+python -m dash_vision.miniature build --work fourth --output fourth/weights --stages data latents decoder export
 ```
 
 `python -m dash_vision.miniature report --work DIR` rebuilds this page and its pictures.
