@@ -45,6 +45,7 @@ from dash_vision.files.errors import InputError
 from dash_vision.measures.encoders import miniature_vit
 from dash_vision.miniature.train.data import prompt_ids
 from dash_vision.miniature.train.judge import Judge, train_judge
+from dash_vision.miniature.train.vae import reconstructed
 from dash_vision.miniature.world.scenes import (
     SETTINGS,
     SIZE,
@@ -285,14 +286,6 @@ class Eyes:
         return statistics.fmean(settings[i] == scene.setting for i, scene in zip(chosen, scenes, strict=True))
 
 
-@torch.no_grad()
-def through_vae(base: Base, pictures: Tensor) -> Tensor:
-    """Pictures [N, 3, 64, 64] in -1..1 as the base's VAE gives them back: the best that any denoiser could draw."""
-    vae = base.pipeline.vae
-    decoded: Tensor = vae.decode(vae.encode(pictures).latent_dist.mean).sample
-    return decoded.clamp(-1, 1)
-
-
 def way(low: float, value: float, high: float) -> float:
     """Where `value` lies between `low` (0) and `high` (1)."""
     return (value - low) / (high - low)
@@ -315,7 +308,7 @@ def frame(case: Case, base: Base, eyes: Eyes) -> dict[str, Any]:
         "seed": case.seed,
         "kind": case.kind,
         "another render": eyes.likeness(others, truth),
-        "through the VAE": eyes.likeness(through_vae(base, others), truth),
+        "through the VAE": eyes.likeness(reconstructed(base.pipeline.vae, others), truth),
         "place": eyes.place_kept(truth, case.heldout),
         "arms": {},
     }

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,14 @@ MEASURES = {
 @dataclass(frozen=True)
 class Arm:
     """A name for the tables, the flags that the script gets, and the arm to compare it with. shifts: the learning rate
-    of the singular-value shifts as a multiple of the others', where it is another one. rates: those that it may choose
-    from, where they are not the plan's."""
+    of the singular-value shifts as a multiple of the others', where it is another one. rates: the learning rates that
+    it chooses from, the plan's unless it names its own."""
 
     name: str
     flags: str
+    rates: tuple[float, ...]
     against: str | None = None
     shifts: float | None = None
-    rates: tuple[float, ...] = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,6 @@ class Plan:
 
     script: str
     common: str
-    rates: list[float]
     choice_seed: int
     seeds: list[int]
     arms: list[Arm]
@@ -72,8 +71,9 @@ class Plan:
         """Raises InputError for a file that is no plan."""
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            arms = [{**arm, "rates": tuple(arm.get("rates", content["rates"]))} for arm in content["arms"]]
-            plan = cls(**{**content, "arms": [Arm(**arm) for arm in arms]})
+            arms = [Arm(**{**arm, "rates": tuple(arm.get("rates", content["rates"]))}) for arm in content["arms"]]
+            del content["rates"]
+            plan = cls(**{**content, "arms": arms})
         except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
             raise InputError(f"{path} is no plan ({error}); benchmarks/pretrained.yaml is one") from None
         names = {arm.name for arm in plan.arms}

@@ -14,6 +14,15 @@ from .world.scenes import KINDS, heldout_scenes, individual, instance_scenes, wr
 if TYPE_CHECKING:
     from .train.data import Settings
 
+# Stages whose number of steps can be given, and what they train.
+_TRAINED = {
+    "vae": "autoencoder",
+    "decoder": "autoencoder's decoder against its critic",
+    "unet": "denoiser and text encoder",
+    "clip": "vision tower",
+    "flow": "flow-matching transformer",
+}
+
 
 def _individual(args: argparse.Namespace) -> None:
     if args.heldout < 0:
@@ -34,7 +43,7 @@ def _build_settings(args: argparse.Namespace) -> Settings:
     settings.compile, settings.init = args.compile, args.init
     settings.scenes = args.scenes or settings.scenes
     settings.processes = args.processes or settings.processes
-    for name in ("vae", "decoder", "unet", "clip", "flow"):
+    for name in _TRAINED:
         steps = getattr(args, f"{name}_steps")
         if steps is not None:
             if steps < 1:
@@ -109,13 +118,7 @@ def _add_build(train: argparse.ArgumentParser) -> None:
     train.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     train.add_argument("--processes", type=int, help="processes that render (default: one per core)")
     train.add_argument("--scenes", type=int, help="training scenes (default: 64000)")
-    for name, what in (
-        ("vae", "autoencoder"),
-        ("decoder", "autoencoder's decoder against its critic"),
-        ("unet", "denoiser and text encoder"),
-        ("clip", "vision tower"),
-        ("flow", "flow-matching transformer"),
-    ):
+    for name, what in _TRAINED.items():
         train.add_argument(f"--{name}-steps", type=int, help=f"steps of the {what} (default: the recipe's)")
     train.add_argument("--vit-steps", type=int, help="steps of the classifier's ViT (default: the recipe's)")
     train.add_argument("--seed", type=int, default=0, help="seed of all training (default: 0)")

@@ -100,9 +100,9 @@ def test_the_scripts_take_the_flags_of_their_plans(name, monkeypatch):
     places = ["--model_name_or_path", "m", "--data_dir", "d", "--output_dir", "o"]
     for arm in plan.arms:
         task, method, arguments = parser.parse_args_into_dataclasses(
-            [*shlex.split(plan.command(arm, plan.rates[0], plan.choice_seed)), *places]
+            [*shlex.split(plan.command(arm, arm.rates[0], plan.choice_seed)), *places]
         )
-        assert (task.data_dir, arguments.learning_rate, arguments.seed) == ("d", plan.rates[0], plan.choice_seed)
+        assert (task.data_dir, arguments.learning_rate, arguments.seed) == ("d", arm.rates[0], plan.choice_seed)
         assert method.method in arm.flags
 
 

@@ -63,7 +63,7 @@ def test_a_build_that_goes_on_from_exported_weights_keeps_their_latents_and_word
 
 
 def test_decoder_and_critic_learn_from_one_sum_and_neither_moves_the_other(tmp_path: Path, few) -> None:
-    """Gradients of the sum are those of two losses that know nothing of each other; a verdict is of 26 pixels."""
+    """Gradients of the sum are those of two losses that know nothing of each other."""
     work = tmp_path / "work"
     shutil.copytree(miniature.WEIGHTS / "pipeline" / "vae", work / "vae")
     settings = data.Settings(work, tmp_path / "out", scenes=20, processes=1)

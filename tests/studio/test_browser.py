@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dash_vision.drawing.sheet import save_with_palette
 from dash_vision.runs.journal import read_journal
 from dash_vision.runs.record import read_record
 from dash_vision.studio.found import same_process
@@ -110,7 +111,7 @@ class User:
         time.sleep(0.5)  # pictures are decoded
         picture = Image.open(BytesIO(self.browser.get_screenshot_as_png())).convert("RGB")
         self.shots.mkdir(parents=True, exist_ok=True)
-        picture.quantize(256, dither=Image.Dither.NONE).save(self.shots / f"{name}.png", optimize=True)
+        save_with_palette(picture, self.shots / f"{name}.png")
         set_window(self.browser)
 
     def check_page(self):

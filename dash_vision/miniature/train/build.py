@@ -110,9 +110,9 @@ def snapshot(settings: Settings) -> None:
     if not names:
         raise InputError(f"{settings.work} has no checkpoint of a denoiser; run the stage 'unet' or 'flow' first")
     now = replace(settings, work=settings.work / "snapshot")
-    for name in ("vae", "decoder", "tokenizer"):
-        if (settings.work / name).is_dir():
-            shutil.copytree(settings.work / name, now.work / name, dirs_exist_ok=True)
+    trained_on = ["decoder"] if (settings.work / "decoder").is_dir() else []
+    for name in ("vae", *trained_on, "tokenizer"):
+        shutil.copytree(settings.work / name, now.work / name, dirs_exist_ok=True)
     if "unet" in names:
         unet, text, fit, _ = denoiser(settings)
         fit.resume()

@@ -56,7 +56,7 @@ def train_decoder(settings: Settings) -> None:
     fit.use_averages()
     vae.eval()
     save_model(vae, settings.work / "decoder")
-    print(f"decoder: PSNR on 500 fresh renders {measured_psnr(vae, settings.device):.2f} dB", flush=True)
+    print(f"decoder: PSNR on 500 fresh renders {measured_psnr(vae):.2f} dB", flush=True)
 
 
 def _training(settings: Settings) -> tuple[Any, Fit, Critic]:

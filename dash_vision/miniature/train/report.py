@@ -41,6 +41,7 @@ from ..world.scenes import (
 )
 from .data import fresh_scene, prompt_ids, psnr, rendered, to_tensor
 from .judge import QUESTIONS, Judge, labels, train_judge
+from .vae import reconstructed, slope_distance
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
@@ -209,7 +210,7 @@ def _measure_base(name: str, folder: Path, work: Path, docs: Path, judge: Judge,
 
 def slopes(pictures: Tensor) -> float:
     """The mean absolute difference of pixels beside and below each other: what blurring makes less."""
-    return (pictures.diff(dim=-1).abs().mean() + pictures.diff(dim=-2).abs().mean()).item() / 2
+    return slope_distance(pictures, torch.zeros_like(pictures)).item() / 2
 
 
 def _identity(pipeline: Any, name: str, images: int) -> dict[str, Any]:
@@ -255,11 +256,10 @@ def _measure_loading(figures: Figures, folder: Path, guidance: float) -> Any:
 
 @torch.no_grad()
 def _measure_vae(figures: Figures, vae: Any, fresh: Tensor) -> None:
-    encoded = [vae.encode(part).latent_dist.mean for part in fresh.split(50)]
-    decoded = torch.cat([vae.decode(part).sample for part in encoded])
+    decoded = reconstructed(vae, fresh)
     figures.add(f"VAE, PSNR on {len(fresh)} fresh renders", f"{psnr(decoded, fresh):.2f} dB")
-    steepness = slopes(decoded.clamp(-1, 1)) / slopes(fresh)
-    figures.add("VAE, differences of neighbouring pixels against those in the renders", f"{100 * steepness:.0f}%")
+    steepness = f"{100 * slopes(decoded) / slopes(fresh):.0f}%"
+    figures.add("VAE, differences of neighbouring pixels against those in the renders", steepness)
 
 
 def _measure_answers(figures: Figures, judge: Judge, what: str, pictures: Tensor, scenes: Sequence[Scene]) -> Tensor:

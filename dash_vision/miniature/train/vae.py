@@ -25,18 +25,23 @@ def train_vae(settings: Settings) -> None:
     fit.use_averages()
     vae.eval()
     if not settings.init:
-        latents = _encoded(vae, to_tensor(pictures[:2000]), settings.device)
+        latents = _encoded(vae, to_tensor(pictures[:2000]))
         vae.register_to_config(scaling_factor=1 / latents.std().item())
     save_model(vae, settings.work / "vae")
-    print(f"vae: PSNR on 500 fresh renders {measured_psnr(vae, settings.device):.2f} dB", flush=True)
+    print(f"vae: PSNR on 500 fresh renders {measured_psnr(vae):.2f} dB", flush=True)
+
+
+def measured_psnr(vae: Any) -> float:
+    """How near fresh renders come back, in dB."""
+    fresh = rendered([fresh_scene(i) for i in range(500)])
+    return psnr(reconstructed(vae, fresh), fresh)
 
 
 @torch.no_grad()
-def measured_psnr(vae: Any, device: str) -> float:
-    """How near fresh renders come back, in dB."""
-    fresh = rendered([fresh_scene(i) for i in range(500)])
-    latents = _encoded(vae, fresh, device)
-    return psnr(torch.cat([vae.decode(part).sample.cpu() for part in latents.split(100)]), fresh)
+def reconstructed(vae: Any, pictures: Tensor) -> Tensor:
+    """Pictures [N, 3, 64, 64] in -1..1 as the VAE gives them back, on the CPU: no denoiser can draw better ones."""
+    latents = _encoded(vae, pictures)
+    return torch.cat([vae.decode(part).sample.cpu() for part in latents.split(100)]).clamp(-1, 1)
 
 
 def _new(settings: Settings) -> Any:
@@ -75,16 +80,16 @@ def _loss_of(vae: Any, pictures: Tensor, fit: Fit, settings: Settings) -> LossAt
 
 def distance(pictures: Tensor, others: Tensor) -> Tensor:
     """What a decoded picture has to lose: distances of values and of slopes."""
-    return F.l1_loss(pictures, others) + 2 * F.mse_loss(pictures, others) + 0.5 * _slope_loss(pictures, others)
+    return F.l1_loss(pictures, others) + 2 * F.mse_loss(pictures, others) + 0.5 * slope_distance(pictures, others)
 
 
-def _slope_loss(pictures: Tensor, others: Tensor) -> Tensor:
+def slope_distance(pictures: Tensor, others: Tensor) -> Tensor:
     """Mean distance of the slopes: edges carry the subjects' small parts, and a plain distance forgives blurring."""
     across = F.l1_loss(pictures.diff(dim=-1), others.diff(dim=-1))
     return across + F.l1_loss(pictures.diff(dim=-2), others.diff(dim=-2))
 
 
 @torch.no_grad()
-def _encoded(vae: Any, pictures: Tensor, device: str) -> Tensor:
-    """Latents of pictures [N, 3, 64, 64]: the means, unscaled, on `device`."""
-    return torch.cat([vae.encode(part.to(device)).latent_dist.mean for part in pictures.split(250)])
+def _encoded(vae: Any, pictures: Tensor) -> Tensor:
+    """Latents of pictures [N, 3, 64, 64]: the means, unscaled, on the VAE's device."""
+    return torch.cat([vae.encode(part.to(vae.device)).latent_dist.mean for part in pictures.split(250)])
